@@ -1,0 +1,55 @@
+"""One error type for each exit status: what went wrong, where, and what to do next, in one message.
+
+A door (`mixlora.config.door`) prints the message without a traceback and exits with `status`. Set MIXLORA_DEBUG=1
+to see the traceback.
+"""
+
+
+class MixloraError(Exception):
+    """Base of everything that a user can mend."""
+
+    status = 1
+
+
+class ConfigError(MixloraError, ValueError):
+    """A key, a value or a combination that cannot be: nothing has been loaded yet."""
+
+    status = 2
+
+
+class DataError(MixloraError):
+    """A data set that is missing, unreachable or does not hold what its task file says."""
+
+    status = 3
+
+
+class CheckpointError(MixloraError):
+    """A checkpoint or adapter file that is damaged or belongs to another run."""
+
+    status = 4
+
+
+class ResourceError(MixloraError):
+    """Out of memory or out of disk."""
+
+    status = 5
+
+
+class NumericsError(MixloraError):
+    """Loss or gradients that stayed non-finite."""
+
+    status = 6
+
+
+class SandboxError(MixloraError):
+    """Generated code cannot be run safely on this machine."""
+
+    status = 7
+
+
+class Interrupted(MixloraError):
+    """SIGINT or SIGTERM arrived; the state was saved."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.status = 128 + signal_number
