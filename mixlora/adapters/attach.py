@@ -1,0 +1,143 @@
+"""Attach a method to a model: freeze it, put a wrapper around the chosen modules, return the tensors that belong to it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixlora import gates
+from mixlora.adapters import targets
+from mixlora.adapters.modules import GatedFeedForward, GatedLinear, LoraLinear, Wrapper
+from mixlora.config.schema import Dtype, Factors, Method, Model, Scale, Scope
+from mixlora.errors import ConfigError
+from mixlora.lowrank import LowRank
+
+
+def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict[str, Tensor]:
+    """Freeze `model`, wrap the modules that `method` targets in place, and return what trains and what is saved.
+
+    Returns:
+        Parameters and buffers of the adapter by full name; the parameters are exactly those with requires_grad.
+
+    Raises:
+        ConfigError: a target that matches nothing, a pattern that does not fit, a gate option that does not exist.
+    """
+    names = names or Model(name="model")
+    frozen = {id(t) for t in model.state_dict(keep_vars=True).values()}
+    model.requires_grad_(False)
+    plan = Plan(model, method)
+    for name, wrapper in wrappers(model, plan, names).items():
+        model.set_submodule(name, wrapper)
+    return {name: t for name, t in model.state_dict(keep_vars=True).items() if id(t) not in frozen}
+
+
+def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]:
+    """Every wrapper by the name of the module it replaces; nothing is replaced before all of them could be built."""
+    method, linears = plan.method, targets.linears(model)
+    chosen = targets.select(linears, method.target_modules, names, "method.target_modules")
+    if method.scope is Scope.linear:
+        return {name: plan.linear(name, linears[name]) for name in chosen}
+    blocks = feed_forward_blocks(chosen, names)
+    built: dict[str, Wrapper] = {name: plan.feed_forward(name, model.get_submodule(name), names) for name in blocks}
+    if method.plain_modules is not None:
+        plain = targets.select(linears, method.plain_modules, names, "method.plain_modules")
+        outside = [name for name in plain if not any(name.startswith(block + ".") for block in blocks)]
+        built |= {name: plan.plain(name, linears[name]) for name in outside}
+    return built
+
+
+def feed_forward_blocks(chosen: list[str], names: Model) -> list[str]:
+    """The blocks that hold the chosen linears; each must be chosen whole, for an expert is a whole block."""
+    parts = targets.feed_forward(names)
+    blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in chosen))
+    for block in blocks:
+        if {name for name in chosen if name.rpartition(".")[0] == block} != {f"{block}.{part}" for part in parts}:
+            raise ConfigError(
+                f"method.scope=feed_forward needs method.target_modules to choose {parts} of every block and nothing "
+                f"else, but it chooses other linears in '{block}'. Use method.target_modules=feed-forward"
+            )
+    return blocks
+
+
+class Plan:
+    """What each module gets: numbers from the method, stretched over the layers of this model."""
+
+    def __init__(self, model: nn.Module, method: Method):
+        self.method = method
+        layers = [targets.layer_of(name) for name in targets.linears(model)]
+        self.depth = 1 + max((layer for layer in layers if layer is not None), default=0)
+        self.dtype = next(model.parameters()).dtype if method.adapter_dtype is Dtype.auto else torch_dtype(method)
+
+    def linear(self, name: str, base: nn.Module) -> Wrapper:
+        E = self.at(name, "num_experts")
+        delta = self.low_rank(name, base, E, self.method.factors is Factors.shared_a)
+        return (
+            LoraLinear(base, delta) if self.method.gate is None else GatedLinear(base, delta, self.gate(name, base, E))
+        )
+
+    def plain(self, name: str, base: nn.Module) -> Wrapper:
+        return LoraLinear(base, self.low_rank(name, base, 1, False))
+
+    def feed_forward(self, name: str, block: nn.Module, names: Model) -> Wrapper:
+        parts = {"gate": names.feed_forward.gate, "up": names.feed_forward.up, "down": names.feed_forward.down}
+        linears = {part: getattr(block, child) for part, child in parts.items()}
+        if getattr(linears["down"], "bias", None) is not None:
+            raise ConfigError(f"method.scope=feed_forward: '{name}.{parts['down']}' has a bias, which is not supported")
+        if not hasattr(block, names.feed_forward.activation):
+            raise ConfigError(f"model.feed_forward.activation: '{name}' has no '{names.feed_forward.activation}'")
+        E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
+        deltas = {part: self.low_rank(name, linear, E, shared) for part, linear in linears.items()}
+        children = parts | {"activation": names.feed_forward.activation}
+        return GatedFeedForward(block, children, deltas, self.gate(name, linears["gate"], E))
+
+    def low_rank(self, name: str, base: nn.Module, E: int, shared_a: bool) -> LowRank:
+        D, O = widths(base)
+        r, m = self.at(name, "r"), self.method
+        dropout, scale = m.lora_dropout, self.scale(name, r)
+        factory = {"dtype": self.dtype, "device": next(base.parameters()).device}
+        return LowRank(D, O, r=r, num_experts=E, scale=scale, dropout=dropout, shared_a=shared_a, **factory)
+
+    def gate(self, name: str, base: nn.Module, E: int) -> gates.Gate:
+        factory = {"dtype": torch.promote_types(self.dtype, torch.float32), "device": next(base.parameters()).device}
+        assert self.method.gate is not None
+        return gates.build(self.method.gate, widths(base)[0], E, self.at(name, "top_k"), **factory)
+
+    def scale(self, name: str, r: int) -> float:
+        k = self.at(name, "top_k") or self.at(name, "num_experts")
+        alpha, rule = self.method.lora_alpha, self.method.scale
+        divisor = {Scale.alpha_over_r: r, Scale.alpha_over_sqrt_r: r**0.5, Scale.alpha_over_k: k, Scale.constant: 1}
+        return alpha / divisor[rule]
+
+    def at(self, name: str, field: str) -> Any:
+        return targets.stretched(getattr(self.method, field), targets.layer_of(name), self.depth, f"method.{field}")
+
+
+def widths(base: nn.Module) -> tuple[int, int]:
+    found = targets.widths(base)
+    assert found is not None
+    return found
+
+
+def torch_dtype(method: Method) -> torch.dtype:
+    dtype = getattr(torch, method.adapter_dtype.value)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def adapted(model: nn.Module) -> dict[str, Wrapper]:
+    """Every wrapper of the model by name."""
+    kinds = (LoraLinear, GatedLinear, GatedFeedForward)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def count(model: nn.Module) -> dict[str, int]:
+    """Trainable parameters, and those that work for one token (the router always does; at most `most_active` experts)."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    idle = 0
+    for wrapper in adapted(model).values():
+        gate = getattr(wrapper, "gate", None)
+        for low_rank in (m for m in wrapper.children() if isinstance(m, LowRank)):
+            share = 0 if gate is None else 1 - gate.most_active / gate.num_experts
+            shared_a = low_rank.A_RD.shape[0] < low_rank.B_OR.shape[1]
+            idle += round(share * (low_rank.B_OR.numel() + (0 if shared_a else low_rank.A_RD.numel())))
+    return {"trainable": trainable, "activated": trainable - idle, "total": sum(p.numel() for p in model.parameters())}

@@ -1,0 +1,70 @@
+"""The visible wrappers: low-rank layers beside a linear, and inside a feed-forward block.
+
+T tokens (any leading shape)   D in   O out   F hidden   E experts   R rank over all experts   j slot
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixlora.gates import Gate
+from mixlora.lowrank import LowRank
+
+
+class LoraLinear(nn.Module):
+    """y = W x + s B A x: one block, no gate (LoRA, arXiv 2106.09685)."""
+
+    def __init__(self, base_layer: nn.Module, delta: LowRank):
+        super().__init__()
+        self.base_layer, self.delta = base_layer, delta
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.base_layer(x_TD) + self.delta.up(self.delta.down(x_TD))
+
+
+class GatedLinear(nn.Module):
+    """y = W x + s B (g(x) ⊙ A x)."""
+
+    def __init__(self, base_layer: nn.Module, delta: LowRank, gate: Gate):
+        super().__init__()
+        self.base_layer, self.delta, self.gate = base_layer, delta, gate
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.base_layer(x_TD) + self.delta(x_TD, self.gate(x_TD))
+
+
+class GatedFeedForward(nn.Module):
+    """y = Σ_e g_e(x) FFN_e(x), FFN_e(x) = W2_e(act(W1_e x) ⊙ W3_e x), W*_e = W* + s B*_e A*_e (MixLoRA, 2404.15159).
+
+    The frozen gate and up projections run once for all experts. Slot j of a token holds its j-th expert; its low-rank
+    deltas are added with a one-hot gate. The down projection is linear, Σ_j w_j W2 h_j = W2 Σ_j w_j h_j, so it too runs once.
+    """
+
+    def __init__(self, base_layer: nn.Module, names: dict[str, str], deltas: dict[str, LowRank], gate: Gate):
+        super().__init__()
+        self.base_layer, self.gate = base_layer, gate
+        self.names = names
+        self.gate_proj, self.up_proj, self.down_proj = deltas["gate"], deltas["up"], deltas["down"]
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        weights_TE = self.gate(x_TD)
+        weight_TK, expert_TK = weights_TE.topk(self.gate.most_active, dim=-1)
+        slot_TKE = F.one_hot(expert_TK, self.gate.num_experts).to(x_TD.dtype)
+
+        w1_TF, w3_TF = self.base("gate")(x_TD), self.base("up")(x_TD)
+        a1_TR, a3_TR = self.gate_proj.down(x_TD), self.up_proj.down(x_TD)
+        act = self.base("activation")
+        hidden_TF, z_TR = [], []
+        for j in range(self.gate.most_active):
+            g_TE, w_T1 = slot_TKE[..., j, :], weight_TK[..., j, None]
+            u_TF = w1_TF + self.gate_proj.up(self.gate_proj.mix(a1_TR, g_TE))
+            v_TF = w3_TF + self.up_proj.up(self.up_proj.mix(a3_TR, g_TE))
+            h_TF = act(u_TF) * v_TF
+            hidden_TF.append(w_T1 * h_TF)
+            z_TR.append(self.down_proj.mix(self.down_proj.down(h_TF), w_T1 * g_TE))
+        return self.base("down")(sum(hidden_TF)) + self.down_proj.up(sum(z_TR))
+
+    def base(self, part: str) -> nn.Module:
+        return getattr(self.base_layer, self.names[part])
+
+
+Wrapper = LoraLinear | GatedLinear | GatedFeedForward

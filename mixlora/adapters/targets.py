@@ -1,0 +1,79 @@
+"""Which modules of a model a method adapts, and how a layer-wise pattern is stretched over the depth."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from mixlora.config.schema import Model
+from mixlora.config.typed import suggest
+from mixlora.errors import ConfigError
+
+
+def linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear of the model by full name, the output head left out (as PEFT's all-linear does)."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return {name: m for name, m in model.named_modules() if widths(m) is not None and m is not head}
+
+
+def widths(module: nn.Module) -> tuple[int, int] | None:
+    """(D, O) of a linear; GPT-2's Conv1D keeps its weight the other way round. None for anything else."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return module.weight.shape[0], module.nf
+    return None
+
+
+def select(candidates: Iterable[str], target_modules: Any, model: Model, key: str) -> list[str]:
+    """Full names that `target_modules` means: a role, a list of name endings and roles, or a regular expression.
+
+    Raises:
+        ConfigError: where an entry matches nothing, naming it and the names there are.
+    """
+    candidates = list(candidates)
+    roles = {"attention": model.attention, "feed-forward": feed_forward(model)}
+    if target_modules == "all-linear":
+        return candidates
+    if isinstance(target_modules, str) and target_modules not in roles:
+        found = [name for name in candidates if re.fullmatch(target_modules, name)]
+        if not found:
+            raise unmatched(key, target_modules, candidates)
+        return found
+    endings: list[str] = []
+    for entry in [target_modules] if isinstance(target_modules, str) else target_modules:
+        endings += roles.get(entry, [entry])
+    for ending in endings:
+        if not any(ends(name, ending) for name in candidates):
+            raise unmatched(key, ending, candidates)
+    return [name for name in candidates if any(ends(name, ending) for ending in endings)]
+
+
+def feed_forward(model: Model) -> list[str]:
+    names = model.feed_forward
+    return [names.gate, names.up, names.down]
+
+
+def ends(name: str, ending: str) -> bool:
+    return name == ending or name.endswith("." + ending)
+
+
+def unmatched(key: str, entry: str, candidates: list[str]) -> ConfigError:
+    known = {name.rpartition(".")[2] for name in candidates}
+    return ConfigError(f"{key}: no linear of this model is named '{entry}'. {suggest(entry, known)}")
+
+
+def layer_of(name: str) -> int | None:
+    """The layer a module sits in: the first number of its name."""
+    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    return int(found.group(1)) if found else None
+
+
+def stretched(value: Any, layer: int | None, depth: int, key: str) -> Any:
+    """One number for every layer, or a pattern stretched over the depth: 2-4-6-8 means quarters, whatever the depth."""
+    if not isinstance(value, list):
+        return value
+    if layer is None:
+        raise ConfigError(f"{key} is a pattern over layers, but a chosen module sits in no layer; give one number")
+    return value[layer * len(value) // depth]

@@ -1,0 +1,108 @@
+"""The door of every command: Hydra composes, the result is typed, a mistake is one message and an exit status.
+
+Hydra itself allows either `+method=x` (no default) or `method=x` (a default), never both; `normalise` drops the plus of
+known groups before Hydra looks, so both spellings work, in sweeps too.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from mixlora.config import explain
+from mixlora.errors import ConfigError, MixloraError
+
+GROUPS = frozenset({"model", "method", "tasks", "aux_loss", "experiment"})
+
+
+def config_dir() -> str:
+    """configs/ inside an installed wheel, or at the top of the repository."""
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / "train.yaml").is_file():
+            return str(folder)
+    raise ConfigError("This installation of mixlora has no configs/ folder. Install it again.")
+
+
+def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make `run(cfg)` a command that composes `configs/<config_name>.yaml` with the command line."""
+
+    def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(run)
+        def main() -> None:
+            sys.argv[1:] = normalise(sys.argv[1:])
+            # With this set Hydra raises instead of printing its own traceback; the messages below are ours.
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            store_single_tasks(sys.argv[1:])
+            try:
+                hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(run)()
+            except Exception as error:
+                leave(error)
+
+        return main
+
+    return decorate
+
+
+def leave(error: Exception) -> NoReturn:
+    """Print what a user can mend in one message and exit with its status; everything else is a bug and raises."""
+    if os.environ.get("MIXLORA_DEBUG"):
+        raise error
+    if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, MixloraError):
+        error = ConfigError(explain.hydra_error(error))
+    if not isinstance(error, MixloraError):
+        raise error
+    if is_main_process():
+        print(f"mixlora: {error}", file=sys.stderr)
+    sys.exit(error.status)
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
+def normalise(argv: Sequence[str]) -> list[str]:
+    """`+method=x` -> `method=x`; `model=owner/name` and `model.path=...` -> `model=path model.path=...`."""
+    parser, out = OverridesParser.create(), []
+    for argument in argv:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException:  # a switch, or a mistake that Hydra will report
+            out.append(argument)
+            continue
+        group = override.key_or_group in GROUPS and override.package is None
+        if group and override.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
+            argument = argument.lstrip("+")
+        value = argument.partition("=")[2]
+        if override.key_or_group == "model" and group and ("/" in value or Path(value).is_dir()):
+            out += ["model=path", f"model.path={value}"]
+        elif override.key_or_group == "model.path" and not any(a.startswith("model=") for a in argv):
+            out += ["model=path", argument.lstrip("+")]
+        else:
+            out.append(argument)
+    return out
+
+
+def store_single_tasks(argv: Sequence[str]) -> None:
+    """Let `tasks=NAME` mean the mixture of the one task in task/NAME.yaml, in the shipped configs and in --config-dir."""
+    folders = [Path(config_dir())]
+    for i, argument in enumerate(argv):
+        if argument in ("--config-dir", "-cd") and i + 1 < len(argv):
+            folders.append(Path(argv[i + 1]))
+        elif argument.startswith("--config-dir="):
+            folders.append(Path(argument.partition("=")[2]))
+    names = {path.stem for folder in folders for path in (folder / "task").glob("*.yaml")}
+    mixtures = {path.stem for folder in folders for path in (folder / "tasks").glob("*.yaml")}
+    for name in sorted(names - mixtures):
+        node = {"defaults": [{f"/task@mixture.{name}": name}, "_self_"], "name": name}
+        ConfigStore.instance().store(group="tasks", name=name, node=node)

@@ -1,0 +1,62 @@
+"""Hydra's and OmegaConf's errors in one short message: the key, what was expected, the nearest known name."""
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from mixlora.config.schema import Config
+from mixlora.config.typed import dataclass_in, suggest
+
+
+def hydra_error(error: BaseException) -> str:
+    """One message for an error that was raised while the configuration was composed."""
+    text = str(error)
+    missing = re.search(r"You must specify '(\w+)'", text)
+    if missing:
+        return f"Choose a {missing[1]}: {missing[1]}=NAME. {suggest('', options(text))}"
+    absent = re.search(r"Could not find '([\w./-]+)'", text)
+    if absent:
+        group, _, name = absent[1].rpartition("/")
+        return f"There is no {group or 'config'} '{name}'. {suggest(name, options(text))}"
+    key = override_key(error)
+    if key:
+        return f"There is no key '{key}'. {near(key)}"
+    return " ".join(text.split())
+
+
+def options(text: str) -> list[str]:
+    """The names under Hydra's 'Available options'."""
+    return re.findall(r"^\t(\S+)$", text.partition("Available options")[2], flags=re.MULTILINE)
+
+
+def override_key(error: BaseException) -> str | None:
+    found = re.search(
+        r"Could not override '([^']+)'|Could not append to config\. An item is already at '([^']+)'", str(error)
+    )
+    return (found[1] or found[2]) if found else None
+
+
+def near(key: str) -> str:
+    """The nearest full key of the trunk: `lr` finds train.learning_rate only if it is spelled alike; else lists."""
+    keys = list(leaves(Config))
+    by_leaf: dict[str, list[str]] = {}
+    for full in keys:
+        by_leaf.setdefault(full.rpartition(".")[2], []).append(full)
+    found = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.6)
+    if found or leaf:
+        return f"Did you mean '{found[0] if found else by_leaf[leaf[0]][0]}'?"
+    return suggest(key, {full.partition(".")[0] for full in keys})
+
+
+def leaves(record: Any, prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(record)
+    for field in dataclasses.fields(record):
+        inner = dataclass_in(hints[field.name])
+        if inner is not None and typing.get_origin(hints[field.name]) is not dict:
+            yield from leaves(inner, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"

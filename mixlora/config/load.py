@@ -1,0 +1,127 @@
+"""The composed configuration as typed records, with every check that needs no torch, no data and no model."""
+
+import dataclasses
+import hashlib
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from mixlora.config.schema import Config, Method
+from mixlora.config.typed import typed
+from mixlora.errors import ConfigError
+
+# What does not change a result and so is left out of a run's name.
+NAMELESS = ("output_root", "run_dir", "tracker", "launcher", "jobs", "resume", "dry_run")
+NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps")
+
+
+def config_of(composed: DictConfig) -> Config:
+    """Type and check what Hydra composed.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a combination that cannot be.
+    """
+    config = typed(Config, composed)
+    check_method(config.method)
+    check_train(config)
+    return config
+
+
+def read(run_folder: str | Path) -> DictConfig:
+    """config.yaml of a run folder, as plain data: a `_target_` anywhere is refused, it could name any Python object."""
+    path = Path(run_folder) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_folder} is not a run folder: it has no config.yaml")
+    text = path.read_text(encoding="utf-8")
+    if "_target_" in text:
+        raise ConfigError(f"{path} names Python objects (_target_); mixlora does not run code from a run folder")
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping")
+    return OmegaConf.create(values)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and enums as the YAML they came from."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def digest(config: Config) -> str:
+    """sha256 of everything in the configuration that decides the result."""
+    values = {k: v for k, v in plain(config).items() if k not in NAMELESS}
+    values["train"] = {k: v for k, v in values["train"].items() if k not in NAMELESS_TRAIN}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def run_folder(config: Config) -> Path:
+    """The folder of this configuration: no clock in its name, so the same configuration finds the same folder."""
+    if config.run_dir:
+        return Path(config.run_dir)
+    name = f"{config.method.name}-{config.tasks.name}-{config.model.name}-{digest(config)[:8]}"
+    return Path(config.output_root) / name
+
+
+def check_method(method: Method) -> None:
+    check_pattern("method.r", method.r, least=1)
+    check_pattern("method.num_experts", method.num_experts, least=1)
+    if method.top_k is not None:
+        check_pattern("method.top_k", method.top_k, least=1)
+        check_top_k(method)
+    if method.gate is None and method.num_experts != 1:
+        raise ConfigError(
+            f"method.num_experts={method.num_experts} needs a gate: set method.gate.kind, or use 1 expert"
+        )
+    if not 0 <= method.lora_dropout < 1:
+        raise ConfigError(f"method.lora_dropout must be in [0, 1), got {method.lora_dropout}")
+
+
+def check_top_k(method: Method) -> None:
+    experts, top_k = method.num_experts, method.top_k
+    fewest = min(experts) if isinstance(experts, list) else experts
+    most = max(top_k) if isinstance(top_k, list) else top_k
+    aligned = isinstance(experts, list) and isinstance(top_k, list) and len(experts) == len(top_k)
+    bad = any(k > e for k, e in zip(top_k, experts, strict=True)) if aligned else most > fewest
+    if bad:
+        raise ConfigError(f"method.top_k={top_k} is above method.num_experts={experts}. Lower top_k or add experts")
+
+
+def check_pattern(key: str, value: Any, *, least: int) -> None:
+    entries = value if isinstance(value, list) else [value]
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, int) or entry < least:
+            raise ConfigError(f"{key} must be an integer of at least {least}, or a list of them; got {value!r}")
+    if not entries:
+        raise ConfigError(f"{key} is an empty list")
+
+
+def check_train(config: Config) -> None:
+    train = config.train
+    if train.max_steps is not None and train.epochs is not None:
+        raise ConfigError("train.max_steps and train.epochs are both set; choose one (the other is null)")
+    if train.max_steps is None and train.epochs is None:
+        train.epochs = 1.0
+    for key, least in (
+        ("max_steps", 1), ("per_device_train_batch_size", 1), ("gradient_accumulation_steps", 1), ("max_length", 8),
+        ("save_steps", 1), ("save_total_limit", 2), ("logging_steps", 1), ("eval_steps", 1), ("eval_limit", 1),
+    ):  # fmt: skip
+        value = getattr(train, key)
+        if value is not None and value < least:
+            raise ConfigError(f"train.{key} must be at least {least}, got {value}")
+    for key in ("learning_rate", "epochs", "max_grad_norm"):
+        value = getattr(train, key)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"train.{key} must be a positive number, got {value}")
+    if config.eval.limit is not None and config.eval.limit < 1:
+        raise ConfigError(f"eval.limit must be at least 1, got {config.eval.limit}")
+    if train.load_best and train.eval_steps is None:
+        raise ConfigError("train.load_best=true needs train.eval_steps: how often to score the validation split")

@@ -1,0 +1,72 @@
+"""From a mapping that a user wrote to a typed record: unknown keys, wrong types and missing values are named."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mixlora.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`Did you mean 'num_experts'?`, or the list of known names when nothing is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}."
+
+
+def typed(record: type[T], values: Mapping[str, Any] | DictConfig, where: str = "") -> T:
+    """Build the dataclass `record` from `values`; `where` is the place the user knows them by, e.g. "method.gate".
+
+    Raises:
+        ConfigError: naming the key, what was expected and the nearest known name.
+    """
+    node = values if isinstance(values, DictConfig) else OmegaConf.create(dict(values))
+    plain = OmegaConf.to_container(node, resolve=True)
+    reject_unknown(plain, record, where)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(record), plain)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{dotted(where, missing[0])} has no value. Give it one: {dotted(where, missing[0])}=...")
+        return typing.cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        key = dotted(where, str(getattr(error, "full_key", "") or ""))
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key.rstrip('.')}: {reason}") from None
+
+
+def reject_unknown(values: Any, annotation: Any, where: str) -> None:
+    """Raise on the first key of `values` that the dataclass in `annotation` does not have, at any depth.
+
+    OmegaConf's own check is passed by Hydra's `+key=value`, which adds keys to a typed node.
+    """
+    record = dataclass_in(annotation)
+    if record is None or not isinstance(values, Mapping):
+        return
+    if typing.get_origin(annotation) is dict:
+        for key, value in values.items():
+            reject_unknown(value, record, dotted(where, str(key)))
+        return
+    hints = typing.get_type_hints(record)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"There is no key '{dotted(where, str(key))}'. {suggest(str(key), hints)}")
+        reject_unknown(value, hints[key], dotted(where, str(key)))
+
+
+def dataclass_in(annotation: Any) -> Any:
+    """The dataclass inside `Task`, `Task | None` or `dict[str, Task]`; None when there is none."""
+    if dataclasses.is_dataclass(annotation):
+        return annotation
+    return next((a for a in typing.get_args(annotation) if dataclasses.is_dataclass(a)), None)
+
+
+def dotted(*parts: str) -> str:
+    return ".".join(part for part in parts if part)

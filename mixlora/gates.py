@@ -1,0 +1,260 @@
+"""Gates: from a token to one weight for each expert, g(x).
+
+A gate never looks at another token, so every method is causal and independent of the rest of the batch. It changes no
+state in `forward` (recomputation under checkpointing would change it twice); it leaves a `Routing` on itself, which the
+training step pops. Gates with state move it in `after_step`, once for each optimizer step.
+
+    T tokens (any leading shape)   D in   E experts   K chosen experts   S router outputs
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixlora.config.typed import suggest, typed
+from mixlora.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one gate decided for one batch. Auxiliary losses, loads and plots read this and nothing else."""
+
+    logits_TS: Tensor
+    probs_TE: Tensor  # the score of every expert before selection
+    weights_TE: Tensor  # g(x): zero where an expert was not chosen
+    chosen_TE: Tensor  # bool
+
+
+@dataclass(kw_only=True)
+class GateOptions:
+    router_init_std: float | None = None  # N(0, std²); none: kaiming uniform, nn.Linear's own
+
+
+class Gate(nn.Module):
+    """A linear router without bias, its scores in at least float32, and a selection.
+
+    Args:
+        in_features: D.
+        num_experts: E.
+        top_k: how many experts a token uses at the least (and at the most, for kinds with a fixed number).
+        options: of this kind, see `Options` of each class.
+    """
+
+    Options: ClassVar[type[GateOptions]] = GateOptions
+    router_rows_share: int = 1
+
+    def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
+        super().__init__()
+        self.num_experts, self.top_k, self.options = num_experts, top_k, options
+        self.router = nn.Linear(in_features, num_experts // self.router_rows_share, bias=False, **factory)
+        if options.router_init_std is not None:
+            nn.init.normal_(self.router.weight, std=options.router_init_std)
+        self.routing: Routing | None = None
+
+    @property
+    def most_active(self) -> int:
+        """An upper bound of the experts that one token uses."""
+        return self.num_experts
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> g [T, E] in x's dtype."""
+        precise = torch.promote_types(x_TD.dtype, torch.float32)
+        logits_TS = F.linear(x_TD.to(precise), self.router.weight.to(precise))
+        self.routing = self.route(logits_TS)
+        return self.routing.weights_TE.to(x_TD.dtype)
+
+    def route(self, logits_TS: Tensor) -> Routing:
+        raise NotImplementedError
+
+    def after_step(self, load_E: Tensor) -> None:
+        """Move the gate's own state; `load_E` counts the real tokens of the whole optimizer step, all ranks together."""
+
+
+class Dense(Gate):
+    """g = softmax(W x): every expert, always (HydraLoRA, LoRAMoE)."""
+
+    def route(self, logits_TS: Tensor) -> Routing:
+        probs_TE = logits_TS.softmax(-1)
+        return Routing(logits_TS, probs_TE, probs_TE, torch.ones_like(probs_TE, dtype=torch.bool))
+
+
+@dataclass(kw_only=True)
+class TopKOptions(GateOptions):
+    renormalize: bool = True  # weights of the chosen sum to one
+
+
+class TopK(Gate):
+    """g = p / Σ_K p over the K largest of p = softmax(W x) (MoLA eq. 3, MixLoRA eq. 7)."""
+
+    Options = TopKOptions
+
+    @property
+    def most_active(self) -> int:
+        return self.top_k or self.num_experts
+
+    def route(self, logits_TS: Tensor) -> Routing:
+        probs_TE = logits_TS.softmax(-1)
+        chosen_TE = largest(probs_TE, self.top_k or self.num_experts)
+        weights_TE = probs_TE * chosen_TE
+        if self.options.renormalize:
+            weights_TE = weights_TE / weights_TE.sum(-1, keepdim=True)
+        return Routing(logits_TS, probs_TE, weights_TE, chosen_TE)
+
+
+class Crossing(Enum):
+    exclude = "exclude"  # the expert with which the sum passes top_p is left out (DynMoLE's code)
+    include = "include"  # it is kept (MixLoRA's top-p variant, nucleus sampling)
+
+
+@dataclass(kw_only=True)
+class EntropyOptions(GateOptions):
+    q: float = 1.1  # index of the Tsallis entropy; 1 is Shannon's
+    entropy_threshold: float = 0.9  # above it a token uses every expert; 1 switches that off
+    entropy_eps: float = 1e-5  # added to every p first, as the official code does
+    top_p: float = 0.75
+    crossing: Crossing = Crossing.exclude
+    renormalize: bool = False
+
+
+class Entropy(Gate):
+    """Top-p with a minimum of k; all experts where the router is unsure (DynMoLE, arXiv 2504.00661 and its code).
+
+    H = S_q(p) / S_q^max. If H > threshold keep all; else the sorted prefix with cumulative p <= top_p, at least top_k.
+    The weights are p · mask, not renormalised unless asked for.
+    """
+
+    Options = EntropyOptions
+
+    def route(self, logits_TS: Tensor) -> Routing:
+        o = self.options
+        probs_TE = logits_TS.softmax(-1)
+        chosen_TE = prefix(probs_TE, o.top_p, at_least=self.top_k or 1, crossing=o.crossing)
+        if o.entropy_threshold < 1:
+            entropy_T = tsallis_entropy(probs_TE, o.q, eps=o.entropy_eps)
+            chosen_TE = chosen_TE | (entropy_T > o.entropy_threshold).unsqueeze(-1)
+        weights_TE = probs_TE * chosen_TE
+        if o.renormalize:
+            weights_TE = weights_TE / weights_TE.sum(-1, keepdim=True)
+        return Routing(logits_TS, probs_TE, weights_TE, chosen_TE)
+
+
+class Score(Enum):
+    sigmoid = "sigmoid"  # the released code
+    softmax = "softmax"  # the paper's first version
+
+
+@dataclass(kw_only=True)
+class BalancedOptions(GateOptions):
+    score: Score = Score.sigmoid
+    bias_in_value: bool = True  # the bias enters the gate value as well as the choice
+    bias_rate: float = 3e-4  # u: how far the bias of an expert moves in one optimizer step
+    rank_partition: int = 1  # experts that share one router output
+
+
+class BalancedTopK(Gate):
+    """g = k · c_i / Σ_K c over the k largest of c = score(W x) + b (SMoRA, arXiv 2501.15103 and its code).
+
+    No loss balances the load: after each step b_i += u · sign(mean load - load_i). The gates sum to k.
+    """
+
+    Options = BalancedOptions
+
+    def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
+        if options.rank_partition < 1 or num_experts % options.rank_partition:
+            raise ConfigError(
+                f"method.gate.rank_partition must divide num_experts={num_experts}, got {options.rank_partition}"
+            )
+        self.router_rows_share = options.rank_partition
+        super().__init__(in_features, num_experts, top_k, options, **factory)
+        self.bias_E: Tensor
+        self.register_buffer("bias_E", torch.zeros(num_experts, device=self.router.weight.device))
+
+    @property
+    def most_active(self) -> int:
+        return self.top_k or self.num_experts
+
+    def route(self, logits_TS: Tensor) -> Routing:
+        scores_TS = logits_TS.sigmoid() if self.options.score is Score.sigmoid else logits_TS.softmax(-1)
+        probs_TE = scores_TS.repeat_interleave(self.options.rank_partition, -1)
+        biased_TE = probs_TE + self.bias_E
+        k = self.top_k or self.num_experts
+        chosen_TE = largest(biased_TE, k)
+        kept_TE = (biased_TE if self.options.bias_in_value else probs_TE) * chosen_TE
+        return Routing(logits_TS, probs_TE, k * kept_TE / kept_TE.sum(-1, keepdim=True), chosen_TE)
+
+    @torch.no_grad()
+    def after_step(self, load_E: Tensor) -> None:
+        self.bias_E += self.options.bias_rate * (load_E.mean() - load_E).sign()
+
+
+KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}
+
+
+def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
+    """The class and the typed options that `method.gate` names; ConfigError where it names none."""
+    kind = str(gate.get("kind", ""))
+    if kind not in KINDS:
+        raise ConfigError(f"method.gate.kind={kind!r} is not a gate. {suggest(kind, KINDS)}")
+    options = {key: value for key, value in gate.items() if key != "kind"}
+    return KINDS[kind], typed(KINDS[kind].Options, options, "method.gate")
+
+
+def build(gate: Mapping[str, Any], in_features: int, num_experts: int, top_k: int | None, **factory: Any) -> Gate:
+    """A gate over `num_experts` for tokens of width `in_features`; `factory` holds dtype and device."""
+    if top_k is not None and not 1 <= top_k <= num_experts:
+        raise ConfigError(f"method.top_k must be between 1 and num_experts={num_experts}, got {top_k}")
+    kind, options = check(gate)
+    return kind(in_features, num_experts, top_k, options, **factory)
+
+
+def largest(scores_TE: Tensor, k: int) -> Tensor:
+    """Bool mask of the k largest scores of each token."""
+    index_TK = scores_TE.topk(k, dim=-1).indices
+    return torch.zeros_like(scores_TE, dtype=torch.bool).scatter(-1, index_TK, True)
+
+
+def prefix(probs_TE: Tensor, top_p: float, *, at_least: int, crossing: Crossing) -> Tensor:
+    """Bool mask of the sorted prefix whose sum stays within top_p, and of the `at_least` largest."""
+    sorted_TE, index_TE = probs_TE.sort(dim=-1, descending=True)
+    sums_TE = sorted_TE.cumsum(-1)
+    before_TE = sums_TE if crossing is Crossing.exclude else sums_TE - sorted_TE
+    rank_E = torch.arange(probs_TE.shape[-1], device=probs_TE.device)
+    return torch.zeros_like(probs_TE, dtype=torch.bool).scatter(
+        -1, index_TE, (before_TE <= top_p) | (rank_E < at_least)
+    )
+
+
+def tsallis_entropy(probs_TE: Tensor, q: float, *, eps: float = 0.0) -> Tensor:
+    """S_q(p) / S_q^max in [0, 1]: S_q = (1 - Σ p^q) / (q - 1), q -> 1 is Shannon's over log E; 0 for one expert."""
+    E = probs_TE.shape[-1]
+    if E == 1:
+        return torch.zeros_like(probs_TE[..., 0])
+    p_TE = probs_TE + eps
+    if q == 1:
+        return -torch.xlogy(p_TE, p_TE).sum(-1) / math.log(E)
+    return (1 - p_TE.pow(q).sum(-1)) / (1 - E ** (1 - q))
+
+
+def pop_routings(model: nn.Module) -> dict[str, Routing]:
+    """Take every gate's record of the last forward, by the gate's name, so that its graph is freed with the loss."""
+    routings = {}
+    for name, gate in gates_of(model).items():
+        if gate.routing is None:
+            raise RuntimeError(f"gate {name} did not run in the last forward")
+        routings[name], gate.routing = gate.routing, None
+    return routings
+
+
+def gates_of(model: nn.Module) -> dict[str, Gate]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
+
+
+def load(routing: Routing, mask_T: Tensor) -> Tensor:
+    """How many real tokens chose each expert: [E]."""
+    return routing.chosen_TE[mask_T].sum(0)

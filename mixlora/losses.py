@@ -1,0 +1,143 @@
+"""Auxiliary losses: pure functions of what the gates decided and of which tokens are real.
+
+`configs/aux_loss/*.yaml` maps a loss to its coefficient and options. The coefficient is applied by the caller, so a loss
+logs its own value. Means over tokens run over all ranks, so a rank with few tokens does not count twice.
+
+    T tokens (any leading shape)   E experts   N real tokens   f_i share of expert i   P_i its mean probability
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from torch import Tensor
+
+from mixlora.config.typed import suggest, typed
+from mixlora.errors import ConfigError
+from mixlora.gates import Routing, tsallis_entropy
+
+
+class Over(Enum):
+    """Which routers are put together before f and P are taken."""
+
+    router = "router"  # each router on its own
+    layer = "layer"  # all routers of one layer (MoLA's code)
+    model = "model"  # all routers (MixLoRA's code); hides a collapse behind the opposite collapse of another layer
+
+
+class Reduce(Enum):
+    mean = "mean"
+    sum = "sum"
+
+
+class Share(Enum):
+    """What f counts."""
+
+    assignments = "assignments"  # share of all assignments, sums to one: 1 is balanced, whatever k is
+    slots = "slots"  # every chosen expert counts, sums to k (MixLoRA's code)
+    argmax = "argmax"  # the first choice only (Switch; MixLoRA's text)
+    soft = "soft"  # the mean weight, differentiable (DynMoLE's code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadBalance:
+    """E · Σ_i f_i P_i (Switch Transformer eq. 4, with f normalised so that it means the same for every method)."""
+
+    coef: float = 1e-3
+    over: Over = Over.router
+    reduce: Reduce = Reduce.mean
+    share: Share = Share.assignments
+    count_padding: bool = False
+
+    def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
+        mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
+        return reduced([self.one(group, mask_T) for group in grouped(routings, self.over)], self.reduce)
+
+    def one(self, group: list[Routing], mask_T: Tensor) -> Tensor:
+        p_NE = torch.cat([r.probs_TE[mask_T] for r in group])
+        f_NE = torch.cat([self.counted(r)[mask_T] for r in group])
+        P_E, f_E = token_mean(p_NE), token_mean(f_NE.to(p_NE.dtype))
+        if self.share is Share.assignments:
+            f_E = f_E / f_E.sum()
+        return p_NE.shape[-1] * (f_E * P_E).sum()
+
+    def counted(self, routing: Routing) -> Tensor:
+        if self.share is Share.soft:
+            return routing.weights_TE
+        if self.share is Share.argmax:
+            first_T = routing.probs_TE.argmax(-1)
+            return torch.nn.functional.one_hot(first_T, routing.probs_TE.shape[-1])
+        return routing.chosen_TE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TsallisEntropy:
+    """Mean normalised Tsallis entropy of the router, H in [0, 1]; q = 1 is Shannon's. A negative coef raises it."""
+
+    coef: float = 1e-2
+    q: float = 1.1
+    eps: float = 1e-5
+    count_padding: bool = False  # the official code counts padding here
+
+    def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
+        mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
+        means = [token_mean(tsallis_entropy(r.probs_TE, self.q, eps=self.eps)[mask_T]) for r in routings.values()]
+        return reduced(means, Reduce.mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterZ:
+    """Mean squared log-partition of the router's logits (ST-MoE eq. 5): keeps logits small."""
+
+    coef: float = 1e-3
+
+    def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
+        means = [token_mean(r.logits_TS.logsumexp(-1).square()[mask_T]) for r in routings.values()]
+        return reduced(means, Reduce.mean)
+
+
+AuxLoss = LoadBalance | TsallisEntropy | RouterZ
+LOSSES: dict[str, type[AuxLoss]] = {"load_balance": LoadBalance, "tsallis": TsallisEntropy, "router_z": RouterZ}
+
+
+def build(aux_loss: Mapping[str, Mapping[str, Any]]) -> dict[str, AuxLoss]:
+    """The losses that a config names, by name; ConfigError for an unknown loss or option."""
+    built = {}
+    for name, options in aux_loss.items():
+        if name not in LOSSES:
+            raise ConfigError(f"There is no auxiliary loss '{name}'. {suggest(name, LOSSES)}")
+        built[name] = typed(LOSSES[name], options, f"aux_loss.{name}")
+    return built
+
+
+def grouped(routings: Mapping[str, Routing], over: Over) -> Iterable[list[Routing]]:
+    groups: dict[str, list[Routing]] = {}
+    for name, routing in routings.items():
+        key = {Over.router: name, Over.layer: layer_of(name), Over.model: ""}[over]
+        groups.setdefault(key, []).append(routing)
+    return groups.values()
+
+
+def layer_of(name: str) -> str:
+    """ "model.layers.3.mlp.up_proj.gate" -> "model.layers.3": up to the first number."""
+    parts = name.split(".")
+    end = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[: end + 1])
+
+
+def reduced(values: list[Tensor], reduce: Reduce) -> Tensor:
+    stacked = torch.stack(values)
+    return stacked.sum() if reduce is Reduce.sum else stacked.mean()
+
+
+def token_mean(values_N: Tensor) -> Tensor:
+    """Mean over the first axis, over all ranks: [N, ...] -> [...]. Its gradient is right under DDP's averaging."""
+    total, count = values_N.sum(0), torch.tensor(float(len(values_N)), device=values_N.device)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        total = differentiable.all_reduce(total)
+        dist.all_reduce(count)
+    return total / count.to(total.dtype)

