@@ -73,7 +73,7 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def after_step(self, load_E: Tensor) -> None:
-        """Move the gate's own state; `load_E` counts the real tokens of the whole optimizer step, all ranks together."""
+        """Move the gate's own state; `load_E` counts the real tokens of the whole step, all ranks together."""
 
 
 class Dense(Gate):

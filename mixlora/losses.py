@@ -1,7 +1,7 @@
 """Auxiliary losses: pure functions of what the gates decided and of which tokens are real.
 
-`configs/aux_loss/*.yaml` maps a loss to its coefficient and options. The coefficient is applied by the caller, so a loss
-logs its own value. Means over tokens run over all ranks, so a rank with few tokens does not count twice.
+`configs/aux_loss/*.yaml` maps a loss to its coefficient and options. The coefficient is applied by the caller, so a
+loss logs its own value. Means over tokens run over all ranks, so a rank with few tokens does not count twice.
 
     T tokens (any leading shape)   E experts   N real tokens   f_i share of expert i   P_i its mean probability
 """

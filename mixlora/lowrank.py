@@ -1,8 +1,8 @@
 """The one trainable layer: delta(x) = s · B (g(x) ⊙ A x).
 
-A bank of R rank-one atoms. `g` gives one weight to each of E blocks of r = R/E atoms; a block is what the papers call an
-expert, so a mixture of E LoRA experts Σ_e g_e B_e A_e x is exactly this layer (no dispatch, no loop). The weights are an
-argument: the layer owns no gate, which lets the same class serve linears and feed-forward blocks.
+A bank of R rank-one atoms. `g` gives one weight to each of E blocks of r = R/E atoms; a block is what the papers call
+an expert, so a mixture of E LoRA experts Σ_e g_e B_e A_e x is exactly this layer (no dispatch, no loop). The weights
+are an argument: the layer owns no gate, which lets the same class serve linears and feed-forward blocks.
 
     T tokens (any leading shape)   D in   O out   E experts   r rank of one expert   R = E · r
 """

@@ -1,4 +1,4 @@
-"""Attach a method to a model: freeze it, put a wrapper around the chosen modules, return the tensors that belong to it."""
+"""Attach a method to a model: freeze it, wrap the chosen modules, return the tensors that belong to the adapter."""
 
 from typing import Any
 
@@ -23,12 +23,21 @@ def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict
         ConfigError: a target that matches nothing, a pattern that does not fit, a gate option that does not exist.
     """
     names = names or Model(name="model")
-    frozen = {id(t) for t in model.state_dict(keep_vars=True).values()}
+    built = wrappers(model, Plan(model, method), names)
     model.requires_grad_(False)
-    plan = Plan(model, method)
-    for name, wrapper in wrappers(model, plan, names).items():
+    for name, wrapper in built.items():
         model.set_submodule(name, wrapper)
-    return {name: t for name, t in model.state_dict(keep_vars=True).items() if id(t) not in frozen}
+    return adapter_tensors(model)
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of the adapter by full name: all that a wrapper holds besides what it wraps."""
+    found = {}
+    for name, wrapper in adapted(model).items():
+        for inner, tensor in wrapper.state_dict(keep_vars=True).items():
+            if not inner.startswith("base_layer."):
+                found[f"{name}.{inner}"] = tensor
+    return found
 
 
 def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]:
@@ -91,16 +100,25 @@ class Plan:
         return GatedFeedForward(block, children, deltas, self.gate(name, linears["gate"], E))
 
     def low_rank(self, name: str, base: nn.Module, E: int, shared_a: bool) -> LowRank:
-        D, O = widths(base)
+        D, O = targets.sizes(base)
         r, m = self.at(name, "r"), self.method
         dropout, scale = m.lora_dropout, self.scale(name, r)
-        factory = {"dtype": self.dtype, "device": next(base.parameters()).device}
-        return LowRank(D, O, r=r, num_experts=E, scale=scale, dropout=dropout, shared_a=shared_a, **factory)
+        return LowRank(
+            D,
+            O,
+            r=r,
+            num_experts=E,
+            scale=scale,
+            dropout=dropout,
+            shared_a=shared_a,
+            dtype=self.dtype,
+            device=next(base.parameters()).device,
+        )
 
     def gate(self, name: str, base: nn.Module, E: int) -> gates.Gate:
         factory = {"dtype": torch.promote_types(self.dtype, torch.float32), "device": next(base.parameters()).device}
         assert self.method.gate is not None
-        return gates.build(self.method.gate, widths(base)[0], E, self.at(name, "top_k"), **factory)
+        return gates.build(self.method.gate, targets.sizes(base)[0], E, self.at(name, "top_k"), **factory)
 
     def scale(self, name: str, r: int) -> float:
         k = self.at(name, "top_k") or self.at(name, "num_experts")
@@ -110,12 +128,6 @@ class Plan:
 
     def at(self, name: str, field: str) -> Any:
         return targets.stretched(getattr(self.method, field), targets.layer_of(name), self.depth, f"method.{field}")
-
-
-def widths(base: nn.Module) -> tuple[int, int]:
-    found = targets.widths(base)
-    assert found is not None
-    return found
 
 
 def torch_dtype(method: Method) -> torch.dtype:
@@ -131,7 +143,7 @@ def adapted(model: nn.Module) -> dict[str, Wrapper]:
 
 
 def count(model: nn.Module) -> dict[str, int]:
-    """Trainable parameters, and those that work for one token (the router always does; at most `most_active` experts)."""
+    """Trainable parameters, and those at work for one token: the router, and at most `most_active` experts."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     idle = 0
     for wrapper in adapted(model).values():

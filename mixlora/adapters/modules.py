@@ -3,6 +3,10 @@
 T tokens (any leading shape)   D in   O out   F hidden   E experts   R rank over all experts   j slot
 """
 
+import functools
+import operator
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,8 +39,8 @@ class GatedLinear(nn.Module):
 class GatedFeedForward(nn.Module):
     """y = Σ_e g_e(x) FFN_e(x), FFN_e(x) = W2_e(act(W1_e x) ⊙ W3_e x), W*_e = W* + s B*_e A*_e (MixLoRA, 2404.15159).
 
-    The frozen gate and up projections run once for all experts. Slot j of a token holds its j-th expert; its low-rank
-    deltas are added with a one-hot gate. The down projection is linear, Σ_j w_j W2 h_j = W2 Σ_j w_j h_j, so it too runs once.
+    The frozen gate and up projections run once for all experts. Slot j of a token holds its j-th expert, whose low-rank
+    deltas are added with a one-hot gate. The down projection is linear, Σ_j w_j W2 h_j = W2 Σ_j w_j h_j: it runs once.
     """
 
     def __init__(self, base_layer: nn.Module, names: dict[str, str], deltas: dict[str, LowRank], gate: Gate):
@@ -61,10 +65,14 @@ class GatedFeedForward(nn.Module):
             h_TF = act(u_TF) * v_TF
             hidden_TF.append(w_T1 * h_TF)
             z_TR.append(self.down_proj.mix(self.down_proj.down(h_TF), w_T1 * g_TE))
-        return self.base("down")(sum(hidden_TF)) + self.down_proj.up(sum(z_TR))
+        return self.base("down")(total(hidden_TF)) + self.down_proj.up(total(z_TR))
 
     def base(self, part: str) -> nn.Module:
         return getattr(self.base_layer, self.names[part])
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, terms)
 
 
 Wrapper = LoraLinear | GatedLinear | GatedFeedForward

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixlora.config.schema import Model
 from mixlora.config.typed import suggest
@@ -21,9 +21,16 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
     """(D, O) of a linear; GPT-2's Conv1D keeps its weight the other way round. None for anything else."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return module.weight.shape[0], module.nf
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
+        return module.weight.shape[0], module.weight.shape[1]
     return None
+
+
+def sizes(linear: nn.Module) -> tuple[int, int]:
+    """(D, O) of a module that is known to be a linear."""
+    found = widths(linear)
+    assert found is not None
+    return found
 
 
 def select(candidates: Iterable[str], target_modules: Any, model: Model, key: str) -> list[str]:

@@ -94,7 +94,7 @@ def normalise(argv: Sequence[str]) -> list[str]:
 
 
 def store_single_tasks(argv: Sequence[str]) -> None:
-    """Let `tasks=NAME` mean the mixture of the one task in task/NAME.yaml, in the shipped configs and in --config-dir."""
+    """Let `tasks=NAME` mean the mixture of the one task in task/NAME.yaml, ours or one in --config-dir."""
     folders = [Path(config_dir())]
     for i, argument in enumerate(argv):
         if argument in ("--config-dir", "-cd") and i + 1 < len(argv):

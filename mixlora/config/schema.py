@@ -37,7 +37,7 @@ class Quantization(Enum):
 
 @dataclass(kw_only=True)
 class Model:
-    """Which base model. Exactly one origin: `path` (hub id or folder), `package` + `gguf_file`, or `random` (a config)."""
+    """Which base model; one origin: `path` (hub id or folder), `package` with `gguf_file`, or `random` (a config)."""
 
     name: str = MISSING
     path: str | None = None

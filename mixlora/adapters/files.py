@@ -1,0 +1,195 @@
+"""Adapter files in PEFT's names and layout; a mixture carries peft_type MIXLORA, so that PEFT refuses it loudly.
+
+model.layers.0.mlp.up_proj.delta.A_RD   <->   base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from mixlora.adapters import targets
+from mixlora.adapters.attach import adapted
+from mixlora.adapters.modules import LoraLinear
+from mixlora.config.load import plain
+from mixlora.config.schema import Method, Scale
+from mixlora.errors import CheckpointError, ConfigError
+from mixlora.records import read_json, write_bytes, write_json
+
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ENDINGS = (
+    (r"(\.delta)?\.A_RD$", ".lora_A.weight"),
+    (r"(\.delta)?\.B_OR$", ".lora_B.weight"),
+    (r"\.gate\.router\.weight$", ".router.weight"),
+    (r"\.gate\.bias_E$", ".router.balance_bias"),
+)
+
+
+def file_name(name: str) -> str:
+    """The name of an adapter tensor in the file."""
+    for ending, replacement in ENDINGS:
+        name = re.sub(ending, replacement, name)
+    return "base_model.model." + name
+
+
+def save(folder: Path, adapter: Mapping[str, Tensor], model: nn.Module, method: Method, base: str) -> None:
+    """Write adapter_model.safetensors and adapter_config.json; the same tensors give the same bytes."""
+    tensors = {file_name(name): t.detach().cpu().contiguous() for name, t in sorted(adapter.items())}
+    write_bytes(folder / TENSORS, save_safetensors(tensors, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, config(model, method, base))
+
+
+def config(model: nn.Module, method: Method, base: str) -> dict[str, Any]:
+    """adapter_config.json: PEFT's own for plain LoRA, ours for a mixture."""
+    common = {"base_model_name_or_path": base, "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
+    if is_plain_lora(model):
+        return common | peft_lora(model, method)
+    return common | {"peft_type": "MIXLORA", "mixlora_method": plain(method)}
+
+
+def is_plain_lora(model: nn.Module) -> bool:
+    return all(isinstance(wrapper, LoraLinear) for wrapper in adapted(model).values())
+
+
+def peft_lora(model: nn.Module, method: Method) -> dict[str, Any]:
+    """LoraConfig's fields. PEFT divides alpha by r (or its root), so any other scale is expressed through alpha."""
+    wrappers = adapted(model)
+    ranks = {name: wrapper.delta.r for name, wrapper in wrappers.items() if isinstance(wrapper, LoraLinear)}
+    scales = {name: wrapper.delta.scale for name, wrapper in wrappers.items() if isinstance(wrapper, LoraLinear)}
+    first = next(iter(ranks))
+    rslora = method.scale is Scale.alpha_over_sqrt_r
+    alphas = {name: scales[name] * (ranks[name] ** 0.5 if rslora else ranks[name]) for name in ranks}
+    return {
+        "peft_type": "LORA",
+        "r": ranks[first],
+        "lora_alpha": whole(alphas[first]),
+        "lora_dropout": method.lora_dropout,
+        "use_rslora": rslora,
+        "target_modules": endings(model, list(ranks)),
+        "rank_pattern": {name: r for name, r in ranks.items() if r != ranks[first]},
+        "alpha_pattern": {name: whole(a) for name, a in alphas.items() if whole(a) != whole(alphas[first])},
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }
+
+
+def whole(alpha: float) -> float | int:
+    """PEFT types alpha as an integer; a product of scale and rank is one up to rounding."""
+    return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
+
+
+def endings(model: nn.Module, names: list[str]) -> list[str]:
+    """Last parts of the names where these mean the same modules to PEFT; otherwise the full names."""
+    short = sorted({name.rpartition(".")[2] for name in names})
+    everything = [name.removesuffix(".base_layer") for name in targets.linears(model)]
+    meant = {name for name in everything if name.rpartition(".")[2] in short}
+    return short if meant <= set(names) else sorted(names)
+
+
+def load(folder: Path, adapter: Mapping[str, Tensor]) -> None:
+    """Copy the file's tensors into the adapter: all of them or none.
+
+    Raises:
+        CheckpointError: a file that is missing or cut off, a tensor that is missing, unknown, of another shape, or not finite.
+    """
+    saved = read_tensors(folder / TENSORS)
+    wanted = {file_name(name): tensor for name, tensor in adapter.items()}
+    missing, unknown = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
+    if missing or unknown:
+        raise CheckpointError(
+            f"{folder / TENSORS} is of another adapter: lacks {missing[:3]}, has {unknown[:3]} besides"
+        )
+    for name, tensor in saved.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(f"{name} has shape {list(tensor.shape)}; this model needs {list(wanted[name].shape)}")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{name} in {folder / TENSORS} holds values that are not finite")
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            wanted[name].copy_(tensor)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing (pickled .bin files are not read)")
+    try:
+        return load_safetensors(path.read_bytes())
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def method_of(folder: Path) -> tuple[Method, str]:
+    """The method and the base model that an adapter folder names: ours, or a plain LoRA that PEFT saved.
+
+    Raises:
+        ConfigError: a PEFT adapter with an option that has no counterpart here.
+    """
+    try:
+        values = read_json(folder / CONFIG)
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from None
+    base = str(values.get("base_model_name_or_path") or "")
+    if values.get("peft_type") == "MIXLORA":
+        from mixlora.config.typed import typed
+
+        return typed(Method, values["mixlora_method"], "mixlora_method"), base
+    if values.get("peft_type") != "LORA":
+        raise ConfigError(
+            f"{folder / CONFIG} has peft_type={values.get('peft_type')!r}; LORA and MIXLORA can be loaded"
+        )
+    for option in (
+        "use_dora",
+        "modules_to_save",
+        "layers_to_transform",
+        "megatron_config",
+        "use_qalora",
+        "trainable_token_indices",
+    ):
+        if values.get(option):
+            raise ConfigError(f"{folder / CONFIG} sets {option}, which is not supported here")
+    if values.get("bias", "none") != "none" or values.get("rank_pattern") or values.get("alpha_pattern"):
+        raise ConfigError(f"{folder / CONFIG} sets bias, rank_pattern or alpha_pattern, which is not supported here")
+    scale = Scale.alpha_over_sqrt_r if values.get("use_rslora") else Scale.alpha_over_r
+    method = Method(name="peft", r=values["r"], lora_alpha=float(values["lora_alpha"]), scale=scale)
+    method.target_modules = values["target_modules"]
+    method.lora_dropout = float(values.get("lora_dropout") or 0.0)
+    return method, base
+
+
+def merge(model: nn.Module) -> None:
+    """Fold every plain LoRA into its linear, W + s B A computed in float32 at least, and take the wrappers away.
+
+    Raises:
+        ConfigError: a gate decides for each token anew, so no single weight gives the same outputs.
+    """
+    wrappers = adapted(model)
+    for name, wrapper in wrappers.items():
+        if not isinstance(wrapper, LoraLinear):
+            raise ConfigError(
+                f"'{name}' has a gate that weighs its experts for each token, so no single weight matrix equals it. "
+                "Keep the adapter (mixlora.load reads the run folder), or train a method without a gate"
+            )
+        if targets.widths(wrapper.base_layer) is None or not torch.is_floating_point(weight_of(wrapper)):
+            raise ConfigError(f"'{name}' is quantised; load the base with model.quantization=none to merge")
+    for name, wrapper in wrappers.items():
+        assert isinstance(wrapper, LoraLinear)
+        weight, delta = weight_of(wrapper), wrapper.delta
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        change = delta.scale * delta.B_OR.to(precise) @ delta.A_RD.to(precise)
+        transposed = weight.shape != change.shape or type(wrapper.base_layer).__name__ == "Conv1D"
+        with torch.no_grad():
+            weight.copy_(weight.to(precise) + (change.T if transposed else change))
+        model.set_submodule(name, wrapper.base_layer)
+
+
+def weight_of(wrapper: LoraLinear) -> Tensor:
+    weight = wrapper.base_layer.weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -1,0 +1,1 @@
+"""The part that runs inside the box, copied there with a bare Python. It imports the standard library only."""

@@ -1,0 +1,427 @@
+"""One run from its configuration to its results: what `python -m mixlora.train` does.
+
+Everything that can be wrong with the configuration or the data is found before the base model is loaded.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from mixlora import gates, losses, tasks
+from mixlora.adapters import files
+from mixlora.adapters.attach import attach, count
+from mixlora.config import load as configs
+from mixlora.config.schema import Config
+from mixlora.console import bar, say
+from mixlora.errors import CheckpointError, ConfigError
+from mixlora.evaluation.report import print_results
+from mixlora.evaluation.routing import expert_loads
+from mixlora.evaluation.run import Evaluator, result
+from mixlora.models import base
+from mixlora.records import owned, read_json, write_json, write_lines, write_text
+from mixlora.tasks.collate import Row
+from mixlora.tasks.example import Example
+from mixlora.tasks.mixture import Plan, plan
+from mixlora.tasks.prompts import Formatter
+from mixlora.training import checkpoint
+from mixlora.training.loop import Totals, Trainer
+
+PACKAGES = (
+    "mixlora-train",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+)
+ROUTING_ROWS = 32  # examples a task for routing.json
+
+
+@dataclass
+class Experiment:
+    """One configuration, with what is built from it on demand."""
+
+    config: Config
+    command: str
+
+    def __post_init__(self) -> None:
+        self.folder = configs.run_folder(self.config)
+        self.losses = losses.build(self.config.aux_loss)
+        if self.config.method.gate is not None:
+            gates.check(self.config.method.gate)
+
+    # ---- parts
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        tracker = self.config.tracker.value
+        accelerator = Accelerator(
+            gradient_accumulation_steps=1,
+            log_with=None if tracker == "none" else tracker,
+            project_dir=str(self.folder),
+        )
+        if tracker != "none":
+            flat = {"config": json.dumps(configs.plain(self.config))}
+            accelerator.init_trackers(
+                "mixlora", flat, {"wandb": {"name": self.folder.name}} if tracker == "wandb" else {}
+            )
+        return accelerator
+
+    @cached_property
+    def data(self) -> Mapping[str, tasks.TaskData]:
+        return tasks.load(self.config.tasks, self.config.data, self.config.seed)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return base.tokenizer(self.config.model)
+
+    @cached_property
+    def formatter(self) -> Formatter:
+        return Formatter(self.tokenizer, self.config.data)
+
+    @cached_property
+    def trained(self) -> dict[str, tasks.TaskData]:
+        return {name: data for name, data in self.data.items() if data.train}
+
+    @cached_property
+    def evaluated(self) -> dict[str, tasks.TaskData]:
+        return {name: data for name, data in self.data.items() if not data.task.train_only}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Which row of which task each draw takes, for the whole run."""
+        train, mixture = self.config.train, self.config.tasks
+        sizes = {name: len(data.train) for name, data in self.trained.items()}
+        total = self.rows_a_step * self.steps
+        return plan(
+            sizes,
+            {name: data.task.weight for name, data in self.trained.items()},
+            sampling=mixture.sampling,
+            temperature=mixture.temperature,
+            size_cap=mixture.size_cap,
+            caps={name: data.task.cap for name, data in self.trained.items()},
+            total=total,
+            seed=self.config.seed,
+        )
+
+    @property
+    def rows_a_step(self) -> int:
+        train = self.config.train
+        return train.per_device_train_batch_size * train.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @cached_property
+    def steps(self) -> int:
+        train = self.config.train
+        if train.max_steps is not None:
+            return train.max_steps
+        rows = sum(min(len(d.train), d.task.cap or len(d.train)) for d in self.trained.values())
+        return max(1, round((train.epochs or 1.0) * rows / self.rows_a_step))
+
+    def examples(self, data: tasks.TaskData) -> Sequence[Example]:
+        split = data.validation if self.config.eval.split == "validation" else data.test
+        return split[: self.config.eval.limit]
+
+    def row(self, task: str, example: Example) -> Row:
+        encoded = self.formatter.encode(example, max_length=self.config.train.max_length)
+        on_prompt = self.config.data.loss_on.value == "all"
+        return Row(example.id, task, tuple(encoded.prompt_ids), tuple(encoded.answer_ids), on_prompt)
+
+    def rows(self, first: int, number: int) -> list[Row]:
+        drawn = self.plan.draws(first, number)
+        return [self.row(name, self.trained[name].train[index]) for name, index in drawn]
+
+    # ---- the run
+
+    def run(self) -> None:
+        """Train and evaluate, or go on, or show what is already there."""
+        if self.finished():
+            say(f"This configuration is finished: {self.folder}")
+            print_results(self.folder)
+            return
+        self.announce()
+        if not self.accelerator.is_main_process:
+            self.work()
+            return
+        with owned(self.folder):
+            self.begin()
+            self.work()
+
+    def finished(self) -> bool:
+        record = self.folder / "run.json"
+        if not record.is_file() or read_json(record).get("status") != "finished":
+            return False
+        if read_json(record).get("config_sha256") == configs.digest(self.config):
+            return True
+        raise ConfigError(f"{self.folder} holds a finished run of another configuration. Set run_dir to a new folder")
+
+    def begin(self) -> None:
+        """Write the configuration; refuse a folder that another configuration began."""
+        path = self.folder / "config.yaml"
+        text = yaml.safe_dump(configs.plain(self.config), sort_keys=False, allow_unicode=True)
+        if path.is_file():
+            self.same_configuration()
+        else:
+            write_text(path, text)
+        self.record("running")
+
+    def same_configuration(self) -> None:
+        before = configs.config_of(configs.read(self.folder))
+        if configs.digest(before) == configs.digest(self.config):
+            return
+        differ = sorted(differences(configs.plain(before), configs.plain(self.config)))
+        raise CheckpointError(
+            f"{self.folder} was begun with another configuration; these keys differ: {', '.join(differ[:6])}. "
+            "Use the old values, or set run_dir to a new folder"
+        )
+
+    def work(self) -> None:
+        began = time.monotonic()
+        config = self.config
+        self.formatter  # noqa: B018  the tokenizer is quick to load and shows many mistakes
+        say(f"Loading {config.model.name} ...")
+        loaded = base.load(config.model, device=self.accelerator.device)
+        adapter = attach(loaded.model, config.method, config.model)
+        if config.model.gradient_checkpointing:
+            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        sizes = count(loaded.model)
+        say(
+            f"{config.method.name}: {sizes['trainable']:,} trainable parameters "
+            f"({sizes['trainable'] / sizes['total']:.2%}), {sizes['activated']:,} activated by a token"
+        )
+        evaluator = Evaluator(
+            loaded.model,
+            loaded.tokenizer,
+            self.formatter,
+            config.eval,
+            config.data,
+            config.train.max_length,
+            config.seed,
+        )
+        trainer = self.trainer(loaded, adapter, evaluator)
+        if config.eval.before:
+            # The adapter starts at zero, so the adapted model is the base model; a resumed run has its scores on disk.
+            self.evaluate(evaluator, "before")
+        totals = self.train(trainer)
+        if self.accelerator.is_main_process:
+            files.save(self.folder / "adapter", adapter, loaded.model, config.method, origin(config))
+        self.evaluate(evaluator, "after")
+        loads = self.routing(loaded)
+        if self.accelerator.is_main_process:
+            write_json(self.folder / "routing.json", loads)
+            self.record("finished", loaded, sizes, totals, time.monotonic() - began)
+            print_results(self.folder)
+        self.accelerator.end_training()
+
+    def trainer(self, loaded: base.Base, adapter: Mapping[str, torch.Tensor], evaluator: Evaluator) -> Trainer:
+        return Trainer(
+            model=loaded.model,
+            adapter=adapter,
+            aux=self.losses,
+            rows=self.rows,
+            tasks=sorted(self.trained),
+            train=self.config.train,
+            steps=self.steps,
+            seed=self.config.seed,
+            pad_id=int(loaded.tokenizer.pad_token_id),
+            folder=self.folder,
+            accelerator=self.accelerator,
+            score=lambda step: self.validation(evaluator, step),
+        )
+
+    def train(self, trainer: Trainer) -> Totals:
+        """Go on from the newest whole checkpoint, or from the one that `resume` names, or start."""
+        if self.config.resume:
+            trainer.restore(saved := checkpoint.read(Path(self.config.resume)))
+            start = saved.step
+        else:
+            path, wrong = checkpoint.newest(self.folder / "checkpoints")
+            for reason in wrong:
+                say(f"Not used: {reason}")
+            start = 0
+            if path is not None:
+                trainer.restore(checkpoint.read(path))
+                start = int(path.name.removeprefix("step-"))
+                say(f"Going on after step {start}")
+            elif trainer.main:
+                (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        with bar("train", self.steps, start) as shown:
+            trainer.on_step = lambda line: self.log(line, shown)
+            totals = trainer.run(start)
+        if self.config.train.load_best:
+            best, _ = checkpoint.newest(self.folder / "best")
+            if best is not None:
+                trainer.restore_tensors(checkpoint.read(best))
+                say(f"Best validation score at step {best.name.removeprefix('step-')}; that adapter is kept")
+        return totals
+
+    def log(self, line: Mapping[str, Any], shown: Any) -> None:
+        shown.advance(1, f"loss {line['loss']:.3f}" if isinstance(line["loss"], float) else f"loss {line['loss']}")
+        if self.config.tracker.value != "none":
+            self.accelerator.log(flat(line), step=line["step"])
+
+    def validation(self, evaluator: Evaluator, step: int) -> dict[str, float]:
+        found = {}
+        for name, data in self.evaluated.items():
+            examples = data.validation[: self.config.train.eval_limit]
+            if examples and self.runnable(data):
+                predictions = evaluator(data.task, examples, f"validate {name}")
+                found[name] = result(data.task, predictions, self.config.eval, self.config.data)["value"]
+        return found
+
+    def evaluate(self, evaluator: Evaluator, when: str) -> None:
+        """Score every task; predictions/TASK.jsonl and results.json, those of the base model in a folder `before`."""
+        folder = self.folder if when == "after" else self.folder / "before"
+        main = self.accelerator.is_main_process
+        if when == "before" and (folder / "results.json").is_file():
+            return
+        results: dict[str, Any] = {}
+        for name, data in self.evaluated.items():
+            if not self.runnable(data):
+                reason = "generated code is run only with eval.allow_code_execution=true"
+                results[name] = {"metric": data.task.metric, "value": None, "n": 0, "reason": reason}
+                continue
+            predictions = evaluator(data.task, self.examples(data), f"{when:6} {name}")
+            found = result(data.task, predictions, self.config.eval, self.config.data)
+            results[name] = found | {
+                "data": data.fingerprints,
+                "complete": data.complete,
+                "prompts": self.formatter.fingerprint(),
+                "trained": name in self.trained,
+            }
+            if main:
+                write_lines(folder / "predictions" / f"{name}.jsonl", predictions)
+        if main:
+            write_json(folder / "results.json", results)
+
+    def runnable(self, data: tasks.TaskData) -> bool:
+        return data.task.answer_kind.value != "code" or self.config.eval.allow_code_execution
+
+    def routing(self, loaded: base.Base) -> dict[str, Any]:
+        rows = {
+            name: [self.row(name, example) for example in self.examples(data)[:ROUTING_ROWS]]
+            for name, data in self.evaluated.items()
+        }
+        return expert_loads(loaded.model, rows, batch_size=8, pad_id=int(loaded.tokenizer.pad_token_id))
+
+    # ---- what is said and kept
+
+    def announce(self) -> None:
+        say(f"Run folder: {self.folder}")
+        for data in self.data.values():
+            for note in data.notes:
+                say(f"Note: {note}")
+        if not self.trained:
+            raise ConfigError(f"tasks={self.config.tasks.name} has no training rows")
+        say(f"{self.steps} steps of {self.rows_a_step} rows from {len(self.trained)} tasks:")
+        for name, drawn in self.plan.drawn().items():
+            say(f"  {name:16} {drawn.rows:7,} rows, {drawn.distinct:7,} distinct, {drawn.passes:.2f} passes")
+
+    def record(self, status: str, *parts: Any) -> None:
+        """run.json: where this run comes from and how far it got."""
+        path = self.folder / "run.json"
+        values = {
+            "status": status,
+            "command": self.command,
+            "config_sha256": configs.digest(self.config),
+            "method": self.config.method.name,
+            "model": self.config.model.name,
+            "tasks": self.config.tasks.name,
+            "seed": self.config.seed,
+            **git_state(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "python": sys.version.split()[0],
+            "device": device_name(self.accelerator.device),
+            "world_size": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "steps": self.steps,
+            "data": {name: data.fingerprints for name, data in self.data.items()},
+            "incomplete": sorted(name for name, data in self.data.items() if not data.complete),
+            "notes": [note for data in self.data.values() for note in data.notes],
+            "prompts": self.formatter.fingerprint(),
+        }
+        if parts:
+            loaded, sizes, totals, seconds = parts
+            values |= {
+                "weights_sha256": loaded.sha256,
+                "parameters": sizes,
+                "tokens": totals.tokens,
+                "label_tokens": dict(totals.label_tokens),
+                "rows": {name: drawn.rows for name, drawn in self.plan.drawn().items()},
+                "passes": {name: round(drawn.passes, 4) for name, drawn in self.plan.drawn().items()},
+                "skipped_steps": totals.skipped,
+                "seconds": round(seconds, 1),
+                "training_seconds": round(totals.seconds, 1),
+                "tokens_per_second": round(totals.tokens / max(totals.seconds, 1e-9), 1),
+                "peak_memory_bytes": peak_memory(self.accelerator.device),
+            }
+        write_json(path, values)
+
+
+def origin(config: Config) -> str:
+    return config.model.path or config.model.name
+
+
+def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested metrics as `task_losses/arc_easy`."""
+    out: dict[str, Any] = {}
+    for key, value in line.items():
+        out |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> set[str]:
+    """Dotted keys at which two nested mappings differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = a.keys() | b.keys()
+        return {d for k in keys for d in differences(a.get(k), b.get(k), f"{prefix}{k}.")}
+    return set() if a == b else {prefix.rstrip(".")}
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether tracked files differ from it; null outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except OSError:
+        commit, changes = None, None
+    return {"git_commit": commit, "git_dirty": None if commit is None else bool(changes)}
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the accelerator where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

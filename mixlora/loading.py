@@ -1,0 +1,45 @@
+"""From a folder on disk to the model that was trained in it."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from mixlora.adapters import files
+from mixlora.adapters.attach import attach
+from mixlora.config import load as configs
+from mixlora.config.schema import Config, Method, Model
+from mixlora.errors import CheckpointError
+from mixlora.models import base
+
+
+def load(folder: Path, device: str = "cpu") -> base.Base:
+    """Base model with the adapter attached and its tensors loaded, in evaluation mode.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: naming what is missing or does not fit.
+    """
+    model, method, adapter_folder = described(folder)
+    loaded = base.load(model, device=device)
+    files.load(adapter_folder, attach(loaded.model, method, model))
+    loaded.model.eval()
+    return loaded
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return base.tokenizer(described(folder)[0])
+
+
+def described(folder: Path) -> tuple[Model, Method, Path]:
+    """Base model, method and adapter folder that a folder names."""
+    if (folder / "config.yaml").is_file():
+        config = config_of(folder)
+        if not (folder / "adapter" / files.CONFIG).is_file():
+            raise CheckpointError(f"{folder} has no finished adapter. Run its training command again; it goes on")
+        return config.model, config.method, folder / "adapter"
+    method, origin = files.method_of(folder)
+    return Model(name=origin, path=origin), method, folder
+
+
+def config_of(folder: Path) -> Config:
+    """The typed configuration of a run folder."""
+    return configs.config_of(configs.read(folder))

@@ -1,0 +1,119 @@
+"""Files of a run folder: written whole or not at all, so nobody ever reads half a result.
+
+JSON is written beside its name, synced and renamed. One process at a time owns a folder.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mixlora.errors import ConfigError, ResourceError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise disk_error(path, error) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is on disk only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def disk_error(path: Path, error: OSError) -> Exception:
+    """The error to raise instead: a full disk and a folder one may not write to have remedies of their own."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"no space left to write {path}. Free some, or set output_root to another disk")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return ConfigError(f"{path.parent} cannot be written to. Set output_root or run_dir to a folder of yours")
+    return error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The rows of a JSONL file; a last line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def append_line(path: Path, row: Any) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own `folder` while the block runs; a lock whose process is gone is taken over.
+
+    Raises:
+        ConfigError: another process owns it.
+    """
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from None
+    mine = {"pid": os.getpid(), "host": socket.gethostname()}
+    owner = mine
+    with contextlib.suppress(OSError, ValueError):
+        owner = read_json(lock)
+    if owner != mine and (owner["host"] != mine["host"] or process_exists(owner["pid"])):
+        raise ConfigError(
+            f"{folder} is in use by process {owner['pid']} on {owner['host']}. "
+            f"Wait for it, set run_dir to another folder, or remove {lock} if it is gone"
+        )
+    write_json(lock, mine)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def process_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

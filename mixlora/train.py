@@ -1,0 +1,26 @@
+"""python -m mixlora.train +method=smora +tasks=commonsense [overrides]"""
+
+import sys
+
+from omegaconf import DictConfig
+
+from mixlora.config.cli import door
+
+
+@door("train")
+def main(cfg: DictConfig) -> None:
+    from mixlora.config.load import config_of
+
+    config = config_of(cfg)
+    from mixlora.experiment import Experiment  # torch is imported only when the configuration is right
+
+    Experiment(config, command(sys.argv)).run()
+
+
+def command(argv: list[str]) -> str:
+    """What to type to get this run again."""
+    return " ".join(["python -m mixlora.train", *argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
