@@ -1,4 +1,4 @@
-"""python -m mixlora.evaluate run=RUN_FOLDER [tasks=...] [eval.limit=...]        or model=NAME tasks=NAME for a bare model"""
+"""python -m mixlora.evaluate run=RUN_FOLDER [tasks=...] [eval.limit=...], or model=NAME tasks=NAME for a bare model."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,32 +12,26 @@ def main(cfg: DictConfig) -> None:
     from mixlora.config import load
     from mixlora.errors import ConfigError
 
-    run = cfg.run
-    composed = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "run"])
+    run = None if cfg.run is None else str(cfg.run)
+    composed = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "run"])
     given = [override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
-    if run is None:
-        if OmegaConf.is_missing(composed.tasks, "name"):
-            raise ConfigError("Choose what to score: tasks=NAME, and run=RUN_FOLDER or model=NAME")
-        composed.method.name = "base"
-    else:
+    if run is not None:
         composed = laid_over(load.read(run), composed, [key for key in given if key != "run"])
+    elif OmegaConf.is_missing(composed.tasks, "name"):
+        raise ConfigError("Choose what to score: tasks=NAME, and run=RUN_FOLDER or model=NAME")
+    else:
+        composed.method.name = "base"
     config = load.config_of(composed)
     from mixlora.reevaluation import reevaluate
 
-    reevaluate(config, None if run is None else str(run))
+    reevaluate(config, run)
 
 
-def laid_over(base: DictConfig, composed: DictConfig, keys: list[str]) -> DictConfig:
+def laid_over(run: DictConfig, composed: DictConfig, keys: list[str]) -> DictConfig:
     """The run's own configuration with the values that were given on the command line."""
     for key in keys:
-        OmegaConf.update(
-            base,
-            key,
-            OmegaConf.to_container(composed, resolve=True)[key] if key in composed else OmegaConf.select(composed, key),
-            merge=False,
-            force_add=True,
-        )
-    return base
+        OmegaConf.update(run, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+    return run
 
 
 if __name__ == "__main__":

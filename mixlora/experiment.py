@@ -104,7 +104,7 @@ class Experiment:
     @cached_property
     def plan(self) -> Plan:
         """Which row of which task each draw takes, for the whole run."""
-        train, mixture = self.config.train, self.config.tasks
+        mixture = self.config.tasks
         sizes = {name: len(data.train) for name, data in self.trained.items()}
         total = self.rows_a_step * self.steps
         return plan(
@@ -202,15 +202,7 @@ class Experiment:
             f"{config.method.name}: {sizes['trainable']:,} trainable parameters "
             f"({sizes['trainable'] / sizes['total']:.2%}), {sizes['activated']:,} activated by a token"
         )
-        evaluator = Evaluator(
-            loaded.model,
-            loaded.tokenizer,
-            self.formatter,
-            config.eval,
-            config.data,
-            config.train.max_length,
-            config.seed,
-        )
+        evaluator = self.evaluator(loaded)
         trainer = self.trainer(loaded, adapter, evaluator)
         if config.eval.before:
             # The adapter starts at zero, so the adapted model is the base model; a resumed run has its scores on disk.
@@ -225,6 +217,11 @@ class Experiment:
             self.record("finished", loaded, sizes, totals, time.monotonic() - began)
             print_results(self.folder)
         self.accelerator.end_training()
+
+    def evaluator(self, loaded: base.Base) -> Evaluator:
+        config = self.config
+        limit, seed = config.train.max_length, config.seed
+        return Evaluator(loaded.model, loaded.tokenizer, self.formatter, config.eval, config.data, limit, seed)
 
     def trainer(self, loaded: base.Base, adapter: Mapping[str, torch.Tensor], evaluator: Evaluator) -> Trainer:
         return Trainer(
@@ -321,14 +318,17 @@ class Experiment:
 
     def announce(self) -> None:
         say(f"Run folder: {self.folder}")
-        for data in self.data.values():
-            for note in data.notes:
-                say(f"Note: {note}")
+        self.notes()
         if not self.trained:
             raise ConfigError(f"tasks={self.config.tasks.name} has no training rows")
         say(f"{self.steps} steps of {self.rows_a_step} rows from {len(self.trained)} tasks:")
         for name, drawn in self.plan.drawn().items():
             say(f"  {name:16} {drawn.rows:7,} rows, {drawn.distinct:7,} distinct, {drawn.passes:.2f} passes")
+
+    def notes(self) -> None:
+        for data in self.data.values():
+            for note in data.notes:
+                say(f"Note: {note}")
 
     def record(self, status: str, *parts: Any) -> None:
         """run.json: where this run comes from and how far it got."""

@@ -1,4 +1,4 @@
-"""python -m mixlora.generate run=RUN_FOLDER prompt="Why is the sky blue?"        or one prompt a line on standard input"""
+"""python -m mixlora.generate run=RUN_FOLDER prompt="Why is the sky blue?", or a prompt a line on standard input."""
 
 import sys
 from pathlib import Path

@@ -97,7 +97,7 @@ def load(folder: Path, adapter: Mapping[str, Tensor]) -> None:
     """Copy the file's tensors into the adapter: all of them or none.
 
     Raises:
-        CheckpointError: a file that is missing or cut off, a tensor that is missing, unknown, of another shape, or not finite.
+        CheckpointError: a file missing or cut off; a tensor missing, unknown, of another shape, or not finite.
     """
     saved = read_tensors(folder / TENSORS)
     wanted = {file_name(name): tensor for name, tensor in adapter.items()}

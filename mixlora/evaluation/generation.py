@@ -21,8 +21,8 @@ def generate(
 ) -> list[str]:
     """The text that follows each prompt, in the order of `prompts`.
 
-    `temperature` 0 is greedy. Sampling seeds the generator with (seed, number of the prompt), one prompt at a time, so that
-    a sample does not depend on its batch.
+    `temperature` 0 is greedy. Sampling seeds the generator with (seed, number of the prompt), one prompt at a time, so
+    that a sample does not depend on its batch.
     """
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))

@@ -26,9 +26,8 @@ def print_results(folder: Path) -> None:
     for name, result in after.items():
         if result["value"] is None:
             say(f"{name}: {result['reason']}")
-    say(
-        f"Results: {folder / 'results.json'}   predictions: {folder / 'predictions'}   losses: {folder / 'metrics.jsonl'}"
-    )
+    say(f"Results: {folder / 'results.json'}   predictions: {folder / 'predictions'}")
+    say(f"Losses step by step: {folder / 'metrics.jsonl'}   adapter: {folder / 'adapter'}")
     say(f'Talk to it: python -m mixlora.generate run={folder} prompt="..."')
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent: safetensors and JSON, a manifest of sizes and sha256 written last, then a rename.
+"""Checkpoints that are whole or absent: safetensors and JSON, a manifest written last, then a rename.
 
-A folder is a checkpoint if and only if its manifest is there and every file matches it. What dropout and data order need
-is a function of (seed, step), so no generator state is stored.
+A folder is a checkpoint if and only if its manifest is there and every file has the size and sha256 that it says. What
+dropout and data order need is a function of (seed, step), so no generator state is stored.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The training loop: draw, forward, two kinds of loss, backward, clip, step, move the gates, record.
 
-Everything random is a function of (seed, step, rank): which rows a step sees comes from the mixture's plan, dropout from a
-generator that is seeded anew for each micro-batch. So a resumed run does not need to know how it got here.
+Everything random is a function of (seed, step, rank): which rows a step sees comes from the mixture's plan, dropout
+from a generator that is seeded anew for each micro-batch. So a resumed run does not need to know how it got here.
 """
 
 import math
@@ -115,7 +115,8 @@ class Trainer:
         """One optimizer step over all micro-batches of this rank; returns its line of metrics."""
         batches = self.batches(step)
         label_tokens = self.total(torch.tensor(sum(b.label_tokens for b in batches)))
-        sums, loads, aux_sums = Sums(self.tasks), Loads(), Counter[str]()
+        sums, loads = Sums(self.tasks), Loads()
+        aux_sums = dict.fromkeys(self.aux, 0.0)
         for i, batch in enumerate(batches):
             torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
             last = i == len(batches) - 1
@@ -156,8 +157,8 @@ class Trainer:
             if self.bad_in_a_row >= MOST_BAD_STEPS:
                 ids = [row_id for batch in batches for row_id in batch.ids]
                 raise NumericsError(
-                    f"loss or gradients were not finite in {MOST_BAD_STEPS} steps in a row (the last is {step}); rows of "
-                    f"that step: {', '.join(ids)}. Lower train.learning_rate, or look at these rows"
+                    f"loss or gradients were not finite in {MOST_BAD_STEPS} steps in a row (the last is {step}); rows "
+                    f"of that step: {', '.join(ids)}. Lower train.learning_rate, or look at these rows"
                 )
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -290,7 +291,7 @@ class Loads:
         self.by_gate = {name: total(load_E).double() for name, load_E in self.by_gate.items()}
 
     def summary(self) -> dict[str, float]:
-        """Over all gates: coefficient of variation of the load (0 is balanced), and the share of experts nobody chose."""
+        """Over all gates: variation coefficient of the load (0 is balanced), share of experts that nobody chose."""
         if not self.by_gate:
             return {}
         spread = [float(load.std(unbiased=False) / load.mean()) for load in self.by_gate.values()]

@@ -3,7 +3,7 @@
 Frames on standard input and output are `kind (1 byte), length (4 bytes, big endian), payload (JSON or text)`:
 
     host -> both        P program                      both -> host       H the box runs
-    host -> candidate   C call                         candidate -> host  R loaded, V value, E exception
+    host -> candidate   C call                         candidate -> host  R loaded, F why not, V value, E exception
     host -> checker     V value, E exception           checker -> host    C call, T tests passed, F tests failed
 
 Standard library only: this file runs inside the box.
@@ -85,7 +85,10 @@ def be_candidate(port, program):
     """Load the code, then answer calls until the host closes the pipe."""
     candidate, send, receive = Candidate(program), port.send, port.receive
     loaded, payload = outcome(candidate.load)
-    send(b"R" if loaded else b"E", b"" if loaded else payload)
+    if loaded:
+        send(b"R")
+    else:
+        send(b"F", "{type}: {text}".format(**json.loads(payload)).encode(errors="replace"))
     while True:
         call = receive()[1]
         good, payload = outcome(lambda: candidate.answer(json.loads(call)))

@@ -1,0 +1,99 @@
+"""One programming problem, from HumanEval's rows, MBPP's rows or anywhere else."""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a model is asked, and how its answer is tested.
+
+    The candidate's program is `setup`, then `prefix + completion`. The checker's is `context`, then `tests`; every name
+    in `tests` that neither `context` nor Python defines is a function of the candidate, and `entry_point` always is.
+    """
+
+    task_id: str
+    prompt: str  # what the model reads
+    tests: str  # a program that raises unless the candidate is right; it must come to its end
+    entry_point: str  # the function under test
+    prefix: str = ""  # code that the completion continues: HumanEval's prompt
+    setup: str = ""  # code that runs before the candidate's
+    context: str = ""  # trusted code beside the tests: helpers and imports that they use
+
+    @property
+    def continues(self) -> bool:
+        """Whether a completion starts inside the body of the function, as HumanEval's do."""
+        return f"def {self.entry_point}" in self.prefix
+
+
+def from_humaneval(row: Mapping[str, Any]) -> Problem:
+    """A row of HumanEval: task_id, prompt, entry_point, test.
+
+    The prompt also runs beside the tests: some call its helper functions (poly of HumanEval/32, encode_shift of 50).
+    """
+    prompt, entry_point = text(row, "prompt"), text(row, "entry_point")
+    return Problem(
+        task_id=str(row["task_id"]),
+        prompt=prompt,
+        prefix=prompt,
+        context=prompt,
+        tests=f"{text(row, 'test')}\ncheck({entry_point})\n",
+        entry_point=entry_point,
+    )
+
+
+def from_mbpp(row: Mapping[str, Any]) -> Problem:
+    """A row of MBPP: task_id (11 or "MBPP/11"), text (or prompt), code, test_list, test_setup_code (or test_imports).
+
+    Tests are plain assertions. The imports of the reference solution run beside them: some use `math` without a word.
+    The prompt is the task and its tests, as in the paper (arXiv:2108.07732, section 3).
+    """
+    tests, reference = list(row["test_list"]), normal(text(row, "code"))
+    if not tests or not all(isinstance(test, str) for test in tests):
+        raise ValueError(f"test_list must be a list of assertions, got {row['test_list']!r:.80}")
+    setup = normal(row.get("test_setup_code") or "\n".join(row.get("test_imports") or ()))
+    question = row.get("text") or text(row, "prompt")
+    task_id = str(row["task_id"])
+    return Problem(
+        task_id=task_id if "/" in task_id else f"MBPP/{task_id}",
+        prompt=f"{question.strip()}\nYour code should pass these tests:\n" + "\n".join(tests) + "\n",
+        setup=setup,
+        context=f"{imports_of(reference)}\n{setup}\n",
+        tests=normal("\n".join(tests)) + "\n",
+        entry_point=called_function(tests, reference),
+    )
+
+
+def from_row(row: Mapping[str, Any]) -> Problem:
+    """Either kind of row, told apart by its columns. Raises ValueError, KeyError or TypeError on any other."""
+    return from_mbpp(row) if "test_list" in row else from_humaneval(row)
+
+
+def text(row: Mapping[str, Any], column: str) -> str:
+    if not isinstance(row[column], str):
+        raise ValueError(f"{column} must be a text, got {row[column]!r:.80}")
+    return str(row[column])
+
+
+def normal(code: str) -> str:
+    """MBPP's rows end their lines in CR LF."""
+    return code.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def imports_of(code: str) -> str:
+    """The top-level import statements of a trusted program."""
+    statements = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return "\n".join(ast.unparse(node) for node in statements)
+
+
+def called_function(tests: list[str], reference: str) -> str:
+    """The function under test: the first one of the reference solution that the first test calls."""
+    defined = {node.name for node in ast.parse(reference).body if isinstance(node, ast.FunctionDef)}
+    calls = [node.func for node in ast.walk(ast.parse(normal(tests[0]))) if isinstance(node, ast.Call)]
+    names = [function.id for function in calls if isinstance(function, ast.Name)]
+    for name in names:
+        if name in defined:
+            return name
+    raise ValueError(f"no function of the reference solution is called by its first test: {tests[0]!r:.120}")

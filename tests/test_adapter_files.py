@@ -1,0 +1,143 @@
+"""Adapter folders: PEFT's layout both ways, all or nothing, and no file that would load half."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import mixlora
+from mixlora.adapters import files
+from mixlora.adapters.attach import attach
+from mixlora.config.schema import Method, Scale
+from mixlora.errors import CheckpointError, ConfigError
+
+IDS = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(5))
+GATED = {"kind": "topk"}
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=256, num_key_value_heads=2, **sizes)).eval()
+
+
+def trained(model, method: Method):
+    adapter = attach(model, method)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for tensor in adapter.values():
+            tensor.normal_(std=0.2)
+    return adapter
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"], r".*layers\.1\..*"])
+def test_a_lora_loads_in_peft(tmp_path, scale, targets):
+    model = llama()
+    method = Method(name="a", r=4, lora_alpha=16, scale=scale, target_modules=targets)
+    files.save(tmp_path, trained(model, method), model, method, "base")
+    theirs = PeftModel.from_pretrained(llama(), str(tmp_path)).eval()
+    torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_peft_lora_loads_here(tmp_path, rslora):
+    base = llama()
+    base.save_pretrained(tmp_path / "base")
+    targets = ["q_proj", "v_proj", "up_proj"]
+    theirs = get_peft_model(base, LoraConfig(r=4, lora_alpha=12, use_rslora=rslora, target_modules=targets)).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.2)
+    theirs.save_pretrained(tmp_path / "adapter")
+    method, _ = files.method_of(tmp_path / "adapter")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    files.load(tmp_path / "adapter", attach(ours, method))
+    torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_peft_refuses_a_mixture(tmp_path):
+    model = llama()
+    method = Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED)
+    files.save(tmp_path, trained(model, method), model, method, "base")
+    with pytest.raises((KeyError, ValueError)):
+        PeftModel.from_pretrained(llama(), str(tmp_path))
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path):
+    model = llama()
+    method = Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED)
+    adapter = trained(model, method)
+    for folder in ("one", "two"):
+        files.save(tmp_path / folder, adapter, model, method, "base")
+    for file in (files.TENSORS, files.CONFIG):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def lose(tensors, key):
+    del tensors[key]
+
+
+HARMS = {
+    "lacks": lose,
+    "besides": lambda tensors, key: tensors.update(extra=torch.ones(2)),
+    "shape": lambda tensors, key: tensors.update({key: torch.ones(3, 3)}),
+    "not finite": lambda tensors, key: tensors[key].view(-1)[0].fill_(float("nan")),
+}
+
+
+@pytest.mark.parametrize("message", HARMS)
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path, message):
+    model = llama()
+    method = Method(name="a", r=2)
+    adapter = trained(model, method)
+    files.save(tmp_path, adapter, model, method, "base")
+    tensors = load_file(tmp_path / files.TENSORS)
+    HARMS[message](tensors, sorted(tensors)[-1])
+    save_file(tensors, tmp_path / files.TENSORS)
+    before = {name: t.clone() for name, t in adapter.items()}
+    with pytest.raises(CheckpointError, match=message):
+        files.load(tmp_path, adapter)
+    assert all(torch.equal(before[name], adapter[name]) for name in adapter)
+
+
+def test_a_cut_file_and_a_pickle_are_refused(tmp_path):
+    model = llama()
+    method = Method(name="a", r=2)
+    adapter = trained(model, method)
+    files.save(tmp_path, adapter, model, method, "base")
+    path = tmp_path / files.TENSORS
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="damaged"):
+        files.load(tmp_path, adapter)
+    path.rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match="missing"):
+        files.load(tmp_path, adapter)
+
+
+def test_merging_gives_the_same_logits_and_a_plain_model():
+    model = llama()
+    trained(model, Method(name="a", r=4))
+    want = model(IDS).logits
+    files.merge(model)
+    torch.testing.assert_close(model(IDS).logits, want, atol=1e-4, rtol=1e-4)
+    assert set(model.state_dict()) == set(llama().state_dict())
+
+
+def test_a_gated_method_cannot_be_merged():
+    model = llama()
+    trained(model, Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED))
+    before = set(model.state_dict())
+    with pytest.raises(ConfigError, match="has a gate"):
+        files.merge(model)
+    assert set(model.state_dict()) == before
+
+
+def test_a_peft_option_without_counterpart_is_refused(tmp_path):
+    (tmp_path / files.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": True}))
+    with pytest.raises(ConfigError, match="use_dora"):
+        mixlora.load(tmp_path)
