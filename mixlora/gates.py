@@ -64,10 +64,17 @@ class Gate(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> g [T, E] in x's dtype."""
-        precise = torch.promote_types(x_TD.dtype, torch.float32)
-        logits_TS = F.linear(x_TD.to(precise), self.router.weight.to(precise))
+        weight_SD = self.weight(x_TD.dtype)
+        return self.decide(F.linear(x_TD.to(weight_SD.dtype), weight_SD), x_TD.dtype)
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The router's matrix in the dtype that its logits are computed in: float32 at least."""
+        return self.router.weight.to(torch.promote_types(dtype, torch.float32))
+
+    def decide(self, logits_TS: Tensor, dtype: torch.dtype) -> Tensor:
+        """From the router's logits to g, leaving the record."""
         self.routing = self.route(logits_TS)
-        return self.routing.weights_TE.to(x_TD.dtype)
+        return self.routing.weights_TE.to(dtype)
 
     def route(self, logits_TS: Tensor) -> Routing:
         raise NotImplementedError

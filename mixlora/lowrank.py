@@ -48,9 +48,9 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.A_RD, a=math.sqrt(5))
         nn.init.zeros_(self.B_OR)
 
-    def forward(self, x_TD: Tensor, weights_TE: Tensor) -> Tensor:
-        """[T, D], [T, E] -> [T, O]."""
-        return self.up(self.mix(self.down(x_TD), weights_TE))
+    def forward(self, y_TO: Tensor, x_TD: Tensor, weights_TE: Tensor) -> Tensor:
+        """y + s · B (g ⊙ A x): [T, O], [T, D], [T, E] -> [T, O]."""
+        return self.onto(y_TO, self.mix(self.down(x_TD), weights_TE))
 
     def down(self, x_TD: Tensor) -> Tensor:
         """A x: [T, D] -> [T, R]."""
@@ -61,9 +61,11 @@ class LowRank(nn.Module):
         h_TEr = h_TR.unflatten(-1, (-1, self.r))
         return (h_TEr * weights_TE.unsqueeze(-1)).flatten(-2)
 
-    def up(self, h_TR: Tensor) -> Tensor:
-        """s · B h: [T, R] -> [T, O]."""
-        return self.scale * F.linear(h_TR, self.B_OR.to(h_TR.dtype))
+    def onto(self, y_TO: Tensor, h_TR: Tensor) -> Tensor:
+        """y + s · B h: [T, O], [T, R] -> [T, O], in one product; the scale goes to the small factor."""
+        h_TR = (self.scale * h_TR).to(y_TO.dtype)
+        sum_TO = torch.addmm(y_TO.flatten(0, -2), h_TR.flatten(0, -2), self.B_OR.to(y_TO.dtype).T)
+        return sum_TO.view_as(y_TO)
 
     def extra_repr(self) -> str:
         return f"r={self.r}, num_experts={self.num_experts}, scale={self.scale:g}"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mixlora import gates
 from mixlora.adapters import targets
-from mixlora.adapters.modules import GatedFeedForward, GatedLinear, LoraLinear, Wrapper
+from mixlora.adapters.modules import FusedGatedLinear, GatedFeedForward, GatedLinear, LoraLinear, Wrapper
 from mixlora.config.schema import Dtype, Factors, Method, Model, Scale, Scope
 from mixlora.errors import ConfigError
 from mixlora.lowrank import LowRank
@@ -80,9 +80,12 @@ class Plan:
     def linear(self, name: str, base: nn.Module) -> Wrapper:
         E = self.at(name, "num_experts")
         delta = self.low_rank(name, base, E, self.method.factors is Factors.shared_a)
-        return (
-            LoraLinear(base, delta) if self.method.gate is None else GatedLinear(base, delta, self.gate(name, base, E))
-        )
+        if self.method.gate is None:
+            return LoraLinear(base, delta)
+        # The hand-written backward reads a plain weight and knows no dropout mask.
+        fused = type(base) is nn.Linear and self.method.lora_dropout == 0
+        kind = FusedGatedLinear if fused else GatedLinear
+        return kind(base, delta, self.gate(name, base, E))
 
     def plain(self, name: str, base: nn.Module) -> Wrapper:
         return LoraLinear(base, self.low_rank(name, base, 1, False))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixlora.adapters.fused import Combine, Project
 from mixlora.gates import Gate
 from mixlora.lowrank import LowRank
 
@@ -22,7 +23,7 @@ class LoraLinear(nn.Module):
         self.base_layer, self.delta = base_layer, delta
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.base_layer(x_TD) + self.delta.up(self.delta.down(x_TD))
+        return self.delta.onto(self.base_layer(x_TD), self.delta.down(x_TD))
 
 
 class GatedLinear(nn.Module):
@@ -33,7 +34,19 @@ class GatedLinear(nn.Module):
         self.base_layer, self.delta, self.gate = base_layer, delta, gate
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.base_layer(x_TD) + self.delta(x_TD, self.gate(x_TD))
+        return self.delta(self.base_layer(x_TD), x_TD, self.gate(x_TD))
+
+
+class FusedGatedLinear(GatedLinear):
+    """The same function with a hand-written backward, for a plain linear and no dropout (see fused.py)."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        base, delta, lead = self.base_layer, self.delta, x_TD.shape[:-1]
+        A_RD, B_OR = delta.A_RD.to(x_TD.dtype), delta.B_OR.to(x_TD.dtype)
+        router_SD = self.gate.weight(x_TD.dtype)
+        base_TO, h_TR, z_TS = Project.apply(x_TD.flatten(0, -2), base.weight, base.bias, A_RD, router_SD)
+        g_TE = self.gate.decide(z_TS.unflatten(0, lead), x_TD.dtype).flatten(0, -2)
+        return Combine.apply(base_TO, h_TR, g_TE, B_OR, delta.scale, delta.r).unflatten(0, lead)
 
 
 class GatedFeedForward(nn.Module):
@@ -60,12 +73,12 @@ class GatedFeedForward(nn.Module):
         hidden_TF, z_TR = [], []
         for j in range(self.gate.most_active):
             g_TE, w_T1 = slot_TKE[..., j, :], weight_TK[..., j, None]
-            u_TF = w1_TF + self.gate_proj.up(self.gate_proj.mix(a1_TR, g_TE))
-            v_TF = w3_TF + self.up_proj.up(self.up_proj.mix(a3_TR, g_TE))
+            u_TF = self.gate_proj.onto(w1_TF, self.gate_proj.mix(a1_TR, g_TE))
+            v_TF = self.up_proj.onto(w3_TF, self.up_proj.mix(a3_TR, g_TE))
             h_TF = act(u_TF) * v_TF
             hidden_TF.append(w_T1 * h_TF)
             z_TR.append(self.down_proj.mix(self.down_proj.down(h_TF), w_T1 * g_TE))
-        return self.base("down")(total(hidden_TF)) + self.down_proj.up(total(z_TR))
+        return self.down_proj.onto(self.base("down")(total(hidden_TF)), total(z_TR))
 
     def base(self, part: str) -> nn.Module:
         return getattr(self.base_layer, self.names[part])

@@ -46,7 +46,7 @@ class Limits:
         cpu = max(1, -int(-self.cpu // 1))
         # a core limit of 1 (and not 0) also keeps a crash handler that core_pattern pipes to from starting: core(5)
         return [
-            ("RLIMIT_CPU", cpu, cpu + 1),
+            ("RLIMIT_CPU", cpu, cpu),  # SIGKILL at once: a soft limit's SIGXCPU does not reach a pid 1
             ("RLIMIT_AS", self.memory, self.memory),
             ("RLIMIT_FSIZE", self.files, self.files),
             ("RLIMIT_NOFILE", 64, 64),
@@ -221,8 +221,9 @@ class Unsandboxed:
 def walls(python: Path) -> list[str]:
     """bubblewrap's options that no sample changes; `python` is the bare copy."""
     options = "--unshare-user --unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try".split()
-    options += f"--die-with-parent --new-session --clearenv --uid {NOBODY} --gid {NOBODY} --hostname box".split()
+    options += f"--die-with-parent --as-pid-1 --new-session --clearenv --uid {NOBODY} --gid {NOBODY} --hostname box".split()
     options += ["--cap-drop", "ALL"]
+    # Python is pid 1 of its namespace: bubblewrap then reaps it, where its own pid 1 would be left to the host's init
     for name, value in interpreter.environment("/python").items():
         options += ["--setenv", name, value]
     for folder in ("/usr/lib", "/usr/lib64"):

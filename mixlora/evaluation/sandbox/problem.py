@@ -10,8 +10,8 @@ from typing import Any
 class Problem:
     """What a model is asked, and how its answer is tested.
 
-    The candidate's program is `setup`, then `prefix + completion`. The checker's is `context`, then `tests`; every name
-    in `tests` that neither `context` nor Python defines is a function of the candidate, and `entry_point` always is.
+    The candidate's program is `prefix + completion`, then `fixtures`. The checker's is `context`, then `tests`; every
+    name in `tests` that neither `context` nor Python defines stands for the candidate's, and `entry_point` always does.
     """
 
     task_id: str
@@ -19,7 +19,7 @@ class Problem:
     tests: str  # a program that raises unless the candidate is right; it must come to its end
     entry_point: str  # the function under test
     prefix: str = ""  # code that the completion continues: HumanEval's prompt
-    setup: str = ""  # code that runs before the candidate's
+    fixtures: str = ""  # code on top of the candidate's, in its process: MBPP builds trees of the candidate's own Node
     context: str = ""  # trusted code beside the tests: helpers and imports that they use
 
     @property
@@ -59,8 +59,8 @@ def from_mbpp(row: Mapping[str, Any]) -> Problem:
     return Problem(
         task_id=task_id if "/" in task_id else f"MBPP/{task_id}",
         prompt=f"{question.strip()}\nYour code should pass these tests:\n" + "\n".join(tests) + "\n",
-        setup=setup,
-        context=f"{imports_of(reference)}\n{setup}\n",
+        fixtures=setup,
+        context=f"{imports_of(reference)}\n{imports_of(setup)}\n",
         tests=normal("\n".join(tests)) + "\n",
         entry_point=called_function(tests, reference),
     )

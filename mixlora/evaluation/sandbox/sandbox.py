@@ -132,7 +132,7 @@ def attempt(
 ) -> str:
     """One result; a box that does not come up is tried again, and then an error of the machine."""
     common = {"entry_point": problem.entry_point}
-    candidate = {"role": "candidate", "context": problem.setup, "source": problem.prefix + completion, **common}
+    candidate = {"role": "candidate", "context": problem.fixtures, "source": problem.prefix + completion, **common}
     checker = {"role": "checker", "context": problem.context, "source": problem.tests, **common}
     for remaining in reversed(range(START_ATTEMPTS)):
         try:

@@ -3,7 +3,8 @@
 An allow-list: whatever is not named here, known or yet to be invented, answers ENOSYS, which the C library takes as an
 old kernel and works around (clone3 -> clone). Left out on purpose: fork and every other way to a second process,
 sockets, namespaces, mounts, ptrace, bpf, perf, keys, io_uring, userfaultfd, inotify, and the shared memory that
-RLIMIT_AS does not see (memfd, System V). A call of a foreign architecture (int 0x80, x32) ends the process.
+RLIMIT_AS does not see (memfd, System V). A call of a foreign architecture (int 0x80, x32) ends the process, and so does
+kill, with which a process in a box of its own could only end itself.
 
 Numbers: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux.
 """
@@ -33,8 +34,7 @@ ALLOWED = """
     time 201 -; times 100 153; getitimer 36 102; setitimer 38 103; alarm 37 -;
 
     rt_sigaction 13 134; rt_sigprocmask 14 135; rt_sigreturn 15 139; rt_sigpending 127 136; rt_sigsuspend 130 133;
-    rt_sigtimedwait 128 137; sigaltstack 131 132; kill 62 129; tkill 200 130; tgkill 234 131; pause 34 -;
-    restart_syscall 219 128;
+    rt_sigtimedwait 128 137; sigaltstack 131 132; pause 34 -; restart_syscall 219 128;
 
     execve 59 221; exit 60 93; exit_group 231 94; wait4 61 260; waitid 247 95; getpid 39 172; getppid 110 173;
     gettid 186 178; getuid 102 174; geteuid 107 175; getgid 104 176; getegid 108 177; getgroups 115 158;
@@ -47,6 +47,7 @@ ALLOWED = """
 """
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of a number, AUDIT_ARCH of linux/audit.h
 CLONE, IOCTL, SOCKETPAIR, FORKS = (56, 220), (16, 29), (53, 199), ((57, 58), ())  # numbers on either machine
+KILLS = ((62, 200, 234), (129, 130, 131))  # kill, tkill, tgkill
 
 CLONE_THREAD = 0x00010000
 CLONE_NEW_NAMESPACE = 0x7E020080  # every CLONE_NEW* of linux/sched.h
@@ -105,6 +106,8 @@ def instructions(machine: str) -> list[Instruction]:
         program += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, KILL)]
     for number in numbers(column).values():
         program += [(EQUALS, 0, 1, number), (RETURN, 0, 0, ALLOW)]
+    for number in KILLS[column]:  # a pid 1 is deaf to its own signals: who sends one ends, as outside of a box
+        program += [(EQUALS, 0, 1, number), (RETURN, 0, 0, KILL)]
     for number in FORKS[column]:
         program += [(EQUALS, 0, 1, number), (RETURN, 0, 0, ERRNO | errno.EPERM)]
     thread_only: list[Instruction] = [(ANY_BIT, 0, -1, CLONE_THREAD), (ANY_BIT, -1, 0, CLONE_NEW_NAMESPACE)]

@@ -59,8 +59,9 @@ class Candidate:
         self.program, self.namespace, self.kept = program, {}, []
 
     def load(self):
-        self.namespace = fresh_module("candidate", self.program["context"])
+        self.namespace = fresh_module("candidate")
         run(self.program["source"], "<candidate>", self.namespace)
+        run(self.program["context"], "<fixtures>", self.namespace)
 
     def answer(self, call):
         args, kwargs = decode(call["args"], self.look_up), decode(call["kwargs"], self.look_up)
@@ -121,7 +122,8 @@ class Checker:
 
     def check(self):
         """Run the tests to their end; everything that only the candidate can define is a stand-in."""
-        namespace = fresh_module("checker", self.program["context"])
+        namespace = fresh_module("checker")
+        run(self.program["context"], "<context>", namespace)
         tests = compile(self.program["source"], "<tests>", "exec", dont_inherit=True)
         missing = names_in(tests) - set(namespace) - set(dir(builtins))
         namespace.update({name: self.remote(name) for name in missing | {self.program["entry_point"]}})
@@ -179,10 +181,9 @@ def reason(error, tests):
     return f"{type(error).__name__}: {tests.splitlines()[number - 1].strip()}" if number else type(error).__name__
 
 
-def fresh_module(name, context):
-    """A module that `context` has run in -> its namespace. dataclasses and typing look modules up by name."""
+def fresh_module(name):
+    """An empty module -> its namespace. dataclasses and typing look modules up by name."""
     sys.modules[name] = types.ModuleType(name)
-    run(context, "<context>", sys.modules[name].__dict__)
     return sys.modules[name].__dict__
 
 

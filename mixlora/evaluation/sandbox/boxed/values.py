@@ -54,6 +54,8 @@ def encode(value, keep=refuse, depth=0):
         return [bytes.__name__ if isinstance(value, bytes) else bytearray.__name__, bytes(value).hex()]
     if isinstance(value, range):
         return ["range", value.start, value.stop, value.step]
+    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        return ["type", value.__name__]
     if hasattr(type(value), "__next__"):
         return ["iter", [encode(part, keep, depth + 1) for part in drained(value)]]
     return exotic(value) or ["ref", keep(value)]
@@ -115,6 +117,8 @@ def decode(node, remote):
     if tag in ("fractions.Fraction", "decimal.Decimal"):
         module, name = tag.split(".")
         return getattr(__import__(module), name)(str(parts[0]))
+    if tag == "type" and isinstance(getattr(builtins, parts[0]), type):
+        return getattr(builtins, parts[0])
     if tag == "ref":
         return remote(parts[0])
     raise ValueError("malformed value")

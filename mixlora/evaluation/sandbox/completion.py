@@ -1,0 +1,86 @@
+"""From a model's reply to the code that is judged: a pure function of text, and it never parses or runs the text.
+
+1. A fenced block, if there is one: the first that defines the function, else the first of all. Without fences, prose
+   before the first line of code goes.
+2. Whole functions: from the first top-level import, definition or assignment on, to the first line at the left margin
+   that is none of these (`if __name__`, `print(...)`, tests, prose).
+3. A continuation of the prompt: up to the first line at the left margin, as in the Codex paper's stop sequences
+   (arXiv:2107.03374, section 3.2). A lost indentation of the first line or of all lines is given back.
+
+What the rule gets wrong is a failing sample: whatever it returns runs in the sandbox.
+"""
+
+import re
+
+from mixlora.evaluation.sandbox.problem import Problem
+
+FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*[\w+.-]*[ \t]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+DEFINITION = re.compile(r"(def|class|async def)\s+\w+|@\w")
+IMPORT = re.compile(r"import\s+\w[\w., ]*$|import\s+\w[\w.]*(\s+as\s+\w+|\s*,.*)|from\s+[\w.]+\s+import\s")
+ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*(\s*:\s*[\w.\[\], ]+)?\s*=[^=]|[A-Za-z_]\w*(\s*,\s*[A-Za-z_]\w*)+\s*=[^=]")
+CONTINUED = re.compile(r"[)\]}]|\"\"\"|'''")  # the end of a bracket or text that began above
+BODY = "    pass\n\n\n"
+
+
+def completion_of(text: str, problem: Problem) -> str:
+    """A reply -> what to append to `problem.prefix`; always ends in a newline."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
+    defines = re.compile(rf"^(async )?def {re.escape(problem.entry_point)}\b", re.MULTILINE)
+    code = fenced(text, defines)
+    if defines.search(code):
+        whole = whole_functions(code, defines)
+        return f"{BODY}{whole}" if problem.continues else whole
+    return body(code) if problem.continues else whole_functions(code, defines)
+
+
+def fenced(text: str, defines: "re.Pattern[str]") -> str:
+    """The block of code in a reply: see rule 1. An unclosed fence reaches to the end (the reply was cut)."""
+    blocks = [match.group(2) for match in FENCE.finditer(text)]
+    if not blocks:
+        return re.split(r"^[ \t]*```", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return next((block for block in blocks if defines.search(block)), blocks[0])
+
+
+def is_code(line: str) -> bool:
+    """Whether a line at the left margin belongs to a program of definitions."""
+    return any(pattern.match(line) for pattern in (DEFINITION, IMPORT, ASSIGNMENT, CONTINUED)) or line.startswith("#")
+
+
+def whole_functions(code: str, defines: "re.Pattern[str]") -> str:
+    """The definitions of a program, without the prose before and whatever comes after: see rule 2."""
+    lines = code.split("\n")
+    first = next((at for at, line in enumerate(lines) if is_code(line) and not line.startswith(("#", *")]}\"'"))), None)
+    if first is None:
+        return code.strip("\n") + "\n"
+    kept: list[str] = []
+    defined = False
+    for line in lines[first:]:
+        margin = bool(line) and not line[0].isspace()
+        if margin and not is_code(line) and defined:
+            break
+        defined = defined or bool(defines.match(line))
+        kept.append(line)
+    return "\n".join(kept).rstrip() + "\n"
+
+
+def body(code: str) -> str:
+    """The rest of a function whose head is in the prompt: see rule 3."""
+    lines = code.strip("\n").rstrip().split("\n")
+    if lines and lines[0] and not lines[0][0].isspace() and not DEFINITION.match(lines[0]):
+        lines = indented(lines)
+    kept: list[str] = []
+    for line in lines:
+        if kept and line and not line[0].isspace() and any(part.strip() for part in kept):
+            break
+        kept.append(line)
+    return "\n".join(kept).rstrip() + "\n"
+
+
+def indented(lines: list[str]) -> list[str]:
+    """Give the lost indentation back: to the first line, or to all where the second shows that all have lost it."""
+    depths = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
+    opens = lines[0].rstrip().endswith((":", "(", "[", "{"))
+    only_first = bool(depths) and depths[0] >= (8 if opens else 4)
+    if only_first:
+        return [f"    {lines[0]}", *lines[1:]]
+    return [f"    {line}" if line.strip() else line for line in lines]
