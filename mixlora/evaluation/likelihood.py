@@ -1,13 +1,19 @@
-"""Option questions: the log-likelihood of every option's text after the prompt."""
+"""Option questions: the log-likelihood of every option's text after the prompt.
+
+All options of a question stand behind one copy of its prompt, each seeing the prompt and itself (a tree in the attention
+mask, positions counted from the end of the prompt), so the prompt is computed once. Logits are taken only where an option's
+token is predicted.
+
+    B questions   S positions   N predicted tokens   V vocabulary
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mixlora.models.likelihood import answer_losses, keeps_logits
-from mixlora.tasks.collate import Row, collate
+from mixlora.models.likelihood import keeps_logits
 from mixlora.tasks.example import Example
 from mixlora.tasks.prompts import Formatter
 
@@ -20,6 +26,30 @@ class OptionScores:
     nats: tuple[float, ...]
     tokens: tuple[int, ...]
     texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tokenised question: the prompt once, then every option."""
+
+    prompt_ids: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + sum(map(len, self.options))
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Padded on the left. `source`, `target` and `option` have one entry for each predicted token."""
+
+    input_ids_BS: Tensor
+    position_ids_BS: Tensor
+    mask_B1SS: Tensor
+    keep: int  # logits of the last `keep` positions are needed
+    source_N: Tensor  # where it is predicted, in the flattened kept positions
+    target_N: Tensor
+    option_N: Tensor  # the option it belongs to, counted over the batch
 
 
 @torch.no_grad()
@@ -35,36 +65,88 @@ def score_options(
 ) -> list[OptionScores]:
     """Score every option of every example; results in the order of `examples`, whatever the batches were.
 
-    Rows of like length share a batch. `on_done` hears how many options were scored.
+    Questions of like length share a batch. `on_done` hears how many questions were scored.
     """
-    rows, texts = [], []
+    trees, texts = [], []
     for example in examples:
         prompt_ids, options, option_texts = formatter.continuations(example, max_length=max_length)
-        rows += [Row(example.id, example.task, tuple(prompt_ids), tuple(option)) for option in options]
+        trees.append(Tree(tuple(prompt_ids), tuple(tuple(option) for option in options)))
         texts.append(tuple(option_texts))
-    nats = score_rows(model, rows, batch_size=batch_size, pad_id=pad_id, on_done=on_done)
-    scored, at = [], 0
-    for example, option_texts in zip(examples, texts, strict=True):
-        span = slice(at, at + len(option_texts))
-        tokens = tuple(len(row.answer_ids) for row in rows[span])
-        scored.append(OptionScores(example.id, tuple(nats[span]), tokens, option_texts))
-        at = span.stop
-    return scored
+    nats = score_trees(model, trees, batch_size=batch_size, pad_id=pad_id, on_done=on_done)
+    return [
+        OptionScores(example.id, tuple(n), tuple(map(len, tree.options)), t)
+        for example, tree, n, t in zip(examples, trees, nats, texts, strict=True)
+    ]
 
 
 @torch.no_grad()
-def score_rows(
-    model: nn.Module, rows: Sequence[Row], *, batch_size: int, pad_id: int, on_done: Callable[[int], None]
-) -> list[float]:
-    """Log-likelihood in nats of each row's continuation, in the order of `rows`."""
-    device, keep = next(model.parameters()).device, keeps_logits(model)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt_ids) - len(rows[i].answer_ids))
-    nats = [0.0] * len(rows)
+def score_trees(
+    model: nn.Module,
+    trees: Sequence[Tree],
+    *,
+    batch_size: int,
+    pad_id: int,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> list[list[float]]:
+    """Log-likelihood in nats of every option of every question, in their order."""
+    first = next(model.parameters())
+    cut = keeps_logits(model)
+    order = sorted(range(len(trees)), key=lambda i: -len(trees[i]))
+    nats: list[list[float]] = [[] for _ in trees]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = collate([rows[i] for i in chosen], pad_id).to(device)
-        loss_B, _ = answer_losses(model, batch, keep_logits=keep)
-        for i, loss in zip(chosen, loss_B.tolist(), strict=True):
-            nats[i] = -loss
+        batch = collate_trees([trees[i] for i in chosen], pad_id, first.device)
+        scores = iter(tree_nats(model, batch, cut).tolist())
+        for i in chosen:
+            nats[i] = [next(scores) for _ in trees[i].options]
         on_done(len(chosen))
     return nats
+
+
+def tree_nats(model: nn.Module, batch: TreeBatch, cut: bool) -> Tensor:
+    """Nats of each option of the batch, in order."""
+    logits = model(
+        input_ids=batch.input_ids_BS,
+        attention_mask=batch.mask_B1SS,
+        position_ids=batch.position_ids_BS,
+        **({"logits_to_keep": batch.keep} if cut else {}),
+    ).logits
+    chosen_NV = logits[:, -batch.keep :].flatten(0, 1)[batch.source_N]
+    chosen_NV = chosen_NV.to(torch.promote_types(chosen_NV.dtype, torch.float32))
+    nats_N = chosen_NV.gather(-1, batch.target_N[:, None])[:, 0] - chosen_NV.logsumexp(-1)
+    total = torch.zeros(int(batch.option_N[-1]) + 1, dtype=nats_N.dtype, device=nats_N.device)
+    return total.index_add_(0, batch.option_N, nats_N)
+
+
+def collate_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> TreeBatch:
+    """Rows of [pad, prompt, option 1, option 2, ...] with the mask that keeps options apart."""
+    longest, keep = max(map(len, trees)), 1 + max(len(tree) - len(tree.prompt_ids) for tree in trees)
+    ids, positions, segments = [], [], []
+    source, target, option = [], [], []
+    for b, tree in enumerate(trees):
+        pad, prompt = longest - len(tree), len(tree.prompt_ids)
+        ids.append([pad_id] * pad + [t for part in (tree.prompt_ids, *tree.options) for t in part])
+        positions.append([0] * pad + [*range(prompt), *(prompt + j for o in tree.options for j in range(len(o)))])
+        segments.append([-1] * pad + [0] * prompt + [i + 1 for i, o in enumerate(tree.options) for _ in o])
+        start = b * keep + keep - (len(tree) - prompt)
+        end_of_prompt = start - 1
+        number = option[-1] + 1 if option else 0
+        for i, o in enumerate(tree.options):
+            source += [end_of_prompt, *range(start, start + len(o) - 1)]
+            target += o
+            option += [number + i] * len(o)
+            start += len(o)
+    tensors = (torch.tensor(x, device=device) for x in (ids, positions, source, target, option))
+    ids_BS, positions_BS, source_N, target_N, option_N = tensors
+    mask_B1SS = tree_mask(torch.tensor(segments, device=device))
+    return TreeBatch(ids_BS, positions_BS, mask_B1SS, keep, source_N, target_N, option_N)
+
+
+def tree_mask(segment_BS: Tensor) -> Tensor:
+    """True where a position may look: earlier, real, and in the prompt (segment 0) or the same option. [B, 1, S, S]"""
+    query, key = segment_BS[:, :, None], segment_BS[:, None, :]
+    place = torch.arange(segment_BS.shape[1], device=segment_BS.device)
+    earlier = place[None, :] <= place[:, None]
+    allowed = earlier & (key >= 0) & ((key == 0) | (key == query))
+    # A padded position looks at itself: a row of the softmax must not be empty.
+    return (allowed | torch.eye(len(place), dtype=torch.bool, device=place.device))[:, None]

@@ -48,7 +48,7 @@ class Evaluator:
 
     def choices(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """The likeliest option under each normaliser."""
-        with bar(label, sum(len(e.options) for e in examples)) as shown:
+        with bar(label, len(examples)) as shown:
             scored = score_options(
                 self.model,
                 self.formatter,

@@ -25,10 +25,15 @@ class Score:
 
 def mean_score(correct: Sequence[float]) -> Score:
     """Score of one number an example, each in [0, 1]."""
-    n = len(correct)
-    value = sum(correct) / n
-    variance = sum((c - value) ** 2 for c in correct) / max(n - 1, 1)
-    return Score(value, math.sqrt(variance / n), n, wilson(value, n))
+    value, stderr = mean_and_error(correct)
+    return Score(value, stderr, len(correct), wilson(value, len(correct)))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, sample deviation / sqrt n."""
+    n = len(values)
+    mean = sum(values) / n
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / max(n - 1, 1) / n)
 
 
 def wilson(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -106,6 +111,6 @@ def majority_share(golds: Sequence[Any]) -> float:
 def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[float, float, int]:
     """Mean of after - before over the same examples (by id), its standard error, and n."""
     shared = sorted(set(before) & set(after))
-    differences = [after[i] - before[i] for i in shared]
-    score = mean_score(differences) if differences else Score(0.0, 0.0, 0, (0.0, 0.0))
-    return score.value, score.stderr, len(shared)
+    if not shared:
+        return 0.0, 0.0, 0
+    return *mean_and_error([after[i] - before[i] for i in shared]), len(shared)

@@ -141,7 +141,7 @@ class Trainer:
 
     def move(self, step: int, norm: Tensor, sums: "Sums", loads: "Loads", batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
-        finite = bool(torch.isfinite(norm)) and math.isfinite(self.total(sums.nats).item())
+        finite = bool(torch.isfinite(norm)) and math.isfinite(float(self.total(sums.nats).sum()))
         self.totals.tokens += int(self.total(torch.tensor(sum(int(b.mask_BS.sum()) for b in batches))))
         self.totals.label_tokens.update(sums.by_task(self.total, sums.count))
         self.totals.rows.update(Counter(task for b in batches for task in b.tasks))

@@ -14,7 +14,8 @@ import time
 from typing import Any
 
 from mixlora.evaluation.sandbox.boxed.values import LARGEST_FRAME
-from mixlora.evaluation.sandbox.boxes import Box, Launcher, Limits
+from mixlora.evaluation.sandbox.boxes import Box, Limits
+from mixlora.evaluation.sandbox.launchers import Launcher
 
 START_SECONDS = 60.0  # for two bare Pythons; only a machine that cannot run them at all needs more
 TICK_SECONDS = 0.5  # how soon a cancelled judgement stops
@@ -195,7 +196,7 @@ def judge(launcher: Launcher, candidate: Program, checker: Program, limits: Limi
         for name, program in (("the process", candidate), ("the process of the tests", checker)):
             lines.append(Line(name, launcher.start(limits)))
             lines[-1].put(b"P", json.dumps({**program, "limits": limits.inside()}).encode())
-        return converse(*lines, limits=limits, cancelled=cancelled)
+        return converse(lines[0], lines[1], limits, cancelled)
     finally:
         for line in lines:
             line.box.end()

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
 
 from mixlora.errors import SandboxError
 from mixlora.evaluation.sandbox import relay
-from mixlora.evaluation.sandbox.boxes import ALLOW, Bubblewrap, Launcher, Limits, Unsandboxed
+from mixlora.evaluation.sandbox.boxes import Limits
+from mixlora.evaluation.sandbox.launchers import ALLOW, Bubblewrap, Launcher, Unsandboxed
 from mixlora.evaluation.sandbox.problem import Problem
 
 TIMEOUT = 5.0  # CPU seconds; canonical solutions of HumanEval need 1 at most
@@ -79,7 +79,7 @@ class Sandbox:
         self.accept_unsandboxed = accept_unsandboxed
         self.launcher: Launcher | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Sandbox":
         self.launcher = Unsandboxed() if self.accept_unsandboxed else Bubblewrap()
         try:
             if isinstance(self.launcher, Bubblewrap):
@@ -127,9 +127,7 @@ class Sandbox:
             raise SandboxError(f"the sandbox of this machine does not hold ({verdict.result}). {ALLOW}")
 
 
-def attempt(
-    launcher: Launcher, problem: Problem, completion: str, limits: Limits, cancelled: threading.Event
-) -> str:
+def attempt(launcher: Launcher, problem: Problem, completion: str, limits: Limits, cancelled: threading.Event) -> str:
     """One result; a box that does not come up is tried again, and then an error of the machine."""
     common = {"entry_point": problem.entry_point}
     candidate = {"role": "candidate", "context": problem.fixtures, "source": problem.prefix + completion, **common}

@@ -1,6 +1,6 @@
 """pass@k: the chance that at least one of k samples is right.
 
-    pass@k = 1 - C(n - c, k) / C(n, k)      n samples of a problem, c of them right (arXiv:2107.03374, equation 1)
+pass@k = 1 - C(n - c, k) / C(n, k)      n samples of a problem, c of them right (arXiv:2107.03374, equation 1)
 """
 
 import math

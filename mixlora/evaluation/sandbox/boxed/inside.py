@@ -14,8 +14,13 @@ import json
 import os
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 from .values import LARGEST_FRAME, Remote, decode, encode
+
+
+Program = dict[str, Any]  # role, context, source, entry_point, limits
 
 
 class CandidateError(Exception):
@@ -25,23 +30,23 @@ class CandidateError(Exception):
 class Port:
     """The two file descriptors to the host, moved away from where `print` and `input` would find them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.read_fd, self.write_fd = os.dup(0), os.dup(1)
         quiet = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(quiet, fd)
         os.close(quiet)
 
-    def send(self, kind, payload=b""):
+    def send(self, kind: bytes, payload: bytes = b"") -> None:
         data = memoryview(kind + len(payload).to_bytes(4, "big") + payload)
         while data:
             data = data[os.write(self.write_fd, data) :]
 
-    def receive(self):
+    def receive(self) -> tuple[bytes, bytes]:
         head = self.exactly(5)
         return head[:1], self.exactly(int.from_bytes(head[1:], "big"))
 
-    def exactly(self, size):
+    def exactly(self, size: int) -> bytes:
         parts = []
         while size:
             part = os.read(self.read_fd, min(size, 1 << 16))
@@ -55,26 +60,27 @@ class Port:
 class Candidate:
     """The generated code, loaded once, and the objects of its own that the tests hold a number for."""
 
-    def __init__(self, program):
-        self.program, self.namespace, self.kept = program, {}, []
+    def __init__(self, program: Program):
+        self.program, self.namespace, self.kept = program, dict[str, Any](), list[Any]()
 
-    def load(self):
+    def load(self) -> None:
         self.namespace = fresh_module("candidate")
         run(self.program["source"], "<candidate>", self.namespace)
         run(self.program["context"], "<fixtures>", self.namespace)
 
-    def answer(self, call):
+    def answer(self, message: bytes) -> Any:
+        call = json.loads(message)
         args, kwargs = decode(call["args"], self.look_up), decode(call["kwargs"], self.look_up)
         return encode(self.look_up(call["to"])(*args, **kwargs), self.keep)
 
-    def look_up(self, target):
+    def look_up(self, target: int | str) -> Any:
         if isinstance(target, int):
             return self.kept[target]
         if target not in self.namespace:
             raise NameError(f"name '{target}' is not defined")
         return self.namespace[target]
 
-    def keep(self, value):
+    def keep(self, value: Any) -> int:
         for number, known in enumerate(self.kept):
             if known is value:
                 return number
@@ -82,7 +88,7 @@ class Candidate:
         return len(self.kept) - 1
 
 
-def be_candidate(port, program):
+def be_candidate(port: Port, program: Program) -> None:
     """Load the code, then answer calls until the host closes the pipe."""
     candidate, send, receive = Candidate(program), port.send, port.receive
     loaded, payload = outcome(candidate.load)
@@ -91,15 +97,14 @@ def be_candidate(port, program):
     else:
         send(b"F", "{type}: {text}".format(**json.loads(payload)).encode(errors="replace"))
     while True:
-        call = receive()[1]
-        good, payload = outcome(lambda: candidate.answer(json.loads(call)))
+        good, payload = outcome(candidate.answer, receive()[1])
         send(b"V" if good else b"E", payload)
 
 
-def outcome(work):
+def outcome(work: Callable[..., Any], *args: Any) -> tuple[bool, bytes]:
     """(True, its value) or (False, its exception), as bytes to send. SystemExit is an exception like any other."""
     try:
-        payload = json.dumps(work()).encode()
+        payload = json.dumps(work(*args)).encode()
         if len(payload) > LARGEST_FRAME:
             raise ValueError(f"the reply has {len(payload)} bytes, more than {LARGEST_FRAME}")
         return True, payload
@@ -107,7 +112,7 @@ def outcome(work):
         return False, json.dumps({"type": type(error).__name__, "text": text_of(error)}).encode()
 
 
-def text_of(error):
+def text_of(error: BaseException) -> str:
     try:
         return str(error)[:300]
     except Exception:
@@ -117,10 +122,10 @@ def text_of(error):
 class Checker:
     """The tests, and the stand-ins through which they call the candidate."""
 
-    def __init__(self, port, program):
-        self.port, self.program, self.remotes = port, program, {}
+    def __init__(self, port: Port, program: Program):
+        self.port, self.program, self.remotes = port, program, dict[int | str, Remote]()
 
-    def check(self):
+    def check(self) -> None:
         """Run the tests to their end; everything that only the candidate can define is a stand-in."""
         namespace = fresh_module("checker")
         run(self.program["context"], "<context>", namespace)
@@ -130,13 +135,13 @@ class Checker:
         seed_random(self.program["source"])
         exec(tests, namespace)
 
-    def remote(self, target):
+    def remote(self, target: int | str) -> Remote:
         """One stand-in for each object of the candidate, so that `is` and `==` mean what they should."""
         if type(target) not in (int, str):
             raise ValueError("malformed reference")
         return self.remotes.setdefault(target, Remote(target, self.ask))
 
-    def ask(self, target, args, kwargs):
+    def ask(self, target: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call -> the candidate's value, or its exception raised here."""
         call = {"to": target, "args": encode(args), "kwargs": encode(kwargs)}
         self.port.send(b"C", json.dumps(call).encode())
@@ -146,7 +151,7 @@ class Checker:
         return decode(json.loads(payload), self.remote)
 
 
-def be_checker(port, program):
+def be_checker(port: Port, program: Program) -> None:
     """Run the tests and tell the host how they ended. Coming to their end is the only way to a pass."""
     try:
         Checker(port, program).check()
@@ -156,7 +161,7 @@ def be_checker(port, program):
         port.send(b"T")
 
 
-def exception_of(told):
+def exception_of(told: dict[str, str]) -> Exception:
     """What the candidate raised, as Python's own exception of that name where there is one that tests may catch."""
     name, text = str(told["type"])[:100], str(told["text"])[:300]
     kind = getattr(builtins, name, None)
@@ -168,7 +173,7 @@ def exception_of(told):
     return CandidateError(f"{name}: {text}")
 
 
-def reason(error, tests):
+def reason(error: BaseException, tests: str) -> str:
     """Why the tests failed, for a person; an assertion without a message is named by its line of the tests."""
     if isinstance(error, CandidateError):
         return str(error)
@@ -181,18 +186,18 @@ def reason(error, tests):
     return f"{type(error).__name__}: {tests.splitlines()[number - 1].strip()}" if number else type(error).__name__
 
 
-def fresh_module(name):
+def fresh_module(name: str) -> dict[str, Any]:
     """An empty module -> its namespace. dataclasses and typing look modules up by name."""
     sys.modules[name] = types.ModuleType(name)
     return sys.modules[name].__dict__
 
 
-def run(source, label, namespace):
+def run(source: str, label: str, namespace: dict[str, Any]) -> None:
     seed_random(source)
     exec(compile(source, label, "exec", dont_inherit=True), namespace)
 
 
-def seed_random(source):
+def seed_random(source: str) -> None:
     """The same verdict tomorrow, without the cost of the import where nobody needs it."""
     if "random" in source:
         import random
@@ -200,13 +205,13 @@ def seed_random(source):
         random.seed(0)
 
 
-def names_in(code):
+def names_in(code: types.CodeType) -> set[str]:
     """Every name that a code object or one within it reads."""
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return set(code.co_names).union(*map(names_in, inner))
 
 
-def limit(limits):
+def limit(limits: list[tuple[str, int, int]]) -> None:
     """[[name, soft, hard], ...], for good: a hard limit cannot be raised again without a capability."""
     import resource
 
@@ -214,7 +219,7 @@ def limit(limits):
         resource.setrlimit(getattr(resource, name), (soft, hard))
 
 
-def main():
+def main() -> None:
     port = Port()
     port.send(b"H")
     program = json.loads(port.receive()[1])

@@ -9,6 +9,8 @@ as a number that stands for it. Standard library only: this file runs inside the
 import builtins
 import collections
 import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 DEEPEST = 200  # levels of nesting in a value
 LONGEST_ITERATOR = 100_000
@@ -19,18 +21,18 @@ EXACT = 1 << 4096  # a larger int travels in hex: Python refuses decimal ints of
 class Remote:
     """The checker's stand-in for what lives in the candidate: a function by name, an object by number."""
 
-    def __init__(self, target, ask):
+    def __init__(self, target: int | str, ask: Callable[..., Any]):
         self.target, self.ask = target, ask
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.ask(self.target, args, kwargs)
 
 
-def refuse(value):
+def refuse(value: Any) -> int:
     raise TypeError(f"a {type(value).__name__} cannot be sent to the other process")
 
 
-def encode(value, keep=refuse, depth=0):
+def encode(value: Any, keep: Callable[[Any], int] = refuse, depth: int = 0) -> Any:
     """A value -> what JSON can carry. `keep` turns what is not plain into a number that stands for it."""
     if depth > DEEPEST:
         raise ValueError(f"a value is nested more than {DEEPEST} deep, or holds itself")
@@ -61,7 +63,7 @@ def encode(value, keep=refuse, depth=0):
     return exotic(value) or ["ref", keep(value)]
 
 
-def drained(iterator):
+def drained(iterator: Iterator[Any]) -> list[Any]:
     """Everything that a generator, map, zip ... still yields; an endless one is an error."""
     parts = list(itertools.islice(iterator, LONGEST_ITERATOR + 1))
     if len(parts) > LONGEST_ITERATOR:
@@ -69,14 +71,14 @@ def drained(iterator):
     return parts
 
 
-def exotic(value):
+def exotic(value: Any) -> list[str] | None:
     """Numbers and dates of the standard library, recognised without importing their modules."""
     name = f"{type(value).__module__}.{type(value).__name__}"
     return [name, str(value)] if name in ("fractions.Fraction", "decimal.Decimal") else None
 
 
 # tag, type, what to send; subclasses before their bases, and a subclass that is not named arrives as its base
-CONTAINERS = (
+CONTAINERS: tuple[tuple[str, type, Callable[[Any], Iterable[Any]]], ...] = (
     ("list", list, list.__iter__),
     ("tuple", tuple, tuple.__iter__),
     ("set", set, set.__iter__),
@@ -87,7 +89,7 @@ CONTAINERS = (
     ("values", type({}.values()), iter),
     ("items", type({}.items()), iter),
 )
-BUILDERS = {
+BUILDERS: dict[str, Callable[[list[Any]], Any]] = {
     "list": list,
     "tuple": tuple,
     "set": set,
@@ -101,8 +103,8 @@ BUILDERS = {
 }
 
 
-def decode(node, remote):
-    """The reverse of `encode`; `remote` gives what a number stands for. Raises on anything that `encode` cannot make."""
+def decode(node: Any, remote: Callable[[int | str], Any]) -> Any:
+    """The reverse of `encode`; `remote` gives what a number stands for. Raises on what `encode` cannot make."""
     if node is None or type(node) in (bool, int, float, str):
         return node
     tag, *parts = node
