@@ -3,7 +3,9 @@
 Everything that can be wrong with the configuration or the data is found before the base model is loaded.
 """
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +30,7 @@ from mixlora.console import bar, say
 from mixlora.errors import CheckpointError, ConfigError
 from mixlora.evaluation.report import print_results
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import Evaluator, result
+from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result
 from mixlora.models import base
 from mixlora.records import owned, read_json, write_json, write_lines, write_text
 from mixlora.tasks.collate import Row
@@ -194,6 +196,8 @@ class Experiment:
         self.formatter  # noqa: B018  the tokenizer is quick to load and shows many mistakes
         say(f"Loading {config.model.name} ...")
         loaded = base.load(config.model, device=self.accelerator.device)
+        if config.eval.before:
+            self.evaluate_base(self.evaluator(loaded))
         adapter = attach(loaded.model, config.method, config.model)
         if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -204,13 +208,10 @@ class Experiment:
         )
         evaluator = self.evaluator(loaded)
         trainer = self.trainer(loaded, adapter, evaluator)
-        if config.eval.before:
-            # The adapter starts at zero, so the adapted model is the base model; a resumed run has its scores on disk.
-            self.evaluate(evaluator, "before")
         totals = self.train(trainer)
         if self.accelerator.is_main_process:
             files.save(self.folder / "adapter", adapter, loaded.model, config.method, origin(config))
-        self.evaluate(evaluator, "after")
+        self.evaluate(evaluator, self.folder, "after")
         loads = self.routing(loaded)
         if self.accelerator.is_main_process:
             write_json(self.folder / "routing.json", loads)
@@ -279,12 +280,35 @@ class Experiment:
                 found[name] = result(data.task, predictions, self.config.eval, self.config.data)["value"]
         return found
 
-    def evaluate(self, evaluator: Evaluator, when: str) -> None:
-        """Score every task; predictions/TASK.jsonl and results.json, those of the base model in a folder `before`."""
-        folder = self.folder if when == "after" else self.folder / "before"
-        main = self.accelerator.is_main_process
-        if when == "before" and (folder / "results.json").is_file():
+    def evaluate_base(self, evaluator: Evaluator) -> None:
+        """Score the base model into `before`, or copy the scores that another run of the same protocol left.
+
+        They depend on neither method nor training, so a sweep pays for them once.
+        """
+        folder, main = self.folder / "before", self.accelerator.is_main_process
+        shared = Path(self.config.output_root) / "base" / f"{self.config.model.name}-{self.protocol_digest()[:12]}"
+        if (folder / "results.json").is_file():
             return
+        if not (shared / "results.json").is_file():
+            self.evaluate(evaluator, folder, "before")
+            if main:
+                copy_results(folder, shared)
+        elif main:
+            say(f"The base model's scores are taken from {shared}")
+            copy_results(shared, folder)
+        self.accelerator.wait_for_everyone()
+
+    def protocol_digest(self) -> str:
+        """sha256 of everything that decides the base model's scores."""
+        config = configs.plain(self.config)
+        data = {name: [data.fingerprints, configs.plain(data.task)] for name, data in self.evaluated.items()}
+        parts = [config["model"], config["data"], config["eval"], config["train"]["max_length"], self.config.seed]
+        parts += [data, self.formatter.fingerprint(), PROTOCOL_VERSION, version("torch"), version("transformers")]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def evaluate(self, evaluator: Evaluator, folder: Path, when: str) -> None:
+        """Score every task into `folder`: predictions/TASK.jsonl and results.json."""
+        main = self.accelerator.is_main_process
         results: dict[str, Any] = {}
         for name, data in self.evaluated.items():
             if not self.runnable(data):
@@ -369,6 +393,12 @@ class Experiment:
                 "peak_memory_bytes": peak_memory(self.accelerator.device),
             }
         write_json(path, values)
+
+
+def copy_results(source: Path, target: Path) -> None:
+    """Predictions first, results last: where results.json stands, everything does."""
+    shutil.copytree(source / "predictions", target / "predictions", dirs_exist_ok=True)
+    write_json(target / "results.json", read_json(source / "results.json"))
 
 
 def origin(config: Config) -> str:

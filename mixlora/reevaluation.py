@@ -25,7 +25,7 @@ def reevaluate(config: Config, run: str | None) -> Path:
     loaded = base.load(config.model, device=experiment.accelerator.device)
     if run is not None:
         files.load(Path(run) / "adapter", attach(loaded.model, config.method, config.model))
-    experiment.evaluate(experiment.evaluator(loaded), "after")
+    experiment.evaluate(experiment.evaluator(loaded), folder, "score")
     if experiment.accelerator.is_main_process:
         print_results(folder)
         say(f"Wrote {folder}")

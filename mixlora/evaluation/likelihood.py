@@ -1,8 +1,8 @@
 """Option questions: the log-likelihood of every option's text after the prompt.
 
-All options of a question stand behind one copy of its prompt, each seeing the prompt and itself (a tree in the attention
-mask, positions counted from the end of the prompt), so the prompt is computed once. Logits are taken only where an option's
-token is predicted.
+All options of a question stand behind one copy of its prompt, each seeing the prompt and itself (a tree in the
+attention mask, positions counted from the end of the prompt), so the prompt is computed once. Logits are taken only
+where an option's token is predicted.
 
     B questions   S positions   N predicted tokens   V vocabulary
 """

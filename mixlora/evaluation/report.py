@@ -15,47 +15,55 @@ def print_results(folder: Path) -> None:
     after = read_json(folder / "results.json")
     before_path = folder / "before" / "results.json"
     before = read_json(before_path) if before_path.is_file() else {}
-    table = Table(title=folder.name)
-    for column in ("task", "n", "metric", "majority", "before", "after", "change (paired)"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    table = Table(title=folder.name, title_justify="left")
+    for column in ("task", "n", "guess", "before", "after", "change"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for name, result in after.items():
         table.add_row(*cells(folder, name, result, before.get(name)))
     table.add_section()
     table.add_row(*mean_cells(folder, after, before))
     console.print(table)
-    for name, result in after.items():
-        if result["value"] is None:
-            say(f"{name}: {result['reason']}")
-    say(f"Results: {folder / 'results.json'}   predictions: {folder / 'predictions'}")
-    say(f"Losses step by step: {folder / 'metrics.jsonl'}   adapter: {folder / 'adapter'}")
-    say(f'Talk to it: python -m mixlora.generate run={folder} prompt="..."')
+    for note in notes(after):
+        say(note)
+    say(f"Results: {folder / 'results.json'}\nPredictions: {folder / 'predictions'}")
+    if (folder / "adapter").is_dir():
+        say(f"Losses step by step: {folder / 'metrics.jsonl'}\nAdapter: {folder / 'adapter'}")
+        say(f'Talk to it: python -m mixlora.generate run={folder} prompt="..."')
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What the table's numbers and marks mean."""
+    metrics = sorted({r["metric"] for r in results.values() if r["value"] is not None})
+    lines = [
+        f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer; change: paired by example"
+    ]
+    if any(not r.get("trained", True) for r in results.values()):
+        lines.append("* not trained: the task has no training rows")
+    if any(not r.get("complete", True) for r in results.values()):
+        lines.append("† the data set lacks rows here")
+    return lines + [f"{name}: {r['reason']}" for name, r in results.items() if r["value"] is None]
 
 
 def cells(folder: Path, name: str, result: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+    label = name + ("" if result.get("trained", True) else "*") + ("" if result.get("complete", True) else "†")
     if result["value"] is None:
-        return [name, "0", result["metric"], "", "", "not run", ""]
-    label = name if result.get("trained", True) else f"{name} (not trained)"
-    label += "" if result.get("complete", True) else " (incomplete set)"
-    majority = "" if result["majority"] is None else percent(result["majority"])
-    row = [label, str(result["n"]), result["metric"], majority]
+        return [label, "0", "", "", "not run", ""]
+    guess = "" if result["majority"] is None else percent(result["majority"])
+    row = [label, str(result["n"]), guess]
     if before is None or before["value"] is None:
         return [*row, "", with_error(result["value"], result["stderr"]), ""]
     change, error, _ = difference(folder, name, result["metric"])
-    return [
-        *row,
-        with_error(before["value"], before["stderr"]),
-        with_error(result["value"], result["stderr"]),
-        f"{100 * change:+.1f} ± {100 * error:.1f}",
-    ]
+    scores = with_error(before["value"], before["stderr"]), with_error(result["value"], result["stderr"])
+    return [*row, *scores, f"{100 * change:+.1f} ± {100 * error:.1f}"]
 
 
 def mean_cells(folder: Path, after: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """Unweighted mean over the trained tasks, with the standard error of the paired difference."""
     names = [n for n, r in after.items() if r["value"] is not None and r.get("trained", True)]
     if not names:
-        return ["mean", "", "", "", "", "", ""]
+        return ["mean", "", "", "", "", ""]
     mean = sum(after[n]["value"] for n in names) / len(names)
-    row = ["mean of trained", str(sum(after[n]["n"] for n in names)), "", ""]
+    row = ["mean of trained", str(sum(after[n]["n"] for n in names)), ""]
     if any(n not in before or before[n]["value"] is None for n in names):
         return [*row, "", percent(mean), ""]
     changes = [difference(folder, n, after[n]["metric"]) for n in names]
@@ -67,11 +75,9 @@ def mean_cells(folder: Path, after: dict[str, Any], before: dict[str, Any]) -> l
 
 def difference(folder: Path, name: str, metric: str) -> tuple[float, float, int]:
     """Paired over the same examples: (mean change, its standard error, n)."""
-    scores = [
-        {row["id"]: row[metric] for row in read_lines(place / "predictions" / f"{name}.jsonl")}
-        for place in (folder / "before", folder)
-    ]
-    return paired_difference(*scores)
+    places = (folder / "before", folder)
+    rows = [read_lines(place / "predictions" / f"{name}.jsonl") for place in places]
+    return paired_difference(*({row["id"]: row[metric] for row in some} for some in rows))
 
 
 def percent(value: float) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from mixlora.config.schema import Dtype, Model, Quantization
 from mixlora.errors import ConfigError, DataError
@@ -33,6 +35,8 @@ def load(model: Model, *, seed: int = 0, device: torch.device | str = "cpu") -> 
         DataError: the hub cannot be reached or does not have the model.
     """
     dtype = torch_dtype(model.dtype, device)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     if model.random is not None:
         loaded, tokenizer = from_random(model, seed, dtype)
     else:

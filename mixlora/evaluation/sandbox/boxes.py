@@ -3,18 +3,12 @@
 import contextlib
 import json
 import os
-import re
 import select
 import shutil
 import signal
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-from mixlora.errors import SandboxError
-from mixlora.evaluation.sandbox import interpreter, seccomp
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,9 @@ class Box:
     """One running process, with non-blocking pipes to its standard input, output and error."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", info_fd: int | None = None, folder: str | None = None):
-        assert process.stdin and process.stdout and process.stderr
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
         self.process, self.info_fd, self.folder = process, info_fd, folder
         self.ending: Ending | None = None
         self.write_fd, self.read_fd = process.stdin.fileno(), process.stdout.fileno()
@@ -95,7 +91,8 @@ class Box:
         SIGKILL on bubblewrap itself would leave that pid 1 to the init of the host.
         """
         if self.info_fd is None:
-            return self._kill_group()
+            self._kill_group()
+            return
         with contextlib.suppress(OSError, ValueError, KeyError):
             told = b""
             while b"}" not in told and select.select([self.info_fd], [], [], 2.0)[0]:

@@ -35,10 +35,11 @@ def completion_of(text: str, problem: Problem) -> str:
 
 def fenced(text: str, defines: "re.Pattern[str]") -> str:
     """The block of code in a reply: see rule 1. An unclosed fence reaches to the end (the reply was cut)."""
+    before = re.split(r"^[ \t]*(?:```|~~~)", text, maxsplit=1, flags=re.MULTILINE)[0]
+    if before.strip("\n").startswith(" ") or defines.search(before):  # code from the start; the fence closes it
+        return before
     blocks = [match.group(2) for match in FENCE.finditer(text)]
-    if not blocks:
-        return re.split(r"^[ \t]*```", text, maxsplit=1, flags=re.MULTILINE)[0]
-    return next((block for block in blocks if defines.search(block)), blocks[0])
+    return next((block for block in blocks if defines.search(block)), blocks[0] if blocks else text)
 
 
 def is_code(line: str) -> bool:

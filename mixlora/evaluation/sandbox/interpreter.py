@@ -12,14 +12,37 @@ from pathlib import Path
 
 from mixlora.errors import SandboxError
 
-NEEDLESS = """
-    site-packages dist-packages test tests idlelib tkinter turtledemo lib2to3 ensurepip venv distutils pydoc_data
-    config-* *.a *.opt-1.pyc *.opt-2.pyc
-""".split()
+NEEDLESS = [
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "tkinter",
+    "turtledemo",
+    "lib2to3",
+    "ensurepip",
+    "venv",
+    "distutils",
+    "pydoc_data",
+    "config-*",
+    "*.a",
+    "*.opt-1.pyc",
+    "*.opt-2.pyc",
+]
 # what extension modules of the standard library link to, where an installation (conda, uv) brings its own
-LIBRARIES = """
-    libpython* libssl* libcrypto* libffi* libz.* liblzma* libbz2* libexpat* libmpdec* libgcc_s*
-""".split()
+LIBRARIES = [
+    "libpython*",
+    "libssl*",
+    "libcrypto*",
+    "libffi*",
+    "libz.*",
+    "liblzma*",
+    "libbz2*",
+    "libexpat*",
+    "libmpdec*",
+    "libgcc_s*",
+]
 
 PYTHON = "bin/python3"
 COMMAND = ["-s", "-S", "-B", "-X", "utf8", "-c", "from boxed.inside import main; main()"]

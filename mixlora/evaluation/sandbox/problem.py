@@ -38,7 +38,7 @@ def from_humaneval(row: Mapping[str, Any]) -> Problem:
         task_id=str(row["task_id"]),
         prompt=prompt,
         prefix=prompt,
-        context=prompt,
+        context=standing(prompt),
         tests=f"{text(row, 'test')}\ncheck({entry_point})\n",
         entry_point=entry_point,
     )
@@ -75,6 +75,17 @@ def text(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(row[column], str):
         raise ValueError(f"{column} must be a text, got {row[column]!r:.80}")
     return str(row[column])
+
+
+def standing(prompt: str) -> str:
+    """The prompt as a program: its last function has a docstring for a body, or gets one."""
+    try:
+        ast.parse(prompt)
+        return prompt
+    except SyntaxError:
+        whole = f"{prompt.rstrip()}\n    pass\n"
+        ast.parse(whole)
+        return whole
 
 
 def normal(code: str) -> str:

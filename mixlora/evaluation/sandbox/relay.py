@@ -18,6 +18,8 @@ from mixlora.evaluation.sandbox.boxes import Box, Limits
 from mixlora.evaluation.sandbox.launchers import Launcher
 
 START_SECONDS = 60.0  # for two bare Pythons; only a machine that cannot run them at all needs more
+KILLED = 128 + signal.SIGKILL  # a box cannot do that to itself: it was the CPU limit, or memory ran out on the host
+ALMOST = 0.8  # the kernel counts CPU time in ticks where it limits it and in nanoseconds where it reports it
 TICK_SECONDS = 0.5  # how soon a cancelled judgement stops
 
 Program = dict[str, Any]  # role, context, source, entry_point: see `boxed/inside.py`
@@ -137,7 +139,7 @@ def printable(payload: bytes) -> str:
 def how_it_ended(line: Line, limits: Limits) -> str:
     """A process that ended without a word: by its CPU limit, by a signal, or by its own exit, which is never a pass."""
     ending = line.box.end(grace=0.5)
-    if ending.cpu >= limits.cpu:
+    if ending.cpu >= limits.cpu or (ending.status == KILLED and ending.cpu >= ALMOST * limits.cpu):
         return "timed out"
     if ending.status > 128:
         with contextlib.suppress(ValueError):

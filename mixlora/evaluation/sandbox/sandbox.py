@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from mixlora.errors import SandboxError
@@ -105,6 +105,10 @@ class Sandbox:
         with ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox") as pool:
             futures = [pool.submit(self._judge_one, problem, completion, cancelled) for problem, completion in pairs]
             try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    if future.done():
+                        future.result()
                 return [future.result() for future in futures]
             except BaseException:
                 cancelled.set()

@@ -19,7 +19,6 @@ from typing import Any
 
 from .values import LARGEST_FRAME, Remote, decode, encode
 
-
 Program = dict[str, Any]  # role, context, source, entry_point, limits
 
 

@@ -52,12 +52,12 @@ def encode(value: Any, keep: Callable[[Any], int] = refuse, depth: int = 0) -> A
             return [tag, [encode(part, keep, depth + 1) for part in parts(value)]]
     if isinstance(value, complex):
         return ["complex", value.real, value.imag]
-    if isinstance(value, (bytes, bytearray)):
-        return [bytes.__name__ if isinstance(value, bytes) else bytearray.__name__, bytes(value).hex()]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes" if isinstance(value, bytes) else "bytearray", bytes(value).hex()]
     if isinstance(value, range):
         return ["range", value.start, value.stop, value.step]
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return ["type", value.__name__]
+    if isinstance(value, type) and value in BUILTIN_TYPES:
+        return ["type", BUILTIN_TYPES[value]]
     if hasattr(type(value), "__next__"):
         return ["iter", [encode(part, keep, depth + 1) for part in drained(value)]]
     return exotic(value) or ["ref", keep(value)]
@@ -77,6 +77,7 @@ def exotic(value: Any) -> list[str] | None:
     return [name, str(value)] if name in ("fractions.Fraction", "decimal.Decimal") else None
 
 
+BUILTIN_TYPES = {kind: name for name, kind in vars(builtins).items() if isinstance(kind, type)}
 # tag, type, what to send; subclasses before their bases, and a subclass that is not named arrives as its base
 CONTAINERS: tuple[tuple[str, type, Callable[[Any], Iterable[Any]]], ...] = (
     ("list", list, list.__iter__),
@@ -119,7 +120,7 @@ def decode(node: Any, remote: Callable[[int | str], Any]) -> Any:
     if tag in ("fractions.Fraction", "decimal.Decimal"):
         module, name = tag.split(".")
         return getattr(__import__(module), name)(str(parts[0]))
-    if tag == "type" and isinstance(getattr(builtins, parts[0]), type):
+    if tag == "type" and parts[0] in BUILTIN_TYPES.values():
         return getattr(builtins, parts[0])
     if tag == "ref":
         return remote(parts[0])
