@@ -70,7 +70,7 @@ def test_canonical_solutions_pass_as_a_chat_model_would_say_them(box, rows, repl
 def test_honest_slow_solutions_pass_under_load(box, rows):
     """Eight at a time on few cores, with two more threads burning; each computes for a second or two."""
     burn, stop = "while True: pass", threading.Event()
-    code = "import time\ndef f():\n    end = time.process_time() + 1.5\n    while time.process_time() < end: pass\n    return 1\n"
+    code = "import time\ndef f():\n    while time.process_time() < 1.5:\n        pass\n    return 1\n"
     from mixlora.evaluation.sandbox import Problem
 
     slow = Problem(task_id="slow", prompt="", tests="assert f() == 1", entry_point="f")

@@ -1,7 +1,7 @@
 """The per-linear mixture with a hand-written backward: what LoRA costs, whatever the gate.
 
-Autograd alone would keep three copies of A x and add the gradient of x up in three passes. Two functions replace it; the
-gate between them stays ordinary autograd over [T, E], so every gate and every auxiliary loss works unchanged.
+Autograd alone would keep three copies of A x and add the gradient of x up in three passes. Two functions replace it;
+the gate between them stays ordinary autograd over [T, E], so every gate and every auxiliary loss works unchanged.
 
     base, h, z  =  W x + b,  A x,  W_r x         `Project`: one input, its gradient accumulated in place
     y           =  base + s · B (g(z) ⊙ h)       `Combine`: saves h and g, neither their product nor base

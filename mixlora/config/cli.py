@@ -13,9 +13,11 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,8 +47,17 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             store_single_tasks(sys.argv[1:])
             try:
-                hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(run)()
+                hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
             except Exception as error:
+                leave(error)
+
+        @functools.wraps(run)
+        def guarded(cfg: DictConfig) -> None:
+            try:
+                run(cfg)
+            except MixloraError as error:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise  # the other points of a sweep go on
                 leave(error)
 
         return main

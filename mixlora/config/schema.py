@@ -94,6 +94,8 @@ class Method:
 
 @dataclass(kw_only=True)
 class Splits:
+    """Which split of the set plays which part. For a user's own file: a file's name, or a slice "[:90%]" of its rows."""
+
     train: str | None = None
     validation: str | None = None
     test: str | None = None  # the split that a result is reported on
@@ -121,13 +123,17 @@ class Task:
     """One data set, how a row becomes a question with an answer, and how an answer is scored."""
 
     name: str = MISSING
-    path: str = MISSING  # a hub id, or a user's own .jsonl, .csv or .parquet file
+    path: str = MISSING  # a hub id, or a user's own .jsonl, .csv or .parquet file, or a folder of them
     config: str = "default"
     splits: Splits = field(default_factory=Splits)
+    where: dict[str, Any] | None = None  # keep only the rows with these values: {image: null}
     question: str = MISSING  # a template over the row's columns: "{context} {question}"
+    cue: str = "\nAnswer:"  # with the plain template: what follows the question
     options: Options | None = None
+    repeated_options: bool = False  # the set is known to have rows with two equal options; keep them
     answer: str = MISSING  # the column with the answer (a label, an index, or the text to generate)
     answer_values: list[Any] | None = None  # the value of `answer` that names each option, in order
+    answer_contains: str | None = None  # a text that every right answer has: "####" in GSM8K
     answer_kind: Answer = Answer.options
     metric: str = "acc_norm"
     tests: str | None = None  # answer_kind=code: template of the test program
@@ -177,10 +183,17 @@ class Style(Enum):
     letters = "letters"  # the options are listed as A. B. ...; the answer is a letter
 
 
+class Overlap(Enum):
+    note = "note"  # say how many scored rows are also trained on
+    drop = "drop"  # leave those rows out of training
+    error = "error"
+
+
 @dataclass(kw_only=True)
 class Data:
     source: str = "hub"  # hub | sample | a folder laid out like the hub
     on_bad_row: BadRow = BadRow.error
+    overlap: Overlap = Overlap.note
     template: Template = Template.auto
     style: Style = Style.cloze
     loss_on: Loss = Loss.answer

@@ -67,7 +67,7 @@ def whole_functions(code: str, defines: "re.Pattern[str]") -> str:
 def body(code: str) -> str:
     """The rest of a function whose head is in the prompt: see rule 3."""
     lines = code.strip("\n").rstrip().split("\n")
-    if lines and lines[0] and not lines[0][0].isspace() and not DEFINITION.match(lines[0]):
+    if lines[0] and not lines[0][0].isspace():
         lines = indented(lines)
     kept: list[str] = []
     for line in lines:
@@ -84,4 +84,6 @@ def indented(lines: list[str]) -> list[str]:
     only_first = bool(depths) and depths[0] >= (8 if opens else 4)
     if only_first:
         return [f"    {lines[0]}", *lines[1:]]
+    if DEFINITION.match(lines[0]):  # a program of its own, without the function that was asked for
+        return lines
     return [f"    {line}" if line.strip() else line for line in lines]

@@ -1,0 +1,151 @@
+"""Load the tasks of a mixture: which rows are trained on, tuned on and tested on, and what a user must know of them."""
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+
+from mixlora.config.schema import Data, Mixture, Overlap, Task
+from mixlora.errors import ConfigError, DataError
+from mixlora.tasks import overlap, sources
+from mixlora.tasks.example import Example
+from mixlora.tasks.mixture import seed_of
+from mixlora.tasks.parse import check, examples
+from mixlora.tasks.table import MissingSplit, Table
+
+HELD_OUT, MOST_HELD_OUT = 0.05, 500
+LISTED = 5  # skipped rows that a note names
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """One task with its examples. `notes` are what a user must see; `complete` is False where rows are missing."""
+
+    name: str
+    task: Task
+    train: Sequence[Example] = ()
+    validation: Sequence[Example] = ()
+    test: Sequence[Example] = ()
+    fingerprints: dict[str, str] = field(default_factory=dict)  # split -> sha256 of what was read
+    complete: bool = True
+    held_out: int = 0  # rows of the training split that are the validation split
+    trained_on: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # split -> ids of scored rows that are also trained on
+    notes: list[str] = field(default_factory=list)
+
+
+def load(tasks: Mixture, data: Data, seed: int = 0) -> dict[str, TaskData]:
+    """Read and parse what each task of the mixture needs. Everything that is wrong with the keys is said first.
+
+    A task whose source has no training split is only evaluated, with a note. Validation rows are never trained on.
+    The result does not depend on `seed`: runs that differ in it must see the same held-out rows.
+
+    Raises:
+        ConfigError: a task's keys do not fit together.
+        DataError: rows that are not there, cannot be reached, or are bad; with overlap=error, a row both trained on
+            and tested on.
+    """
+    if not tasks.mixture:
+        raise ConfigError(f"tasks={tasks.name} is an empty mixture. Give it tasks: tasks/<name>.yaml shows how")
+    named = {name: replace(task, name=name) for name, task in tasks.mixture.items()}
+    for task in named.values():
+        check(task)
+    return against_overlap({name: load_task(task, data) for name, task in named.items()}, data.overlap)
+
+
+def load_task(task: Task, data: Data) -> TaskData:
+    """One task's splits, those that it needs."""
+    reading = Reading(task, data)
+    test = [] if task.train_only else reading.split("test")
+    train = [] if task.eval_only else reading.split("train", optional=not task.train_only)
+    scored = not task.train_only
+    own_validation = scored and task.splits.validation not in (None, task.splits.test)
+    validation = reading.split("validation", optional=True) if own_validation else []
+    held_out = 0
+    if scored and train and not validation:
+        train, validation = hold_out(task.name, train)
+        held_out = len(validation)
+    return TaskData(
+        name=task.name,
+        task=task,
+        train=train,
+        validation=validation,
+        test=test,
+        fingerprints=reading.fingerprints,
+        complete=reading.complete,
+        held_out=held_out,
+        notes=reading.notes,
+    )
+
+
+@dataclass
+class Reading:
+    """The splits of one task as they are read, and what there is to say about them."""
+
+    task: Task
+    data: Data
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    complete: bool = True
+
+    def split(self, split: str, *, optional: bool = False) -> list[Example]:
+        """The examples of a split; none, with a note, where an optional one is missing."""
+        try:
+            table = sources.read(self.task, self.data.source, split)
+        except MissingSplit as error:
+            if not optional:
+                raise
+            if getattr(self.task.splits, split) is not None:
+                self.notes.append(missing_note(self.task, split, error))
+            return []
+        return self.parsed(table, split)
+
+    def parsed(self, table: Table, split: str) -> list[Example]:
+        found, bad = examples(self.task, table, split, self.data.on_bad_row)
+        self.fingerprints[split] = table.sha256
+        self.complete &= table.complete
+        self.notes += [f"task {self.task.name}: {note}" for note in table.notes]
+        if bad:
+            listed = "; ".join(map(str, bad[:LISTED])) + ("; ..." if len(bad) > LISTED else "")
+            self.notes.append(f"{table.origin}: {len(bad)} of {len(table.rows):,} rows skipped: {listed}")
+        return found
+
+
+def missing_note(task: Task, split: str, error: MissingSplit) -> str:
+    what = "it is evaluated but not trained" if split == "train" else "training rows are held out in its place"
+    return f"{error}: {what}"
+
+
+def hold_out(name: str, train: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """(rest, held out): 5 % of the rows, at least one of two and at most 500, the same for every seed."""
+    import numpy as np
+
+    number = min(MOST_HELD_OUT, max(1, int(len(train) * HELD_OUT))) if len(train) > 1 else 0
+    order = np.random.default_rng(seed_of("held out", name)).permutation(len(train))
+    chosen = set(order[:number].tolist())
+    rest = [example for i, example in enumerate(train) if i not in chosen]
+    return rest, [example for i, example in enumerate(train) if i in chosen]
+
+
+def against_overlap(found: dict[str, TaskData], policy: Overlap) -> dict[str, TaskData]:
+    """Find the rows that one task of the mixture scores and any task trains on; see `overlap`."""
+    trained = overlap.questions(example for data in found.values() for example in data.train)
+    scored = {name: {"validation": data.validation, "test": data.test} for name, data in found.items()}
+    seen = {name: {s: overlap.among(rows, trained) for s, rows in of.items()} for name, of in scored.items()}
+    if policy is Overlap.drop:
+        tested = overlap.questions(e for of in scored.values() for rows in of.values() for e in rows)
+        return {name: dropped(data, tested) for name, data in found.items()}
+    again = {n: overlap.message(seen[n]["test"], data.test) for n, data in found.items() if seen[n]["test"]}
+    if again and policy is Overlap.error:
+        raise DataError("\n".join(again.values()))
+    notes = {name: [*data.notes, again[name]] if name in again else data.notes for name, data in found.items()}
+    return {name: replace(data, trained_on=seen[name], notes=notes[name]) for name, data in found.items()}
+
+
+def dropped(data: TaskData, tested: AbstractSet[bytes]) -> TaskData:
+    """The task without the training rows that are scored somewhere."""
+    again = set(overlap.among(data.train, tested))
+    if not again:
+        return data
+    note = f"task {data.name}: {len(again)} of {len(data.train):,} training rows are dropped: they are also scored"
+    return replace(data, train=[e for e in data.train if e.id not in again], notes=[*data.notes, note])

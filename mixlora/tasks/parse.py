@@ -1,0 +1,206 @@
+"""From the rows of a table to examples: strict, so that what is wrong with a row is said before anything is trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixlora.config.schema import Answer, BadRow, Options, Task
+from mixlora.config.typed import suggest
+from mixlora.errors import ConfigError, DataError
+from mixlora.tasks.code import function_under_test, newlines
+from mixlora.tasks.example import Example
+from mixlora.tasks.table import Table
+from mixlora.tasks.template import BadField, Template, columns, template, text_at, text_of, value_at
+
+MOST_BAD = 0.01  # of the rows may be skipped
+# (texts, labels) of a row's options; the answer names one of the labels.
+OptionReader = Callable[[Mapping[str, Any]], tuple[list[str], Sequence[Any]]]
+
+
+@dataclass(frozen=True)
+class BadRowReport:
+    row: int
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}, field '{self.field}': {self.reason}"
+
+
+def examples(
+    task: Task, table: Table, split: str, on_bad_row: BadRow = BadRow.error
+) -> tuple[list[Example], list[BadRowReport]]:
+    """The examples of `table`, in its order, and the rows that were skipped. Rows are counted from 0.
+
+    Raises:
+        DataError: a column is missing; no row is left; a row is bad, or with on_bad_row=skip more than 1 % of them.
+        ConfigError: the task's own keys cannot be.
+    """
+    reader = Reader.of(task)
+    require_columns(reader.columns, table)
+    found, bad, seen = [], [], 0
+    for number, row in zip(table.numbers, table.rows, strict=True):
+        if task.where and not kept(row, task.where):
+            continue
+        seen += 1
+        try:
+            found.append(reader(row, f"{task.name}/{split}/{number}"))
+        except BadField as error:
+            report = BadRowReport(number, error.field, error.reason)
+            if on_bad_row is BadRow.error:
+                raise DataError(f"{table.origin}, {report}. Mend it, or leave it out: data.on_bad_row=skip") from None
+            bad.append(report)
+    if len(bad) > MOST_BAD * seen:
+        raise DataError(
+            f"{table.origin}: {len(bad)} of {seen} rows are bad, more than {MOST_BAD:.0%}; the first: {bad[0]}"
+        )
+    if not found:
+        raise DataError(f"{table.origin} has no row{' where ' + str(task.where) if task.where else ''}")
+    return found, bad
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One task's keys, read once: from a row to its example."""
+
+    task: Task
+    question: Template
+    options: OptionReader | None
+    tests: Template | None
+    columns: frozenset[str]
+
+    @classmethod
+    def of(cls, task: Task) -> "Reader":
+        """Raises ConfigError where the task's keys do not fit together."""
+        check(task)
+        question = template(task.question, f"task {task.name}: question")
+        tests = template(task.tests, f"task {task.name}: tests") if task.tests else None
+        options = option_reader(task.options, task) if task.options else None
+        return cls(task, question, options, tests, columns(task))
+
+    def __call__(self, row: Mapping[str, Any], id: str) -> Example:
+        """Raises BadField."""
+        task, question = self.task, self.question(row).lstrip("\n")  # a template may begin with an empty column
+        if not question.strip():
+            raise BadField(self.question.paths[0] if self.question.paths else "question", "is empty")
+        if self.options is not None:
+            texts, gold = self.choice(row)
+            return Example(
+                id=id, task=task.name, question=question, answer=texts[gold], options=texts, gold=gold, cue=task.cue
+            )
+        answer = self.text_answer(row)
+        extra = self.program(row, answer) if task.answer_kind is Answer.code else {}
+        return Example(id=id, task=task.name, question=question, answer=answer, cue=task.cue, **extra)
+
+    def choice(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+        """The texts of the options and the place of the right one."""
+        assert self.options is not None
+        texts, labels = self.options(row)
+        check_options(texts, labels, self.task)
+        value = value_at(row, self.task.answer)
+        if value is None or value == "":
+            raise BadField(self.task.answer, "is null or empty")
+        known = [spelled(label) for label in labels]
+        if spelled(value) not in known:
+            raise BadField(self.task.answer, f"{value!r} is none of the {len(texts)} options' labels {list(labels)}")
+        return tuple(texts), known.index(spelled(value))
+
+    def text_answer(self, row: Mapping[str, Any]) -> str:
+        name, contains = self.task.answer, self.task.answer_contains
+        text = text_at(row, name)
+        if not text.strip():
+            raise BadField(name, "is empty")
+        if contains and contains not in text:
+            raise BadField(name, f"has no {contains!r}")
+        return newlines(text) if self.task.answer_kind is Answer.code else text
+
+    def program(self, row: Mapping[str, Any], answer: str) -> dict[str, Any]:
+        assert self.tests is not None
+        tests = newlines(self.tests(row))
+        name = self.task.entry_point
+        entry_point = text_at(row, name) if name else function_under_test(answer, tests)
+        if not entry_point:
+            raise BadField(self.task.answer, "defines no function that the tests call")
+        return {"tests": tests, "entry_point": entry_point, "row": row}
+
+
+def option_reader(options: Options, task: Task) -> OptionReader:
+    """How a row of this task gives its options."""
+    values = task.answer_values
+    if options.fixed is not None:
+        fixed, labels = list(options.fixed), values or options.fixed
+        return lambda row: (fixed, labels)
+    if options.columns is not None:
+        names = list(options.columns)
+        numbers = values or list(range(len(names)))
+        return lambda row: ([text_at(row, name) for name in names], numbers)
+    path, label_path = options.field, options.labels
+    assert path is not None
+
+    def listed(row: Mapping[str, Any]) -> tuple[list[str], Sequence[Any]]:
+        found = value_at(row, path)
+        if isinstance(found, Mapping):  # parquet fills the labels that a row lacks with nulls
+            found = {label: text for label, text in found.items() if text is not None}
+            return [text_of(text, path) for text in found.values()], list(found)
+        if not isinstance(found, (list, tuple)):
+            raise BadField(path, f"holds {found!r:.40}, not a list of options or a mapping label: text")
+        labels = value_at(row, label_path) if label_path else values or range(len(found))
+        if not isinstance(labels, (list, tuple, range)):
+            raise BadField(label_path or path, f"holds {labels!r:.40}, not a list of labels")
+        return [text_of(text, path) for text in found], labels
+
+    return listed
+
+
+def check_options(texts: Sequence[str], labels: Sequence[Any], task: Task) -> None:
+    """Raises BadField."""
+    assert task.options is not None
+    field = task.options.field or ", ".join(task.options.columns or ["options"])
+    if len(texts) < 2:
+        raise BadField(field, f"has {len(texts)} option, a question needs 2")
+    if len(labels) != len(texts):
+        raise BadField(field, f"has {len(texts)} options for {len(labels)} labels {list(labels)}")
+    if not all(map(str.strip, texts)):
+        raise BadField(field, "has an empty option")
+    if len(set(map(spelled, labels))) < len(labels):
+        raise BadField(field, f"has a label twice: {list(labels)}")
+    if not task.repeated_options and len(set(texts)) < len(texts):
+        raise BadField(field, f"has an option twice: {list(texts)!r:.200}")
+
+
+def spelled(value: Any) -> str:
+    """One spelling for a label however its file types it: True and "true" (CSV), 1 and "1" (JSON)."""
+    text = str(value).strip()
+    return text.lower() if text in ("True", "False") else text
+
+
+def kept(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    return all(row.get(name) == value for name, value in where.items())
+
+
+def require_columns(paths: frozenset[str], table: Table) -> None:
+    for path in sorted(paths):
+        name = path if path in table.columns else path.split(".")[0]
+        if name not in table.columns:
+            has = f"It has: {', '.join(sorted(table.columns))}"
+            raise DataError(f"{table.origin} has no column '{name}'. {suggest(name, table.columns)} {has}")
+
+
+def check(task: Task) -> None:
+    """Raises ConfigError where the keys of a task file do not fit together."""
+    options, kind, name = task.options, task.answer_kind, f"task {task.name}"
+    if (options is not None) != (kind is Answer.options):
+        raise ConfigError(f"{name}: answer_kind={kind.value} {'takes no' if options else 'needs'} options")
+    if kind is Answer.code and not task.tests:
+        raise ConfigError(f"{name}: answer_kind=code needs tests, a template of the test program")
+    if task.eval_only and task.train_only:
+        raise ConfigError(f"{name}: eval_only and train_only are both true; set one to false")
+    if task.cap is not None and task.cap < 1:
+        raise ConfigError(f"{name}: cap must be at least 1, got {task.cap}. Use eval_only=true to train on nothing")
+    if options is None:
+        return
+    if sum(part is not None for part in (options.field, options.columns, options.fixed)) != 1:
+        raise ConfigError(f"{name}: options needs exactly one of field, columns and fixed")
+    texts, values = options.fixed or options.columns, task.answer_values
+    if texts is not None and values is not None and len(texts) != len(values):
+        raise ConfigError(f"{name}: {len(texts)} options but {len(values)} answer_values {values}")

@@ -1,0 +1,202 @@
+"""Laws of the parser: what is wrong with a row is named, what is right with it is kept to the letter."""
+
+import pytest
+
+from mixlora.config.schema import Answer, BadRow, Options, Task
+from mixlora.errors import ConfigError, DataError
+from mixlora.tasks.parse import examples
+from mixlora.tasks.table import table_of
+from mixlora.tasks.template import template
+
+
+def task(**values) -> Task:
+    base = {
+        "name": "quiz",
+        "path": "owner/quiz",
+        "question": "Q: {question}",
+        "options": Options(field="choices.text", labels="choices.label"),
+        "answer": "key",
+    }
+    return Task(**(base | values))
+
+
+def row(question="Why?", texts=("a", "b", "c"), labels=("A", "B", "C"), key="B") -> dict:
+    return {"question": question, "choices": {"text": list(texts), "label": list(labels)}, "key": key}
+
+
+def parse(a_task, *rows, on_bad_row=BadRow.error):
+    return examples(a_task, table_of(list(rows), "quiz.jsonl"), "train", on_bad_row)
+
+
+def one(a_task, a_row):
+    return parse(a_task, a_row)[0][0]
+
+
+def test_a_row_becomes_an_example():
+    found = one(task(), row())
+    assert (found.id, found.question, found.options, found.gold, found.answer) == (
+        "quiz/train/0", "Q: Why?", ("a", "b", "c"), 1, "b",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "extra", "columns", "texts"),
+    [
+        (Options(field="o"), {}, {"o": ["x", "y"], "key": 1}, ("x", "y")),
+        (Options(field="o"), {"answer_values": ["0", "1"]}, {"o": ["x", "y"], "key": "1"}, ("x", "y")),
+        (Options(field="o"), {}, {"o": {"A": "x", "B": "y", "E": None}, "key": "B"}, ("x", "y")),
+        (Options(columns=["o1", "o2"]), {"answer_values": ["1", "2"]}, {"o1": "x", "o2": "y", "key": 2}, ("x", "y")),
+        (Options(columns=["o1", "o2"]), {}, {"o1": "x", "o2": "y", "key": 1}, ("x", "y")),
+        (Options(fixed=["no", "yes"]), {"answer_values": [False, True]}, {"key": True}, ("no", "yes")),
+        (Options(fixed=["no", "yes"]), {"answer_values": [False, True]}, {"key": "True"}, ("no", "yes")),
+        (Options(fixed=["no", "yes"]), {}, {"key": "yes"}, ("no", "yes")),
+    ],
+)
+def test_options_live_where_the_task_says(options, extra, columns, texts):
+    found = one(task(options=options, **extra), {"question": "Why?"} | columns)
+    assert (found.options, found.gold) == (texts, 1)
+
+
+@pytest.mark.parametrize("labels", ["123", "12345", "ABC", "ABCDE"])
+def test_arcs_numbers_and_three_to_five_options_are_fine(labels):
+    found = one(task(), row(texts=[f"text {label}" for label in labels], labels=labels, key=labels[-1]))
+    assert found.answer == f"text {labels[-1]}"
+
+
+BAD = {
+    "null question": (row(question=None), "question"),
+    "blank question": (row(question=None) | {"question": ["x", None]}, "question"),
+    "half a surrogate": (row(question="\ud800"), "question"),
+    "question of the wrong type": (row(question={"a": 1}), "question"),
+    "null answer": (row(key=None), "key"),
+    "empty answer": (row(key=""), "key"),
+    "answer outside": (row(key="E"), "key"),
+    "label -1": (row(key=-1), "key"),
+    "one option": (row(texts="a", labels="A", key="A"), "choices.text"),
+    "no option": (row(texts="", labels=""), "choices.text"),
+    "empty option": (row(texts=("a", " ", "c")), "choices.text"),
+    "null option": (row(texts=("a", None, "c")), "choices.text"),
+    "an option twice": (row(texts=("a", "b", "a")), "choices.text"),
+    "a label twice": (row(labels="ABA"), "choices.text"),
+    "fewer labels": (row(labels="AB"), "choices.text"),
+    "labels of the wrong type": (row() | {"choices": {"text": ["a", "b"], "label": None}}, "choices.label"),
+    "options of the wrong type": (row() | {"choices": {"text": "ab", "label": ["A", "B"]}}, "choices.text"),
+    "missing field": (row() | {"choices": {"label": ["A"]}}, "choices.text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_named_with_file_row_and_field(name):
+    bad, field = BAD[name]
+    with pytest.raises(DataError, match=rf"quiz\.jsonl, row 2, field '{field}'.*data\.on_bad_row=skip"):
+        parse(task(), row(), row(), bad)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_can_be_skipped_and_is_listed(name):
+    bad, field = BAD[name]
+    found, skipped = parse(task(), *[row()] * 50, bad, *[row()] * 50, on_bad_row=BadRow.skip)
+    assert [example.id for example in found] == [f"quiz/train/{i}" for i in range(101) if i != 50]
+    assert [(report.row, report.field) for report in skipped] == [(50, field)]
+
+
+def test_more_than_one_percent_is_too_much_to_skip():
+    with pytest.raises(DataError, match="2 of 102 rows are bad"):
+        parse(task(), *[row()] * 100, *[row(key="")] * 2, on_bad_row=BadRow.skip)
+
+
+def test_a_known_repetition_is_kept():
+    assert one(task(repeated_options=True), row(texts=("a", "b", "a"))).gold == 1
+
+
+@pytest.mark.parametrize("on_bad_row", BadRow)
+def test_a_missing_column_is_named_with_the_nearest(on_bad_row):
+    with pytest.raises(DataError, match=r"quiz\.jsonl has no column 'question'\. Did you mean 'questions'"):
+        parse(
+            task(), {"questions": "Why?"} | {k: v for k, v in row().items() if k != "question"}, on_bad_row=on_bad_row
+        )
+
+
+def test_no_row_is_an_error():
+    with pytest.raises(DataError, match="has no row where"):
+        parse(task(where={"key": "Z"}), row())
+
+
+def test_where_keeps_the_rows_that_match():
+    found, _ = parse(task(where={"image": None}), row() | {"image": b"png"}, row() | {"image": None})
+    assert [example.id for example in found] == ["quiz/train/1"]
+
+
+def test_a_number_must_contain_its_mark():
+    number = task(options=None, answer="solution", answer_kind=Answer.number, answer_contains="####")
+    assert one(number, {"question": "1+1", "solution": "#### 2"}).answer == "#### 2"
+    with pytest.raises(DataError, match=r"row 0, field 'solution': has no '####'"):
+        parse(number, {"question": "1+1", "solution": "2"})
+
+
+def test_a_program_has_tests_and_the_name_that_they_call():
+    code = task(options=None, answer="code", answer_kind=Answer.code, tests="{setup}\n{asserts}")
+    program = {"question": "Twice", "setup": "", "asserts": ["assert twice(1) == 2", "assert twice(2) == 4"]}
+    found = one(code, program | {"code": "def help(x):\r\n\treturn x\r\ndef twice(x):\r\n\treturn 2 * help(x)"})
+    assert found.entry_point == "twice"
+    assert found.tests == "\nassert twice(1) == 2\nassert twice(2) == 4"
+    assert "\r" not in found.answer
+    assert found.row["question"] == "Twice"
+    with pytest.raises(DataError, match="defines no function"):
+        parse(code, program | {"code": "x = 1"})
+
+
+def test_strange_text_is_kept_to_the_letter():
+    text = "\u202eright to left\u200b\x00 {key} <|im_end|> \r\n " + "long " * 10_000
+    assert one(task(), row(question=text)).question == "Q: " + text
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("{a} and {b.c}", "1 and two"),
+        ("{{{a}}} {{}}", "{1} {}"),
+        ("{l.1}|{l}", "y|x\ny"),
+        ("{two words}", "{a}"),
+        ("{b.c.d}", None),
+        ("{l.2}", None),
+        ("{b}", None),
+    ],
+)
+def test_templates_read_columns_keys_and_places(text, filled):
+    values = {"a": 1, "b": {"c": "two"}, "l": ["x", "y"], "two words": "{a}"}
+    if filled is not None:
+        assert template(text, "question")(values) == filled
+        return
+    with pytest.raises(Exception, match=r"is missing|holds a dict"):
+        template(text, "question")(values)
+
+
+@pytest.mark.parametrize("text", ["{a!r}", "{a:>9}", "{a[0]}", "{.a}", "{}", "{ a}", "{a", "a}", "{'a': 1}", "{{a}"])
+def test_templates_know_no_python(text):
+    with pytest.raises(ConfigError, match="question"):
+        template(text, "question")
+
+
+def test_a_template_reaches_no_attribute():
+    with pytest.raises(Exception, match="is missing"):
+        template("{a.__class__}", "question")({"a": "x"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"options": None}, "needs options"),
+        ({"answer_kind": Answer.text}, "takes no options"),
+        ({"options": Options()}, "exactly one of"),
+        ({"options": Options(field="a", fixed=["b", "c"])}, "exactly one of"),
+        ({"options": Options(fixed=["a", "b"]), "answer_values": [1]}, "2 options but 1 answer_values"),
+        ({"options": None, "answer_kind": Answer.code}, "needs tests"),
+        ({"eval_only": True, "train_only": True}, "both true"),
+        ({"cap": 0}, "cap must be at least 1"),
+        ({"question": "{a"}, "column in braces"),
+    ],
+)
+def test_keys_that_do_not_fit_together_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(task(**values), row())

@@ -1,0 +1,365 @@
+"""Laws of the sources and of `load`: what is read, what is missing, and what is said about it."""
+
+import hashlib
+import json
+import socket
+import sys
+import time
+import types
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mixlora import tasks
+from mixlora.config.schema import BadRow, Data, Mixture, Options, Overlap, Splits, Task
+from mixlora.errors import ConfigError, DataError
+from mixlora.tasks import hub, sources
+from mixlora.tasks.table import MissingSplit
+
+
+def rows(number: int, start: int = 0) -> list[dict]:
+    return [{"q": f"question {i}", "o": ["a", "b"], "key": i % 2, "more": i} for i in range(start, start + number)]
+
+
+def task(**values) -> Task:
+    splits = values.pop("splits", {"train": "train", "validation": "validation", "test": "test"})
+    base = {"name": "quiz", "path": "me/quiz", "question": "{q}", "options": Options(field="o"), "answer": "key"}
+    return Task(**(base | values), splits=Splits(**splits))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """me/quiz/default with 40 training, 6 validation and 8 test rows."""
+    place = tmp_path / "data" / "me" / "quiz" / "default"
+    place.mkdir(parents=True)
+    for split, number, start in (("train", 40, 0), ("validation", 6, 40), ("test", 8, 50)):
+        pq.write_table(pa.Table.from_pylist(rows(number, start)), place / f"{split}.parquet")
+    return tmp_path / "data"
+
+
+def load(folder, *chosen: Task, **data) -> dict[str, tasks.TaskData]:
+    mixture = Mixture(name="mix", mixture={t.name: t for t in chosen or (task(),)})
+    return tasks.load(mixture, Data(source=str(folder), **data), seed=0)
+
+
+def questions(examples) -> list[str]:
+    return [example.question for example in examples]
+
+
+# ---- a folder laid out like the hub
+
+
+def test_a_folder_gives_its_splits_and_their_sha256(folder):
+    data = load(folder)["quiz"]
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [40, 6, 8]
+    content = (folder / "me/quiz/default/test.parquet").read_bytes()
+    assert data.fingerprints["test"] == hashlib.sha256(content).hexdigest()
+    assert data.complete
+    assert not data.notes
+
+
+def test_a_changed_file_is_read_again(folder):
+    """`load_dataset(folder)` of datasets 5.2 gives the old rows here."""
+    before = load(folder)["quiz"]
+    pq.write_table(pa.Table.from_pylist(rows(9)), folder / "me/quiz/default/test.parquet")
+    after = load(folder)["quiz"]
+    assert len(after.test) == 9
+    assert before.fingerprints["test"] != after.fingerprints["test"]
+    assert before.fingerprints["train"] == after.fingerprints["train"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"path": "me/quitz"}, r"Did you mean me/quiz\? .*data\.source=sample"),
+        ({"config": "other"}, r"holds the configs default"),
+        ({"splits": {"test": "tests"}}, r"tests\.parquet.*holds test\.parquet, train\.parquet, validation\.parquet"),
+        ({"splits": {"train": "train"}}, r"has no test split"),
+        ({"path": "../../etc"}, r"there is no"),
+    ],
+)
+def test_what_is_missing_is_named_with_what_is_there(folder, values, message):
+    with pytest.raises(DataError, match=message):
+        load(folder, task(**values))
+
+
+def test_a_missing_folder_names_the_sources_that_work(tmp_path):
+    with pytest.raises(DataError, match=r"data\.source=.*nowhere.*data\.source=sample or hub"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"", lambda b: b[:100] + b"\xff" * 200 + b[300:]])
+def test_a_damaged_file_is_named(folder, damage):
+    path = folder / "me/quiz/default/test.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"test\.parquet"):
+        load(folder)
+
+
+def test_the_manifest_marks_what_is_not_complete(folder):
+    stated = {"train": {"complete": False, "hub_rows": 4000}, "test": {"complete": True, "sha256": "0"}}
+    (folder / "manifest.json").write_text(json.dumps({"me/quiz": {"configs": {"default": stated}}}))
+    data = load(folder)["quiz"]
+    assert not data.complete
+    assert any("40 of 4,000 rows" in note for note in data.notes)
+    assert any("sha256 differ" in note for note in data.notes)
+
+
+def test_a_damaged_manifest_is_named(folder):
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        load(folder)
+
+
+# ---- what becomes of the splits
+
+
+def test_without_training_rows_a_task_is_only_evaluated_and_says_so(folder):
+    (folder / "me/quiz/default/train.parquet").unlink()
+    data = load(folder)["quiz"]
+    assert not data.train
+    assert len(data.test) == 8
+    assert any("evaluated but not trained" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("validation", [None, "test", "absent"])
+def test_rows_are_held_out_where_no_validation_split_is_distinct_from_test(folder, validation):
+    data = load(folder, task(splits={"train": "train", "validation": validation, "test": "test"}))["quiz"]
+    assert data.held_out == len(data.validation) == 2
+    assert sorted(questions([*data.train, *data.validation])) == sorted(f"question {i}" for i in range(40))
+    assert not set(questions(data.validation)) & set(questions(data.test))
+    again = load(folder, task(splits={"train": "train", "validation": None, "test": "test"}))["quiz"]
+    assert questions(again.validation) == questions(data.validation)
+
+
+def test_validation_rows_are_never_trained_on(folder):
+    data = load(folder)["quiz"]
+    assert not set(questions(data.train)) & set(questions(data.validation) + questions(data.test))
+
+
+def test_eval_only_and_train_only(folder):
+    chosen = task(name="a", eval_only=True), task(name="b", train_only=True)
+    data = load(folder, *chosen)
+    assert [len(s) for s in (data["a"].train, data["a"].validation, data["a"].test)] == [0, 6, 8]
+    assert [len(s) for s in (data["b"].train, data["b"].validation, data["b"].test)] == [40, 0, 0]
+    (folder / "me/quiz/default/train.parquet").unlink()
+    with pytest.raises(DataError, match=r"train\.parquet"):
+        load(folder, chosen[1])
+
+
+def test_the_name_in_the_mixture_is_the_name_of_the_examples(folder):
+    mixture = Mixture(name="mix", mixture={"mine": task()})
+    data = tasks.load(mixture, Data(source=str(folder)), seed=0)
+    assert data["mine"].test[0].id == "mine/test/0"
+
+
+def test_skipped_rows_are_noted(folder):
+    bad = rows(200)
+    bad[7]["key"] = 5
+    pq.write_table(pa.Table.from_pylist(bad), folder / "me/quiz/default/test.parquet")
+    with pytest.raises(DataError, match=r"test\.parquet, row 7, field 'key'"):
+        load(folder)
+    data = load(folder, on_bad_row=BadRow.skip)["quiz"]
+    assert len(data.test) == 199
+    assert any("1 of 200 rows skipped: row 7" in note for note in data.notes)
+
+
+@pytest.fixture
+def overlapping(folder):
+    """Two tasks; the other one trains on three questions that quiz tests, in other words only by case and order."""
+    some = rows(30, 100) + [row | {"q": row["q"].upper() + "?", "o": ["b", "a"]} for row in rows(3, 50)]
+    place = folder / "me" / "other" / "default"
+    place.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(some), place / "train.parquet")
+    return folder, task(), task(name="other", path="me/other", splits={"train": "train"}, train_only=True)
+
+
+def test_rows_that_another_task_trains_on_are_found(overlapping):
+    folder, *chosen = overlapping
+    data = load(folder, *chosen)
+    assert data["quiz"].trained_on == {"validation": [], "test": ["quiz/test/0", "quiz/test/1", "quiz/test/2"]}
+    assert any("3 of 8 test rows are also trained on: quiz/test/0" in note for note in data["quiz"].notes)
+    assert len(data["other"].train) == 33
+
+
+def test_overlap_is_dropped_or_refused(overlapping):
+    folder, *chosen = overlapping
+    data = load(folder, *chosen, overlap=Overlap.drop)
+    assert (len(data["quiz"].train), len(data["quiz"].test), len(data["other"].train)) == (40, 8, 30)
+    assert any("3 of 33 training rows are dropped" in note for note in data["other"].notes)
+    with pytest.raises(DataError, match=r"task quiz: 3 of 8 .*data\.overlap=drop"):
+        load(folder, *chosen, overlap=Overlap.error)
+
+
+def test_a_row_of_a_megabyte_is_read_whole(tmp_path):
+    WRITERS["csv"](tmp_path / "mine.csv", [{"q": "long " * 300_000, "key": 0, "more": 1}])
+    keys = {"path": str(tmp_path / "mine.csv"), "options": Options(columns=["o1", "o2"])}
+    assert len(load("hub", task(**keys, splits={"test": "all"}))["quiz"].test[0].question) > 1_400_000
+
+
+def test_keys_are_checked_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError, match="exactly one of"):
+        load(tmp_path / "nowhere", task(name="a"), task(name="b", options=Options()))
+    with pytest.raises(ConfigError, match="empty mixture"):
+        tasks.load(Mixture(name="none"), Data(source=str(tmp_path)), seed=0)
+
+
+# ---- own files
+
+WRITERS = {
+    "jsonl": lambda path, some: path.write_text("\n".join(map(json.dumps, some)) + "\n"),
+    "csv": lambda path, some: path.write_text(
+        "q,o1,o2,key,more\n" + "".join(f'"{r["q"]}, so",a,b,{r["key"]},{r["more"]}\n' for r in some)
+    ),
+    "parquet": lambda path, some: pq.write_table(pa.Table.from_pylist(some), path),
+}
+
+
+@pytest.fixture(params=WRITERS)
+def own(request, tmp_path):
+    """(a task's keys, the path of a file with 20 rows)"""
+    path = tmp_path / f"mine.{request.param}"
+    WRITERS[request.param](path, rows(20))
+    options = Options(columns=["o1", "o2"]) if request.param == "csv" else Options(field="o")
+    return {"options": options, "path": str(path)}, path
+
+
+def test_one_file_is_sliced(own, tmp_path):
+    keys, path = own
+    data = load("hub", task(**keys, splits={"train": "[:50%]", "validation": "[50%:12]", "test": "[12:]"}))["quiz"]
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [10, 2, 8]
+    assert data.test[0].id == "quiz/test/12"
+    assert data.fingerprints["test"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_folder_of_own_files(own, tmp_path):
+    keys, path = own
+    data = load("sample", task(**keys | {"path": str(tmp_path)}, splits={"train": path.name, "test": path.name}))[
+        "quiz"
+    ]
+    assert (len(data.train), data.held_out, len(data.test)) == (19, 1, 20)
+
+
+def test_relative_paths_count_from_the_working_directory(own, tmp_path, monkeypatch):
+    keys, path = own
+    monkeypatch.chdir(tmp_path)
+    assert len(load("hub", task(**keys | {"path": path.name}, splits={"test": "all"}))["quiz"].test) == 20
+
+
+def test_a_column_can_name_the_split(tmp_path):
+    some = [row | {"split": "test" if i % 4 == 0 else "train"} for i, row in enumerate(rows(40))]
+    WRITERS["jsonl"](tmp_path / "mine.jsonl", some)
+    data = load("hub", task(path=str(tmp_path / "mine.jsonl"), splits={"train": "train", "test": "test"}))["quiz"]
+    assert (len(data.train) + data.held_out, len(data.test)) == (30, 10)
+    with pytest.raises(DataError, match="none of them in 'dev'"):
+        load("hub", task(path=str(tmp_path / "mine.jsonl"), splits={"test": "dev"}))
+
+
+def test_a_split_that_a_file_does_not_have_says_how_to_name_one(own):
+    with pytest.raises(DataError, match=r'train: "\[:90%\]"'):
+        load("hub", task(**own[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cut.jsonl", b'{"q": "a"}\n{"q": ', r"cut\.jsonl, line 2: no JSON"),
+        ("list.jsonl", b"[1]\n", r"line 1: holds a list"),
+        ("latin.jsonl", b'{"q": "caf\xe9"}\n', r"latin\.jsonl is not UTF-8"),
+        ("empty.jsonl", b"", r"empty\.jsonl"),
+        ("long.csv", b"q,key\na,b,c\n", r"row 0 has more values"),
+        ("quote.csv", b'q,key\n"a,1\n', r"quote\.csv, line \d: no CSV"),
+        ("text.parquet", b"not parquet", r"text\.parquet cannot be read as parquet"),
+    ],
+)
+def test_a_damaged_own_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load("hub", task(path=str(tmp_path / name), splits={"test": "all"}))
+
+
+def test_a_missing_own_file_names_what_is_there(tmp_path):
+    (tmp_path / "mine.csv").write_text("q\n")
+    with pytest.raises(DataError, match=r"no file .*yours\.csv.*holds mine\.csv"):
+        load("hub", task(path=str(tmp_path / "yours.csv"), splits={"test": "all"}))
+
+
+# ---- the embedded sample and the hub
+
+
+def test_the_sample_is_never_complete(monkeypatch):
+    sample = types.ModuleType("mixlora.tasks.sample")
+    sample.rows = lambda path, config, split: rows(4) if split == "test" else []
+    monkeypatch.setitem(sys.modules, "mixlora.tasks.sample", sample)
+    monkeypatch.setattr(tasks, "sample", sample, raising=False)
+    table = sources.read(task(), "sample", "test")
+    assert (len(table.rows), table.complete) == (4, False)
+    assert table.sha256 == sources.read(task(), "sample", "test").sha256
+    with pytest.raises(MissingSplit):
+        sources.read(task(), "sample", "train")
+
+
+@pytest.fixture
+def online(monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", "https_proxy", "HTTPS_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    hub.unreachable.cache_clear()
+
+
+def test_a_hub_that_refuses_is_said_at_once_with_what_works(online, monkeypatch):
+    with socket.socket() as taken:  # bound and not listening: a connection is refused
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(DataError, match=r"(?s)me/quiz.*data\.source=sample.*data\.source=/path/to/folder"):
+            load("hub")
+
+
+def test_a_hub_that_never_answers_is_given_up(online, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub, "PATIENCE", 0.3)
+        began = time.monotonic()
+        with pytest.raises(DataError, match="cannot be reached"):
+            load("hub")
+        assert time.monotonic() - began < 5
+    assert hub.PATIENCE < 10
+
+
+class FakeHub:
+    """Stands for `datasets`: two splits, and an error on any other set."""
+
+    def __init__(self, splits):
+        self.splits = splits
+
+    def load_dataset(self, path, config, *, split):
+        if path != "me/quiz":
+            raise RuntimeError("Dataset doesn't exist")
+        if split not in self.splits:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(self.splits)}.')
+        return FakeSplit(pa.Table.from_pylist(self.splits[split]))
+
+
+class FakeSplit:
+    def __init__(self, table):
+        self.data = types.SimpleNamespace(table=table)
+
+    def __len__(self):
+        return self.data.table.num_rows
+
+
+def test_the_hub_gives_rows_or_says_what_is_missing(online, monkeypatch):
+    monkeypatch.setattr(hub, "unreachable", lambda url, patience: None)
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub({"train": rows(20), "test": rows(5)}))
+    data = load("hub")["quiz"]
+    assert (len(data.train), data.held_out, len(data.test), data.complete) == (19, 1, 5, True)
+    with pytest.raises(DataError, match=r"(?s)doesn't exist.*data\.source=sample"):
+        load("hub", task(path="me/nothing"))
+
+
+def test_a_local_source_never_opens_a_socket(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    load(folder)
