@@ -93,8 +93,8 @@ def owned(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(folder, error) from None
-    mine = {"pid": os.getpid(), "host": socket.gethostname()}
-    owner = mine
+    mine: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
+    owner: dict[str, Any] = mine
     with contextlib.suppress(OSError, ValueError):
         owner = read_json(lock)
     if owner != mine and (owner["host"] != mine["host"] or process_exists(owner["pid"])):

@@ -54,7 +54,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, harm):
     found, wrong = checkpoint.newest(tmp_path)
     assert found == tmp_path / "step-1"
     assert "step-2/adapter.safetensors" in wrong[0]
-    with pytest.raises(CheckpointError, match="adapter.safetensors"):
+    with pytest.raises(CheckpointError, match=r"adapter\.safetensors"):
         checkpoint.read(path)
 
 

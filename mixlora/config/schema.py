@@ -94,7 +94,7 @@ class Method:
 
 @dataclass(kw_only=True)
 class Splits:
-    """Which split of the set plays which part. For a user's own file: a file's name, or a slice "[:90%]" of its rows."""
+    """Which split of the set plays which part. For a user's own file: a file's name, or a slice "[:90%]" of rows."""
 
     train: str | None = None
     validation: str | None = None

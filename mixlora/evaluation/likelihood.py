@@ -122,7 +122,9 @@ def collate_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> T
     """Rows of [pad, prompt, option 1, option 2, ...] with the mask that keeps options apart."""
     longest, keep = max(map(len, trees)), 1 + max(len(tree) - len(tree.prompt_ids) for tree in trees)
     ids, positions, segments = [], [], []
-    source, target, option = [], [], []
+    source: list[int] = []
+    target: list[int] = []
+    option: list[int] = []
     for b, tree in enumerate(trees):
         pad, prompt = longest - len(tree), len(tree.prompt_ids)
         ids.append([pad_id] * pad + [t for part in (tree.prompt_ids, *tree.options) for t in part])

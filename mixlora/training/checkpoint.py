@@ -94,7 +94,7 @@ def damage(path: Path) -> str | None:
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint and what is wrong with the ones after it."""
-    wrong = []
+    wrong: list[str] = []
     for path in reversed(steps(folder)):
         reason = damage(path)
         if reason is None:
