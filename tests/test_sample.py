@@ -1,4 +1,4 @@
-"""The embedded sample: every task can use it, in the hub's schema, and only the relation between question and answer helps.
+"""The embedded sample: every task can use it, in the hub's schema, and nothing but reading the question helps.
 
 A set that a rule of thumb could solve would show nothing about training, so the rules of thumb are tried here.
 """
@@ -59,7 +59,7 @@ def test_every_task_reads_the_sample(name):
     assert bool(data.train) == bool(splits.train)
     assert not splits.validation or len(data.validation) >= 10
     assert not data.complete
-    assert data.notes == ([] if splits.train else data.notes)
+    assert data.notes == []
 
 
 def test_what_the_sample_lacks_has_no_rows():
@@ -164,7 +164,7 @@ def test_the_solutions_pass_their_tests(name):
     """The expected values come from other code than the solutions, so either could be wrong."""
     data = load(name)
     for example in [*data.train, *data.validation, *data.test]:
-        given = example.row["prompt"] if "prompt" in example.row else ""
+        given = example.row.get("prompt", "")
         space: dict = {}
         exec(given + example.answer + "\n" + example.tests, space)
         assert callable(space[example.entry_point])

@@ -8,7 +8,7 @@ has what another part has.
 import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ class Draw:
     seed: str
     places: tuple[int, ...]
     rng: random.Random
+    golds: dict[int, Iterator[int]] = field(default_factory=dict)  # number of options -> places of the right one
 
     @classmethod
     def of(cls, seed: str, part: str) -> "Draw":
@@ -55,9 +56,11 @@ class Draw:
         return self.few(self.share(listed(NAMES)), number)
 
     def among(self, gold: str, wrong: Sequence[str]) -> tuple[list[str], int]:
-        """The options in a random order, and the place of the right one."""
-        options = self.few([gold, *wrong], len(wrong) + 1)
-        return options, options.index(gold)
+        """The options in a random order, and the place of the right one; every place is right equally often."""
+        number = len(wrong) + 1
+        place = next(self.golds.setdefault(number, self.rounds(range(number))))
+        options = self.few(wrong, len(wrong))
+        return [*options[:place], gold, *options[place:]], place
 
     def id(self, number: int) -> str:
         return hashlib.sha256(f"{self.seed}/{number}".encode()).hexdigest()[:32]
