@@ -74,7 +74,7 @@ Nobody needs {a} unless they have to""",
         ),
         "tell the time": (
             "watch, wall clock, alarm clock, sundial, wristwatch, pocket watch, grandfather clock, "
-            "digital clock, kitchen clock, hourglass, stopwatch, tower clock"
+            "digital clock, kitchen clock, church clock, stopwatch, tower clock"
         ),
         "cross the water": (
             "boat, canoe, ferry, raft, kayak, rowboat, sailboat, ship, motorboat, bridge, dinghy, fishing boat"
