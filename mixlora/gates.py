@@ -219,7 +219,8 @@ class BalancedTopK(Gate):
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
-        self.bias_E += self.options.bias_rate * (load_E.mean() - load_E).sign()
+        # In whole numbers where the load is counted in them: a mean would be rounded, and its sign with it.
+        self.bias_E += self.options.bias_rate * (load_E.sum() - self.num_experts * load_E).sign()
 
 
 KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}

@@ -60,8 +60,8 @@ class LoadBalance:
     def one(self, group: list[Routing], mask_T: Tensor) -> Tensor:
         if len(experts := {r.probs_TE.shape[-1] for r in group}) > 1:
             raise ConfigError(
-                f"aux_loss.load_balance.over={self.over.value} puts routers over {sorted(experts)} experts together, which "
-                "needs one number of experts. Use aux_loss.load_balance.over=router, or layer"
+                f"aux_loss.load_balance.over={self.over.value} puts routers of {sorted(experts)} experts together, "
+                "but needs one number of experts. Use aux_loss.load_balance.over=router, or layer"
             )
         p_NE = torch.cat([r.probs_TE[mask_T] for r in group])
         f_NE = torch.cat([self.counted(r)[mask_T] for r in group])

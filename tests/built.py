@@ -1,10 +1,13 @@
 """What several tests build: a configuration through Hydra, and the tiny model with a method attached and made busy."""
 
+import copy
 import functools
 from pathlib import Path
 
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from mixlora.adapters.attach import attach
@@ -17,11 +20,22 @@ METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 
 
 @functools.lru_cache
-def composed(method: str, *overrides: str) -> Config:
-    """The typed configuration of `method`, as the command line would give it. Not to be written to."""
+def chosen(method: str, *choices: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        choices = ["model=tiny", f"method={method}", "tasks=arc"]
-        return config_of(compose("train", overrides=[*choices, *overrides]))
+        return compose("train", overrides=["model=tiny", f"method={method}", "tasks=arc", *choices])
+
+
+@functools.lru_cache
+def composed(method: str, *overrides: str) -> Config:
+    """The typed configuration of `method`, as the command line would give it. Not to be written to.
+
+    Hydra composes the groups once; `key.key=value` is set on its result, which refuses keys that are not there.
+    """
+    keys = [override for override in overrides if "." in override.partition("=")[0]]
+    config = copy.deepcopy(chosen(method, *(override for override in overrides if override not in keys)))
+    for key, _, value in (override.partition("=") for override in keys):
+        OmegaConf.update(config, key, yaml.safe_load(value))
+    return config_of(config)
 
 
 def built(config: Config) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Laws that hold for every file in configs/method, on a tiny model of random weights in float64 unless said otherwise."""
+"""Laws that hold for every file in configs/method, on a tiny model of random weights (float64 where it says EXACT)."""
 
 import copy
 import json
@@ -64,6 +64,16 @@ def gradients(model: nn.Module, config: Config, batch: Batch) -> dict[str, Tenso
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def smooth(model: nn.Module) -> nn.Module:
+    """LLaMA's norm rounds to float32 whatever the model's dtype, which drowns finite differences; this one does not."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = nn.RMSNorm(len(module.weight), eps=module.variance_epsilon, dtype=module.weight.dtype)
+            norm.load_state_dict(module.state_dict())
+            model.set_submodule(name, norm.requires_grad_(False))
+    return model
+
+
 # ---- at the start, and what trains
 
 
@@ -80,9 +90,9 @@ def test_starts_as_the_base_model(name):
 @every_method
 @both_paths
 def test_gradients_reach_the_adapter_alone_and_equal_finite_differences(name, dropout):
-    config = composed(name, *SMALL, f"method.lora_dropout={dropout}")
+    config = composed(name, *EXACT, "model.random.num_hidden_layers=1", f"method.lora_dropout={dropout}")
     model, adapter = busy(config)
-    model.train()
+    smooth(model).train()
     batch = collate(ROWS, 0)
     found = gradients(model, config, batch)
     assert set(found) == {name for name, tensor in adapter.items() if tensor.requires_grad}
@@ -98,7 +108,7 @@ def test_gradients_reach_the_adapter_alone_and_equal_finite_differences(name, dr
             below = objective(model, config, batch)
             adapter[key].copy_(start)
             slope = (above - below) / (2 * step)
-            torch.testing.assert_close(slope, (gradient * direction).sum(), rtol=1e-5, atol=1e-8, msg=lambda m: key + m)
+            torch.testing.assert_close(slope, (gradient * direction).sum(), rtol=1e-5, atol=1e-8)
 
 
 @every_method
@@ -274,7 +284,7 @@ def slow_entropy(gate, logits: list[float]) -> list[float]:
     for rank, i in enumerate(best(p, len(p))):
         total += p[i]
         before = total if o.crossing is gates.Crossing.exclude else total - p[i]
-        if before <= o.top_p or rank < gate.top_k or (H > o.entropy_threshold and o.entropy_threshold < 1):
+        if before <= o.top_p or rank < gate.top_k or o.entropy_threshold < min(H, 1):
             kept.append(i)
     norm = sum(p[i] for i in kept) if o.renormalize else 1
     return [p[i] / norm if i in kept else 0.0 for i in range(len(p))]
@@ -303,7 +313,7 @@ VARIANTS = [
     ("dynmole", "gate.crossing=include"),
     ("dynmole", "gate.renormalize=true"),
     ("dynmole", "gate.entropy_threshold=1"),
-    ("dynmole", "gate.entropy_eps=0"),
+    ("dynmole", "gate.entropy_eps=0.3"),
     ("dynmole", "top_k=3"),
     ("dynmole", "gate.top_p=0.4"),
     ("smora", "gate.score=softmax"),
@@ -324,7 +334,7 @@ def test_every_published_variant_is_an_override_away(name, variant):
     model, _ = busy(composed(name, *deep, f"method.{variant}"))
     plainly, _ = busy(composed(name, *deep))
     with torch.no_grad():
-        x_TD = torch.randn(6, 32, dtype=torch.float64)
+        x_TD = torch.randn(20, 32, dtype=torch.float64) * torch.logspace(-2, 0.5, 20).unsqueeze(-1)
         changed = False
         for key, wrapper in adapted(model).items():
             if isinstance(wrapper, GatedFeedForward | FusedGatedLinear) and "down_proj" not in key:
@@ -367,31 +377,26 @@ def test_a_bfloat16_base_keeps_a_float32_adapter_and_routes_in_float32(name, dro
     assert all(
         torch.isfinite(t.grad).all() and t.grad.dtype == torch.float32 for t in adapter.values() if t.requires_grad
     )
-    same, number = 0, 0
     for key, routing in gates.pop_routings(model).items():
         gate = model.get_submodule(key)
         exact = gate.route(inputs[key].double() @ gate.router.weight.double().T)
         assert routing.logits_TS.dtype == torch.float32
-        same, number = (
-            same + int((routing.chosen_TE == exact.chosen_TE).all(-1).sum()),
-            number + exact.chosen_TE[..., 0].numel(),
-        )
-    assert same >= 0.9999 * number
+        same_T = torch.isclose(routing.weights_TE.double(), exact.weights_TE, atol=1e-4).all(-1)
+        assert same_T.double().mean() >= 0.9999
 
 
 @every_method
 @both_paths
 def test_one_layer_compiles_as_one_graph(name, dropout):
-    small = ("model.random.num_hidden_layers=1", "method.target_modules=[up_proj]", f"method.lora_dropout={dropout}")
-    config = composed(name, *small[:1], *small[2:])
-    model, _ = busy(config)
+    model, _ = busy(composed(name, "model.random.num_hidden_layers=1", f"method.lora_dropout={dropout}"))
     key, wrapper = list(adapted(model.eval()).items())[-1]
     x_BSD = torch.randn(2, 5, 48 if key.endswith("down_proj") else 32)
     want = wrapper(x_BSD)
-    want_gradient = torch.autograd.grad(want.square().sum(), list(p for p in wrapper.parameters() if p.requires_grad))
+    trained = [p for p in wrapper.parameters() if p.requires_grad]
+    want_gradient = torch.autograd.grad(want.square().sum(), trained)
     torch._dynamo.reset()
     found = torch.compile(wrapper, fullgraph=True, backend="aot_eager")(x_BSD)
-    gradient = torch.autograd.grad(found.square().sum(), list(p for p in wrapper.parameters() if p.requires_grad))
+    gradient = torch.autograd.grad(found.square().sum(), trained)
     torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, want_gradient, rtol=1e-4, atol=1e-4)
 
@@ -415,7 +420,7 @@ def test_the_whole_model_compiles_as_one_graph(name, dropout):
 
 def quiz(folder: Path) -> Task:
     """A task of the user's own: twelve questions in one file."""
-    rows = [{"q": f"{i} and {i}?", "o": [str(2 * i), str(i + 9)], "a": i % 2} for i in range(12)]
+    rows = [{"q": f"{i} and {i}?", "o": [str(2 * i), str(i + 90)], "a": i % 2} for i in range(12)]
     (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, rows)))
     splits = Splits(train="[:8]", test="[8:]")
     options = Options(field="o")
