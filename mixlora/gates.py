@@ -35,6 +35,10 @@ class Routing:
 class GateOptions:
     router_init_std: float | None = None  # N(0, std²); none: kaiming uniform, nn.Linear's own
 
+    def __post_init__(self) -> None:
+        if self.router_init_std is not None and not self.router_init_std >= 0:
+            raise ConfigError(f"method.gate.router_init_std must be at least 0, or null; got {self.router_init_std}")
+
 
 class Gate(nn.Module):
     """A linear router without bias, its scores in at least float32, and a selection.
@@ -86,6 +90,11 @@ class Gate(nn.Module):
 class Dense(Gate):
     """g = softmax(W x): every expert, always (HydraLoRA, LoRAMoE)."""
 
+    def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
+        if top_k is not None:
+            raise ConfigError(f"method.top_k={top_k}: this gate uses every expert. Set it to null, or gate.kind=topk")
+        super().__init__(in_features, num_experts, top_k, options, **factory)
+
     def route(self, logits_TS: Tensor) -> Routing:
         probs_TE = logits_TS.softmax(-1)
         return Routing(logits_TS, probs_TE, probs_TE, torch.ones_like(probs_TE, dtype=torch.bool))
@@ -128,6 +137,14 @@ class EntropyOptions(GateOptions):
     crossing: Crossing = Crossing.exclude
     renormalize: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("q", "entropy_threshold", "top_p"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"method.gate.{key} must be above 0, got {getattr(self, key)}")
+        if not self.entropy_eps >= 0:
+            raise ConfigError(f"method.gate.entropy_eps must be at least 0, got {self.entropy_eps}")
+
 
 class Entropy(Gate):
     """Top-p with a minimum of k; all experts where the router is unsure (DynMoLE, arXiv 2504.00661 and its code).
@@ -163,6 +180,11 @@ class BalancedOptions(GateOptions):
     bias_rate: float = 3e-4  # u: how far the bias of an expert moves in one optimizer step
     rank_partition: int = 1  # experts that share one router output
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bias_rate >= 0:
+            raise ConfigError(f"method.gate.bias_rate must be at least 0, got {self.bias_rate}")
+
 
 class BalancedTopK(Gate):
     """g = k · c_i / Σ_K c over the k largest of c = score(W x) + b (SMoRA, arXiv 2501.15103 and its code).
@@ -197,7 +219,8 @@ class BalancedTopK(Gate):
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
-        self.bias_E += self.options.bias_rate * (load_E.mean() - load_E).sign()
+        # In whole numbers where the load is counted in them: a mean would be rounded, and its sign with it.
+        self.bias_E += self.options.bias_rate * (load_E.sum() - self.num_experts * load_E).sign()
 
 
 KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}

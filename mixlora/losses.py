@@ -58,6 +58,11 @@ class LoadBalance:
         return reduced([self.one(group, mask_T) for group in grouped(routings, self.over)], self.reduce)
 
     def one(self, group: list[Routing], mask_T: Tensor) -> Tensor:
+        if len(experts := {r.probs_TE.shape[-1] for r in group}) > 1:
+            raise ConfigError(
+                f"aux_loss.load_balance.over={self.over.value} puts routers of {sorted(experts)} experts together, "
+                "but needs one number of experts. Use aux_loss.load_balance.over=router, or layer"
+            )
         p_NE = torch.cat([r.probs_TE[mask_T] for r in group])
         f_NE = torch.cat([self.counted(r)[mask_T] for r in group])
         P_E, f_E = token_mean(p_NE), token_mean(f_NE.to(p_NE.dtype))
@@ -82,6 +87,10 @@ class TsallisEntropy:
     q: float = 1.1
     eps: float = 1e-5
     count_padding: bool = False  # the official code counts padding here
+
+    def __post_init__(self) -> None:
+        if not self.q > 0:
+            raise ConfigError(f"aux_loss.tsallis.q must be above 0, got {self.q}")
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mixlora import gates
 from mixlora.adapters import targets
 from mixlora.adapters.modules import FusedGatedLinear, GatedFeedForward, GatedLinear, LoraLinear, Wrapper
+from mixlora.config.load import check_method
 from mixlora.config.schema import Dtype, Factors, Method, Model, Scale, Scope
 from mixlora.errors import ConfigError
 from mixlora.lowrank import LowRank
@@ -20,8 +21,12 @@ def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict
         Parameters and buffers of the adapter by full name; the parameters are exactly those with requires_grad.
 
     Raises:
-        ConfigError: a target that matches nothing, a pattern that does not fit, a gate option that does not exist.
+        ConfigError: a target that matches nothing, a pattern that does not fit, a gate option that does not exist, a
+            model that carries an adapter already.
     """
+    check_method(method)
+    if adapted(model):
+        raise ConfigError("this model carries an adapter already. Load the base model anew, or merge the adapter first")
     names = names or Model(name="model")
     built = wrappers(model, Plan(model, method), names)
     model.requires_grad_(False)

@@ -46,14 +46,14 @@ def select(candidates: Iterable[str], target_modules: Any, model: Model, key: st
     if isinstance(target_modules, str) and target_modules not in roles:
         found = [name for name in candidates if re.fullmatch(target_modules, name)]
         if not found:
-            raise unmatched(key, target_modules, candidates)
+            raise unmatched(key, target_modules, candidates, "matches the regular expression")
         return found
     endings: list[str] = []
     for entry in [target_modules] if isinstance(target_modules, str) else target_modules:
         endings += roles.get(entry, [entry])
     for ending in endings:
         if not any(ends(name, ending) for name in candidates):
-            raise unmatched(key, ending, candidates)
+            raise unmatched(key, ending, candidates, "has a name that ends in")
     return [name for name in candidates if any(ends(name, ending) for ending in endings)]
 
 
@@ -66,9 +66,10 @@ def ends(name: str, ending: str) -> bool:
     return name == ending or name.endswith("." + ending)
 
 
-def unmatched(key: str, entry: str, candidates: list[str]) -> ConfigError:
+def unmatched(key: str, entry: str, candidates: list[str], relation: str) -> ConfigError:
     known = {name.rpartition(".")[2] for name in candidates}
-    return ConfigError(f"{key}: no linear of this model is named '{entry}'. {suggest(entry, known)}")
+    remedy = f"Did you mean the list [{entry}]?" if entry in known else suggest(entry, known)
+    return ConfigError(f"{key}: no linear of this model {relation} '{entry}'. {remedy}")
 
 
 def layer_of(name: str) -> int | None:

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Config, Method
+from mixlora.config.schema import Config, Method, Scope
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
@@ -72,6 +74,13 @@ def run_folder(config: Config) -> Path:
 
 
 def check_method(method: Method) -> None:
+    check_targets("method.target_modules", method.target_modules)
+    if method.plain_modules is not None:
+        check_targets("method.plain_modules", method.plain_modules)
+        if method.scope is not Scope.feed_forward:
+            raise ConfigError(
+                "method.plain_modules is for method.scope=feed_forward; add them to method.target_modules"
+            )
     check_pattern("method.r", method.r, least=1)
     check_pattern("method.num_experts", method.num_experts, least=1)
     if method.top_k is not None:
@@ -81,18 +90,34 @@ def check_method(method: Method) -> None:
         raise ConfigError(
             f"method.num_experts={method.num_experts} needs a gate: set method.gate.kind, or use 1 expert"
         )
+    if method.gate is None and method.scope is Scope.feed_forward:
+        raise ConfigError("method.scope=feed_forward needs a gate: set method.gate.kind, or use method.scope=linear")
     if not 0 <= method.lora_dropout < 1:
         raise ConfigError(f"method.lora_dropout must be in [0, 1), got {method.lora_dropout}")
 
 
 def check_top_k(method: Method) -> None:
-    experts, top_k = method.num_experts, method.top_k
-    fewest = min(experts) if isinstance(experts, list) else experts
-    most = max(top_k) if isinstance(top_k, list) else top_k
-    aligned = isinstance(experts, list) and isinstance(top_k, list) and len(experts) == len(top_k)
-    bad = any(k > e for k, e in zip(top_k, experts, strict=True)) if aligned else most > fewest
-    if bad:
-        raise ConfigError(f"method.top_k={top_k} is above method.num_experts={experts}. Lower top_k or add experts")
+    """Every pair that can meet in a layer once both patterns are stretched over the depth."""
+    experts, top_k = (v if isinstance(v, list) else [v] for v in (method.num_experts, method.top_k))
+    parts = math.lcm(len(experts), len(top_k))
+    if any(top_k[i * len(top_k) // parts] > experts[i * len(experts) // parts] for i in range(parts)):
+        raise ConfigError(
+            f"method.top_k={method.top_k} is above method.num_experts={method.num_experts}. Lower top_k or add experts"
+        )
+
+
+def check_targets(key: str, value: Any) -> None:
+    """A regular expression (a role's name is one), or a list of name endings."""
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ConfigError(f"{key}={value!r} is no regular expression: {error}") from None
+    elif not isinstance(value, list) or not value or not all(isinstance(entry, str) for entry in value):
+        raise ConfigError(
+            f"{key} must be all-linear, attention, feed-forward, a list of name endings such as [q_proj, v_proj], or a "
+            f"regular expression over full names; got {value!r}"
+        )
 
 
 def check_pattern(key: str, value: Any, *, least: int) -> None:

@@ -1,0 +1,63 @@
+"""What several tests build: a configuration through Hydra, and the tiny model with a method attached and made busy."""
+
+import copy
+import functools
+from pathlib import Path
+
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from mixlora.adapters.attach import attach
+from mixlora.config.load import config_of
+from mixlora.config.schema import Config
+from mixlora.models import base
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+@functools.lru_cache
+def chosen(method: str, *choices: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=["model=tiny", f"method={method}", "tasks=arc", *choices])
+
+
+@functools.lru_cache
+def composed(method: str, *overrides: str) -> Config:
+    """The typed configuration of `method`, as the command line would give it. Not to be written to.
+
+    Hydra composes the groups once; `key.key=value` is set on its result, which refuses keys that are not there.
+    """
+    keys = [override for override in overrides if "." in override.partition("=")[0]]
+    config = copy.deepcopy(chosen(method, *(override for override in overrides if override not in keys)))
+    for key, _, value in (override.partition("=") for override in keys):
+        OmegaConf.update(config, key, yaml.safe_load(value))
+    return config_of(config)
+
+
+def built(config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The base model with the method attached, as a run begins."""
+    loaded = base.load(config.model, seed=7)
+    torch.manual_seed(11)
+    return loaded.model, attach(loaded.model, config.method, config.model)
+
+
+def busy(config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The same with every adapter tensor away from its start, so that each one has a say in the logits."""
+    model, adapter = built(config)
+    disturb(adapter)
+    return model, adapter
+
+
+def disturb(adapter: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in adapter.items():
+            std = 0.05 if name.endswith("bias_E") else 0.2 if name.endswith("B_OR") else 0.4
+            tensor.copy_(torch.randn(tensor.shape) * std)
+
+
+def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(3, 250, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,253 @@
+"""Where the adapter goes: which modules, how many experts in each layer, how many parameters, and what is refused."""
+
+import pytest
+import torch
+from built import METHODS, built, composed, tokens
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from mixlora.adapters.attach import adapted, attach, count
+from mixlora.config.schema import Factors, Method, Model, Scope
+from mixlora.errors import ConfigError
+
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ATTENTION, FEED_FORWARD = SEVEN[:4], SEVEN[4:]
+
+
+def llama(layers: int = 4) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 32}
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **sizes))
+
+
+@pytest.fixture(scope="module")
+def llama2_7b() -> LlamaForCausalLM:
+    """The sizes without the weights."""
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(intermediate_size=11008, max_position_embeddings=4096))
+
+
+def sizes_with(model: nn.Module, method: Method) -> dict[str, int]:
+    """The counts with `method` attached; the model is left as it was."""
+    attach(model, method)
+    found = count(model)
+    for name, wrapper in adapted(model).items():
+        model.set_submodule(name, wrapper.base_layer)
+    return found
+
+
+def gated(**values) -> Method:
+    return Method(**({"name": "a", "r": 2, "num_experts": 4, "top_k": 2, "gate": {"kind": "topk"}} | values))
+
+
+def endings(model: nn.Module) -> set[str]:
+    return {name.rpartition(".")[2] for name in adapted(model)}
+
+
+# ---- published counts
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "published"),
+    [
+        ("lora", ["r=64"], 159_907_840),
+        ("mola", ["num_experts=8"], 169_017_344),
+        ("mola", [], 105_635_840),
+        ("mola", ["num_experts=[8,6,4,2]"], 105_635_840),
+        ("mola", ["num_experts=[8,2,2,8]"], 105_635_840),
+        ("mola", ["num_experts=[2,8,8,2]"], 105_635_840),
+        ("mola", ["num_experts=5"], 105_635_840),
+        ("mixlora", [], 203_423_744),
+    ],
+)
+def test_parameters_of_llama2_7b_are_the_published_ones(llama2_7b, method, overrides, published):
+    config = composed(method, *(f"method.{o}" for o in overrides))
+    assert sizes_with(llama2_7b, config.method)["trainable"] == published
+
+
+def test_a_token_activates_eight_of_64_ranks_and_the_whole_router(llama2_7b):
+    found = sizes_with(llama2_7b, composed("smora").method)
+    assert found["trainable"] == 159_907_840 + 72_876_032
+    assert found["activated"] == 159_907_840 // 8 + 72_876_032
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_counts_are_ordered_and_trainable_is_what_attach_returns(name):
+    model, adapter = built(composed(name))
+    sizes = count(model)
+    assert 0 < sizes["activated"] <= sizes["trainable"] < sizes["total"]
+    assert sizes["trainable"] == sum(t.numel() for t in adapter.values() if t.requires_grad)
+    assert sizes["total"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("k", "active"), [(1, 1), (2, 2), (None, 4)])
+def test_activated_parameters_are_those_of_k_experts_and_the_router(k, active):
+    model = llama(1)
+    attach(model, gated(top_k=k, target_modules=["q_proj"]))
+    assert count(model)["activated"] == active * 2 * (16 + 16) + 4 * 16
+
+
+def test_an_a_that_all_share_is_active_whole():
+    model = llama(1)
+    attach(model, gated(factors=Factors.shared_a, target_modules=["q_proj"], top_k=1))
+    assert count(model)["trainable"] == 2 * 16 + 4 * 2 * 16 + 4 * 16
+
+
+# ---- patterns over the layers
+
+
+def experts(model: nn.Module) -> list[int]:
+    return [wrapper.gate.num_experts for name, wrapper in adapted(model).items() if name.endswith("q_proj")]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 7, 30, 32])
+def test_a_pattern_is_stretched_over_any_depth(layers):
+    model = llama(layers)
+    attach(model, gated(num_experts=[2, 4, 6, 8], target_modules=["q_proj"]))
+    found = experts(model)
+    assert found == sorted(found)
+    assert found[0] == 2
+    if layers >= 4:
+        shares = [found.count(e) for e in (2, 4, 6, 8)]
+        assert max(shares) - min(shares) <= 1
+
+
+def test_one_entry_a_layer_for_experts_rank_and_k():
+    model = llama(3)
+    attach(model, gated(num_experts=[5, 3, 4], r=[1, 2, 3], top_k=[2, 1, 4], lora_alpha=6, target_modules=["q_proj"]))
+    wrappers = list(adapted(model).values())
+    assert [w.gate.num_experts for w in wrappers] == [5, 3, 4]
+    assert [w.delta.r for w in wrappers] == [1, 2, 3]
+    assert [w.gate.top_k for w in wrappers] == [2, 1, 4]
+    assert [w.delta.scale for w in wrappers] == [6, 3, 2]
+
+
+def test_a_k_above_the_experts_it_meets_is_refused_whatever_the_lengths():
+    attach(llama(4), gated(num_experts=[2, 2, 4, 4], top_k=[2, 4]))
+    with pytest.raises(ConfigError, match="Lower top_k or add experts"):
+        attach(llama(4), gated(num_experts=[2, 2, 2, 4], top_k=[2, 4]))
+
+
+def test_a_pattern_for_a_linear_in_no_layer_is_refused():
+    model = nn.Sequential()
+    model.add_module("only", nn.Linear(4, 4))
+    with pytest.raises(ConfigError, match="sits in no layer"):
+        attach(model, gated(num_experts=[2, 4]))
+
+
+# ---- which modules
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "found"),
+    [
+        ("all-linear", set(SEVEN)),
+        ("attention", set(ATTENTION)),
+        ("feed-forward", set(FEED_FORWARD)),
+        (["q_proj", "mlp.up_proj"], {"q_proj", "up_proj"}),
+        (["attention", "down_proj"], {*ATTENTION, "down_proj"}),
+        (r".*\.(q|v)_proj", {"q_proj", "v_proj"}),
+    ],
+)
+def test_target_modules_are_roles_endings_or_an_expression(target_modules, found):
+    model = llama()
+    attach(model, gated(target_modules=target_modules))
+    assert endings(model) == found
+    assert len(adapted(model)) == 4 * len(found)
+    assert type(model.lm_head) is nn.Linear
+
+
+def test_an_expression_can_choose_layers():
+    model = llama()
+    attach(model, gated(target_modules=r"model\.layers\.[13]\..*\.q_proj"))
+    assert list(adapted(model)) == [f"model.layers.{i}.self_attn.q_proj" for i in (1, 3)]
+
+
+def test_a_family_may_name_its_parts_otherwise():
+    names = Model(name="m", attention=["q_proj"])
+    model = llama()
+    attach(model, gated(target_modules="attention"), names)
+    assert endings(model) == {"q_proj"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"target_modules": ["q_prj"]}, "Did you mean 'q_proj'"),
+        ({"target_modules": ["zzz"]}, "Known: down_proj, gate_proj"),
+        ({"target_modules": "q_proj"}, r"matches the regular expression 'q_proj'. Did you mean the list \[q_proj\]"),
+        ({"target_modules": "*q_proj"}, "is no regular expression"),
+        ({"target_modules": []}, "a list of name endings"),
+        ({"target_modules": None}, "a list of name endings"),
+        ({"target_modules": [1]}, "a list of name endings"),
+        ({"plain_modules": "attention"}, "is for method.scope=feed_forward"),
+        ({"scope": Scope.feed_forward, "target_modules": ["up_proj"]}, "Use method.target_modules=feed-forward"),
+        ({"scope": Scope.feed_forward, "target_modules": "all-linear"}, "Use method.target_modules=feed-forward"),
+        (
+            {"scope": Scope.feed_forward, "target_modules": "feed-forward", "gate": None, "num_experts": 1, "top_k": 1},
+            "needs a gate",
+        ),
+        ({"gate": None}, "needs a gate"),
+        ({"num_experts": 0}, "integer of at least 1"),
+        ({"r": [2, 2.5]}, "integer of at least 1"),
+        ({"top_k": 5}, "above method.num_experts=4"),
+        ({"lora_dropout": 1.0}, r"must be in \[0, 1\)"),
+    ],
+)
+def test_a_mistake_is_named_and_changes_nothing(values, message):
+    model = llama()
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    with pytest.raises(ConfigError, match=message):
+        attach(model, gated(**values))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+def test_a_second_adapter_is_refused():
+    model = llama()
+    attach(model, gated())
+    with pytest.raises(ConfigError, match="carries an adapter already"):
+        attach(model, gated())
+
+
+# ---- other families
+
+NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gpt2_takes_every_method_that_sits_beside_a_linear(name):
+    """GPT-2 keeps its weights the other way round, and its feed-forward has no gate to adapt."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=260, n_positions=32, **NO_ENDS)
+    ).eval()
+    want = model(tokens(2, 5)).logits
+    method = composed(name, "method.lora_dropout=0").method
+    if method.target_modules != "all-linear":
+        with pytest.raises(ConfigError, match="ends in 'gate_proj'"):
+            attach(model, method)
+        return
+    adapter = attach(model, method)
+    assert endings(model) == {"c_attn", "c_fc", "c_proj"}
+    assert torch.equal(model(tokens(2, 5)).logits, want)
+    with torch.no_grad():
+        for tensor in adapter.values():
+            tensor.normal_(std=0.1)
+    found = model(tokens(2, 5)).logits
+    found.square().sum().backward()
+    assert (found - want).abs().max() > 1e-3
+    assert all(t.grad.abs().max() > 0 for t in adapter.values() if t.requires_grad)
+
+
+def test_a_down_projection_with_a_bias_is_refused_for_whole_blocks():
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=32,
+            mlp_bias=True,
+        )
+    )
+    with pytest.raises(ConfigError, match="has a bias"):
+        attach(model, gated(scope=Scope.feed_forward, target_modules="feed-forward"))

@@ -1,0 +1,195 @@
+"""From a token to one weight for each expert: what each kind chooses, what it weighs, and what moves its state."""
+
+import math
+
+import pytest
+import torch
+
+from mixlora import gates
+from mixlora.errors import ConfigError
+
+P = torch.tensor([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]], dtype=torch.float64)
+
+
+def routed(probs, top_k=None, **options) -> gates.Routing:
+    """The record of a gate whose softmax gives `probs`."""
+    gate = gates.build(options, 4, probs.shape[-1], top_k, dtype=torch.float64)
+    return gate.route(probs.log())
+
+
+# ---- entropy
+
+
+def test_tsallis_entropy_of_known_distributions():
+    """N = 6, q = 1.1: the largest raw value, and the share of it that one distribution has."""
+    highest = (1 - 6 ** (1 - 1.1)) / (1.1 - 1)
+    assert highest == pytest.approx(1.6404119792, abs=1e-10)
+    assert gates.tsallis_entropy(P, 1.1).item() == pytest.approx(0.709406, abs=1e-6)
+    assert gates.tsallis_entropy(P, 1.1, eps=1e-5).item() == pytest.approx(0.709089, abs=1e-6)
+
+
+@pytest.mark.parametrize("q", [0.5, 1, 1.1, 2, 3])
+@pytest.mark.parametrize("experts", [2, 6, 64])
+def test_tsallis_entropy_is_one_at_uniform_and_zero_at_a_point(q, experts):
+    uniform = torch.full((experts,), 1 / experts, dtype=torch.float64)
+    point = torch.eye(experts, dtype=torch.float64)[0]
+    assert gates.tsallis_entropy(uniform, q).item() == pytest.approx(1)
+    assert gates.tsallis_entropy(point, q).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_shannon_is_the_limit_of_tsallis():
+    shannon = -(P * P.log()).sum().item() / math.log(6)
+    assert gates.tsallis_entropy(P, 1).item() == pytest.approx(shannon)
+    assert gates.tsallis_entropy(P, 1 + 1e-6).item() == pytest.approx(shannon, abs=1e-6)
+
+
+def test_one_expert_has_no_entropy():
+    assert gates.tsallis_entropy(torch.ones(3, 1), 1.1).tolist() == [0, 0, 0]
+
+
+# ---- what is chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_p": 0.75}, 1),  # 0.5 + 0.3 passes 0.75: the second is left out
+        ({"top_p": 0.75, "crossing": "include"}, 2),
+        ({"top_p": 0.81}, 2),
+        ({"top_p": 0.4}, 1),  # even the first passes; one is kept all the same
+        ({"top_p": 0.75, "top_k": 2}, 2),
+        ({"top_p": 0.75, "top_k": 4}, 4),
+        ({"top_p": 0.75, "entropy_threshold": 0.7}, 6),  # H is 0.709: unsure, so every expert
+        ({"top_p": 0.75, "entropy_threshold": 0.7093}, 1),  # eps takes H to 0.70909
+        ({"top_p": 0.75, "entropy_threshold": 0.7093, "entropy_eps": 0}, 6),
+    ],
+)
+def test_top_p_and_the_fall_back(options, kept):
+    found = routed(P, kind="entropy", **options)
+    assert found.chosen_TE.sum().item() == kept
+    torch.testing.assert_close(found.weights_TE, P * (torch.arange(6) < kept))
+
+
+def test_a_threshold_of_one_switches_the_fall_back_off():
+    uniform = torch.full((1, 6), 1 / 6, dtype=torch.float64)
+    assert routed(uniform, 2, kind="entropy").chosen_TE.sum() == 6
+    assert routed(uniform, 2, kind="entropy", entropy_threshold=1.0, top_p=0.4).chosen_TE.sum() == 2
+
+
+@pytest.mark.parametrize("options", [{"kind": "topk"}, {"kind": "entropy", "renormalize": True}])
+def test_renormalised_weights_sum_to_one(options):
+    assert routed(P, 2, **options).weights_TE.sum().item() == pytest.approx(1)
+
+
+def test_weights_that_are_not_renormalised_are_the_probabilities():
+    found = routed(P, 2, kind="topk", renormalize=False).weights_TE
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.3, 0, 0, 0, 0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", gates.KINDS)
+def test_an_expert_that_is_not_chosen_weighs_nothing_and_most_active_bounds_the_rest(kind):
+    torch.manual_seed(0)
+    gate = gates.build({"kind": kind}, 8, 6, None if kind == "dense" else 2)
+    weights_TE = gate(torch.randn(200, 8))
+    chosen_TE = gate.routing.chosen_TE
+    assert torch.equal(weights_TE != 0, chosen_TE)
+    assert chosen_TE.sum(-1).max() <= gate.most_active
+    assert weights_TE.dtype == torch.float32
+    assert gate(torch.randn(3, 8).bfloat16()).dtype == torch.bfloat16
+    assert gate.routing.probs_TE.dtype == torch.float32
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("bias_in_value", [True, False])
+def test_balanced_gates_sum_to_k(score, bias_in_value):
+    gate = gates.build({"kind": "balanced", "score": score, "bias_in_value": bias_in_value}, 8, 16, 4)
+    gate.bias_E.uniform_(0, 0.2)
+    torch.testing.assert_close(gate(torch.randn(50, 8)).sum(-1), torch.full((50,), 4.0))
+
+
+def test_a_bias_decides_the_choice_and_only_if_asked_the_value():
+    logits = torch.zeros(1, 4)
+    for in_value, want in ((True, [0, 0, 1.2, 0.8]), (False, [0, 0, 1, 1])):
+        gate = gates.build({"kind": "balanced", "bias_in_value": in_value}, 4, 4, 2)
+        gate.bias_E.copy_(torch.tensor([-0.1, -0.1, 0.25, 0.0]))
+        found = gate.route(logits)
+        assert found.chosen_TE.tolist() == [[False, False, True, True]]
+        torch.testing.assert_close(found.weights_TE, torch.tensor([want], dtype=torch.float32))
+
+
+def test_ranks_of_one_partition_share_their_score_and_the_router_shrinks():
+    gate = gates.build({"kind": "balanced", "rank_partition": 4}, 8, 16, 4)
+    assert gate.router.weight.shape == (4, 8)
+    gate(torch.randn(5, 8))
+    assert torch.equal(gate.routing.probs_TE[:, ::4], gate.routing.probs_TE[:, 3::4])
+    assert (gate.routing.chosen_TE.unflatten(-1, (4, 4)).sum(-1) % 4 == 0).all()
+
+
+# ---- state
+
+
+def test_a_bias_moves_towards_the_mean_load_by_one_rate():
+    gate = gates.build({"kind": "balanced", "bias_rate": 0.5}, 8, 4, 2)
+    gate.after_step(torch.tensor([5, 1, 3, 3]))
+    assert gate.bias_E.tolist() == [-0.5, 0.5, 0, 0]
+    gate.after_step(torch.tensor([2.0, 2.0, 2.0, 2.0], dtype=torch.float64))
+    assert gate.bias_E.tolist() == [-0.5, 0.5, 0, 0]
+
+
+def test_moving_the_bias_balances_a_router_that_prefers_one_expert():
+    torch.manual_seed(0)
+    gate = gates.build({"kind": "balanced", "bias_rate": 0.02}, 8, 8, 2)
+    x, mask = torch.randn(500, 8) + 1, torch.ones(500, dtype=torch.bool)
+    gate(x)
+    before = gates.load(gate.routing, mask).double()
+    for _ in range(60):
+        gate(x)
+        gate.after_step(gates.load(gate.routing, mask))
+    after = gates.load(gate.routing, mask).double()
+    assert after.std() < 0.3 * before.std()
+
+
+def test_padding_counts_in_no_load():
+    gate = gates.build({"kind": "topk"}, 8, 4, 2)
+    gate(torch.randn(3, 5, 8))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.bool)
+    assert gates.load(gate.routing, mask).sum() == 9 * 2
+    assert torch.equal(gates.load(gate.routing, mask), gate.routing.chosen_TE[mask].sum(0))
+
+
+def test_a_record_is_popped_once():
+    model = torch.nn.ModuleDict({"a": gates.build({"kind": "topk"}, 8, 4, 2)})
+    model["a"](torch.randn(3, 8))
+    assert list(gates.pop_routings(model)) == ["a"]
+    with pytest.raises(RuntimeError, match="gate a did not run"):
+        gates.pop_routings(model)
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "top_k", "message"),
+    [
+        ({"kind": "topkk"}, 2, "Did you mean 'topk'"),
+        ({}, 2, "is not a gate"),
+        ({"kind": "topk", "renormalise": True}, 2, "Did you mean 'renormalize'"),
+        ({"kind": "topk", "renormalize": "perhaps"}, 2, "method.gate.renormalize"),
+        ({"kind": "topk", "top_p": 0.5}, 2, "no key 'method.gate.top_p'"),
+        ({"kind": "entropy", "crossing": "exlude"}, 2, "method.gate.crossing"),
+        ({"kind": "entropy", "q": 0}, 2, "method.gate.q must be above 0"),
+        ({"kind": "entropy", "top_p": -0.1}, 2, "method.gate.top_p must be above 0"),
+        ({"kind": "entropy", "entropy_eps": -1}, 2, "method.gate.entropy_eps"),
+        ({"kind": "balanced", "score": "tanh"}, 2, "method.gate.score"),
+        ({"kind": "balanced", "bias_rate": -1}, 2, "method.gate.bias_rate"),
+        ({"kind": "balanced", "rank_partition": 4}, 2, "must divide num_experts=6"),
+        ({"kind": "balanced", "rank_partition": 0}, 2, "must divide num_experts=6"),
+        ({"kind": "topk", "router_init_std": -0.1}, 2, "method.gate.router_init_std"),
+        ({"kind": "topk"}, 7, "between 1 and num_experts=6, got 7"),
+        ({"kind": "topk"}, 0, "between 1 and num_experts=6, got 0"),
+        ({"kind": "dense"}, 2, "uses every expert"),
+    ],
+)
+def test_a_mistake_is_named(options, top_k, message):
+    with pytest.raises(ConfigError, match=message):
+        gates.build(options, 8, 6, top_k)
