@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mixlora import gates, losses, tasks
 from mixlora.adapters import files
-from mixlora.adapters.attach import attach, count
+from mixlora.adapters.attach import attach, count, paths
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
@@ -382,6 +382,7 @@ class Experiment:
             values |= {
                 "weights_sha256": loaded.sha256,
                 "parameters": sizes,
+                "computed": paths(loaded.model),
                 "tokens": totals.tokens,
                 "label_tokens": dict(totals.label_tokens),
                 "rows": {name: drawn.rows for name, drawn in self.plan.drawn().items()},

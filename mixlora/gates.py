@@ -80,6 +80,11 @@ class Gate(nn.Module):
         self.routing = self.route(logits_TS)
         return self.routing.weights_TE.to(dtype)
 
+    def chosen(self) -> Tensor:
+        """The experts that the last forward chose: bool [T, E]."""
+        assert self.routing is not None
+        return self.routing.chosen_TE
+
     def route(self, logits_TS: Tensor) -> Routing:
         raise NotImplementedError
 
@@ -116,10 +121,11 @@ class TopK(Gate):
 
     def route(self, logits_TS: Tensor) -> Routing:
         probs_TE = logits_TS.softmax(-1)
-        chosen_TE = largest(probs_TE, self.top_k or self.num_experts)
-        weights_TE = probs_TE * chosen_TE
-        if self.options.renormalize:
-            weights_TE = weights_TE / weights_TE.sum(-1, keepdim=True)
+        chosen_TE = largest(logits_TS, self.top_k or self.num_experts)
+        if self.options.renormalize:  # p / Σ_K p is the softmax over the chosen alone, which keeps nothing but itself
+            weights_TE = logits_TS.masked_fill(~chosen_TE, -math.inf).softmax(-1)
+        else:
+            weights_TE = probs_TE * chosen_TE
         return Routing(logits_TS, probs_TE, weights_TE, chosen_TE)
 
 
@@ -245,7 +251,7 @@ def build(gate: Mapping[str, Any], in_features: int, num_experts: int, top_k: in
 
 def largest(scores_TE: Tensor, k: int) -> Tensor:
     """Bool mask of the k largest scores of each token."""
-    index_TK = scores_TE.topk(k, dim=-1).indices
+    index_TK = scores_TE.detach().topk(k, dim=-1).indices
     return torch.zeros_like(scores_TE, dtype=torch.bool).scatter(-1, index_TK, True)
 
 

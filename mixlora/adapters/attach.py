@@ -1,5 +1,6 @@
 """Attach a method to a model: freeze it, wrap the chosen modules, return the tensors that belong to the adapter."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -7,9 +8,18 @@ from torch import Tensor, nn
 
 from mixlora import gates
 from mixlora.adapters import targets
-from mixlora.adapters.modules import FusedGatedLinear, GatedFeedForward, GatedLinear, LoraLinear, Wrapper
+from mixlora.adapters.modules import (
+    FusedFeedForward,
+    FusedGatedLinear,
+    FusedLoraLinear,
+    GatedFeedForward,
+    GatedLinear,
+    LeanFeedForward,
+    LoraLinear,
+    Wrapper,
+)
 from mixlora.config.load import check_method
-from mixlora.config.schema import Dtype, Factors, Method, Model, Scale, Scope
+from mixlora.config.schema import Compute, Dtype, Factors, Method, Model, Scale, Scope
 from mixlora.errors import ConfigError
 from mixlora.lowrank import LowRank
 
@@ -83,17 +93,19 @@ class Plan:
         self.dtype = next(model.parameters()).dtype if method.adapter_dtype is Dtype.auto else torch_dtype(method)
 
     def linear(self, name: str, base: nn.Module) -> Wrapper:
-        E = self.at(name, "num_experts")
-        delta = self.low_rank(name, base, E, self.method.factors is Factors.shared_a)
         if self.method.gate is None:
-            return LoraLinear(base, delta)
-        # The hand-written backward reads a plain weight and knows no dropout mask.
-        fused = type(base) is nn.Linear and self.method.lora_dropout == 0
-        kind = FusedGatedLinear if fused else GatedLinear
-        return kind(base, delta, self.gate(name, base, E))
+            return self.plain(name, base)
+        E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
+        kind = FusedGatedLinear if self.by_hand(base) else GatedLinear
+        return kind(base, self.low_rank(name, base, E, shared), self.gate(name, base, E))
 
     def plain(self, name: str, base: nn.Module) -> Wrapper:
-        return LoraLinear(base, self.low_rank(name, base, 1, False))
+        kind = FusedLoraLinear if self.by_hand(base) else LoraLinear
+        return kind(base, self.low_rank(name, base, 1, False))
+
+    def by_hand(self, *linears: nn.Module) -> bool:
+        """Whether a hand-written backward is wanted, and reads these linears right."""
+        return self.method.compute is not Compute.eager and all(map(readable, linears))
 
     def feed_forward(self, name: str, block: nn.Module, names: Model) -> Wrapper:
         parts = {"gate": names.feed_forward.gate, "up": names.feed_forward.up, "down": names.feed_forward.down}
@@ -105,7 +117,9 @@ class Plan:
         E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
         deltas = {part: self.low_rank(name, linear, E, shared) for part, linear in linears.items()}
         children = parts | {"activation": names.feed_forward.activation}
-        return GatedFeedForward(block, children, deltas, self.gate(name, linears["gate"], E))
+        kinds = {Compute.fast: FusedFeedForward, Compute.lean: LeanFeedForward, Compute.eager: GatedFeedForward}
+        kind = kinds[self.method.compute if self.by_hand(*linears.values()) else Compute.eager]
+        return kind(block, children, deltas, self.gate(name, linears["gate"], E))
 
     def low_rank(self, name: str, base: nn.Module, E: int, shared_a: bool) -> LowRank:
         D, O = targets.sizes(base)
@@ -138,6 +152,18 @@ class Plan:
         return targets.stretched(getattr(self.method, field), targets.layer_of(name), self.depth, f"method.{field}")
 
 
+def readable(linear: nn.Module) -> bool:
+    """Whether W x + b may be computed from the linear's own tensors instead of by calling it.
+
+    Not where the weight is quantised, sharded or computed (another type), where a hook listens, or on other devices.
+    """
+    weight = getattr(linear, "weight", None)
+    if type(linear) is not nn.Linear or type(weight) is not nn.Parameter:
+        return False
+    heard = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks
+    return not heard and weight.is_floating_point() and weight.device.type in ("cpu", "cuda")
+
+
 def torch_dtype(method: Method) -> torch.dtype:
     dtype = getattr(torch, method.adapter_dtype.value)
     assert isinstance(dtype, torch.dtype)
@@ -148,6 +174,11 @@ def adapted(model: nn.Module) -> dict[str, Wrapper]:
     """Every wrapper of the model by name."""
     kinds = (LoraLinear, GatedLinear, GatedFeedForward)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def paths(model: nn.Module) -> dict[str, int]:
+    """How many wrappers compute which way: eager (autograd over the plain equation), or fused, fast, lean by hand."""
+    return dict(sorted(Counter(wrapper.path for wrapper in adapted(model).values()).items()))
 
 
 def count(model: nn.Module) -> dict[str, int]:

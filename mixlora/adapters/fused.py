@@ -1,50 +1,71 @@
-"""The per-linear mixture with a hand-written backward: what LoRA costs, whatever the gate.
+"""Low-rank layers with a hand-written backward: a mixture at the price of one LoRA, whatever the gate.
 
-Autograd alone would keep three copies of A x and add the gradient of x up in three passes. Two functions replace it;
+Autograd alone would keep three copies of A x and add the gradient of x up in three passes. These functions replace it;
 the gate between them stays ordinary autograd over [T, E], so every gate and every auxiliary loss works unchanged.
 
-    base, h, z  =  W x + b,  A x,  W_r x         `Project`: one input, its gradient accumulated in place
-    y           =  base + s · B (g(z) ⊙ h)       `Combine`: saves h and g, neither their product nor base
+    W x + b, A x, W_r x                  `Project`: one input, kept once, its gradient added up in place
+    base + s · B (g ⊙ h)                 `Combine`: keeps h and g, neither their product nor base
+    W x + b + s · B A x                  `Lora`: keeps x and A x
 
-    T tokens   D in   O out   E experts   R rank over all experts   r = R / E
+T tokens   D in   O out   E experts   R rank over all experts   r = R / E   S rows of all that is multiplied with x
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixlora.adapters.dropout import Dropout, Whole
+
 
 class Project(torch.autograd.Function):
-    """x [T, D], frozen W [O, D] and b, A [R, D], router W_r [E, D] -> W x + b [T, O], A x [T, R], logits [T, E].
+    """x [T, D], router W_r [E, D] and, n times, frozen W [O, D], b and A [R, D] -> n of [T, O], n of [T, R], [T, E].
 
-    The logits are computed in the router's dtype (float32 at least). Where that is x's own, A and W_r are one product;
-    else x is copied for the router alone and the copy is dropped, which keeps the routing exact on a bfloat16 base.
+    The logits are computed in the router's dtype (float32 at least). Where the products are in that dtype too, all A
+    and W_r are one product; else x is copied for the router alone and the copy is dropped, so that the routing is exact
+    on a bfloat16 base. Dropout acts on what A sees, never on what the router sees.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, W: Tensor, b: Tensor | None, A_RD: Tensor, router_ED: Tensor) -> Any:
-        base_TO = F.linear(x_TD, W, b)
-        if router_ED.dtype == x_TD.dtype:
-            h_TR, z_TE = F.linear(x_TD, torch.cat([A_RD, router_ED])).split([len(A_RD), len(router_ED)], dim=-1)
+    def forward(ctx: Any, x_TD: Tensor, router_ED: Tensor, drops: tuple[Dropout, ...], *parts: Any) -> Any:
+        Ws, bs, As = parts[0::3], parts[1::3], parts[2::3]
+        wide, c = x_TD.to(product_dtype(x_TD)), product_dtype(x_TD)
+        bases = [linear(wide, W, b).to(x_TD.dtype) for W, b in zip(Ws, bs, strict=True)]
+        if stackable(drops, router_ED, c):
+            parts_TS = F.linear(wide, stacked(c, *As, router_ED)).split([*map(len, As), len(router_ED)], dim=-1)
+            # Apart from each other, so that the logits are freed when the gate is done with them.
+            *hs, z_TE = [part_TR.contiguous() for part_TR in parts_TS]
         else:
-            h_TR, z_TE = F.linear(x_TD, A_RD), F.linear(x_TD.to(router_ED.dtype), router_ED)
-        ctx.save_for_backward(x_TD, W, A_RD, router_ED)
-        return base_TO, h_TR, z_TE
+            hs = [linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)]
+            z_TE = linear(x_TD.to(router_ED.dtype), router_ED)
+        ctx.save_for_backward(x_TD, router_ED, *Ws, *As)
+        ctx.drops = drops
+        return *bases, *(h_TR.to(x_TD.dtype) for h_TR in hs), z_TE
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        dbase_TO, dh_TR, dz_TE = gradients
-        x_TD, W, A_RD, router_ED = ctx.saved_tensors
-        stacked_TS = torch.cat([dh_TR, dz_TE.to(dh_TR.dtype)], dim=-1)
-        dS_SD = stacked_TS.T @ x_TD
-        dx_TD = None
-        if ctx.needs_input_grad[0]:
-            dx_TD = dbase_TO @ W
-            dx_TD.addmm_(stacked_TS, torch.cat([A_RD, router_ED.to(A_RD.dtype)]))
-        dA_RD, drouter_ED = dS_SD.split([len(A_RD), len(router_ED)])
-        return dx_TD, None, None, dA_RD, drouter_ED.to(router_ED.dtype)
+        x_TD, router_ED, *weights = ctx.saved_tensors
+        n, c = len(ctx.drops), product_dtype(x_TD)
+        Ws, As = weights[:n], weights[n:]
+        dbases, dhs, dz_TE = gradients[:n], [dh_TR.to(c) for dh_TR in gradients[n:-1]], gradients[-1].to(c)
+        wide = x_TD.to(c)
+        dx_TD = sum_of_products(dbases, Ws, c) if ctx.needs_input_grad[0] else None
+        if all(isinstance(drop, Whole) for drop in ctx.drops):
+            dz_TS = torch.cat([*dhs, dz_TE], dim=-1)
+            *dAs, drouter_ED = (dz_TS.T @ wide).split([*map(len, As), len(router_ED)])
+            if dx_TD is not None:
+                dx_TD.addmm_(dz_TS, stacked(c, *As, router_ED))
+        else:
+            dAs = [dh_TR.T @ drop.thin(wide) for drop, dh_TR in zip(ctx.drops, dhs, strict=True)]
+            drouter_ED = dz_TE.T @ wide
+            if dx_TD is not None:
+                dx_TD.addmm_(dz_TE, router_ED.to(c))
+                for drop, dh_TR, A in zip(ctx.drops, dhs, As, strict=True):
+                    drop.add(dx_TD, dh_TR, A.to(c))
+        triples = [part for dA, A in zip(dAs, As, strict=True) for part in (None, None, dA.to(A.dtype))]
+        return None if dx_TD is None else dx_TD.to(x_TD.dtype), drouter_ED.to(router_ED.dtype), None, *triples
 
 
 class Combine(torch.autograd.Function):
@@ -52,7 +73,7 @@ class Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, base_TO: Tensor, h_TR: Tensor, g_TE: Tensor, B_OR: Tensor, scale: float, r: int) -> Tensor:
-        base_TO.addmm_(weighed(h_TR, g_TE, r), B_OR.T, alpha=scale)
+        add_product(base_TO, weighed(h_TR, g_TE, r), B_OR, scale)
         ctx.mark_dirty(base_TO)
         ctx.save_for_backward(h_TR, g_TE, B_OR)
         ctx.scale, ctx.r = scale, r
@@ -62,16 +83,94 @@ class Combine(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (dy_TO,) = gradients
         h_TR, g_TE, B_OR = ctx.saved_tensors
-        dB_OR = (dy_TO.T @ weighed(h_TR, g_TE, ctx.r)).mul_(ctx.scale)
-        dm_TEr = (dy_TO @ B_OR).mul_(ctx.scale).unflatten(-1, (-1, ctx.r))
-        h_TEr = h_TR.unflatten(-1, (-1, ctx.r))
+        c = product_dtype(dy_TO)
+        wide, h_TEr, g_TE1 = dy_TO.to(c), h_TR.to(c).unflatten(-1, (-1, ctx.r)), g_TE.to(c).unsqueeze(-1)
+        dB_OR = (wide.T @ (h_TEr * g_TE1).flatten(-2)).mul_(ctx.scale)
+        dm_TEr = (wide @ B_OR.to(c)).mul_(ctx.scale).unflatten(-1, (-1, ctx.r))
         dg_TE = (dm_TEr * h_TEr).sum(-1)
-        dh_TEr = dm_TEr.mul_(g_TE.unsqueeze(-1))
+        dh_TEr = dm_TEr.mul_(g_TE1)
         shared_a = h_TEr.shape[-2] < dh_TEr.shape[-2]
         dh_TR = dh_TEr.sum(-2) if shared_a else dh_TEr.flatten(-2)
-        return dy_TO, dh_TR, dg_TE, dB_OR, None, None
+        return dy_TO, dh_TR.to(h_TR.dtype), dg_TE.to(g_TE.dtype), dB_OR.to(B_OR.dtype), None, None
+
+
+class Lora(torch.autograd.Function):
+    """x [T, D], frozen W [O, D] and b, A [R, D], B [O, R], s -> W x + b + s · B A x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TD: Tensor, W: Tensor, b: Any, A_RD: Tensor, B_OR: Tensor, scale: float, drop: Dropout
+    ) -> Any:
+        wide = x_TD.to(product_dtype(x_TD))
+        y_TO = linear(wide, W, b)
+        h_TR = linear(drop.thin(wide), A_RD)
+        add_product(y_TO, h_TR, B_OR, scale)
+        ctx.save_for_backward(x_TD, h_TR.to(x_TD.dtype), W, A_RD, B_OR)
+        ctx.scale, ctx.drop = scale, drop
+        return y_TO.to(x_TD.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (dy_TO,) = gradients
+        x_TD, h_TR, W, A_RD, B_OR = ctx.saved_tensors
+        c = product_dtype(x_TD)
+        wide_TO = dy_TO.to(c)
+        dB_OR = (wide_TO.T @ h_TR.to(c)).mul_(ctx.scale)
+        dh_TR = (wide_TO @ B_OR.to(c)).mul_(ctx.scale)
+        dA_RD = dh_TR.T @ ctx.drop.thin(x_TD.to(c))
+        dx_TD = None
+        if ctx.needs_input_grad[0]:
+            dx_TD = wide_TO @ W.to(c)
+            ctx.drop.add(dx_TD, dh_TR, A_RD.to(c))
+            dx_TD = dx_TD.to(x_TD.dtype)
+        return dx_TD, None, None, dA_RD.to(A_RD.dtype), dB_OR.to(B_OR.dtype), None, None
 
 
 def weighed(h_TR: Tensor, g_TE: Tensor, r: int) -> Tensor:
     """g ⊙ h, one weight for each block of r; an A that all experts share is broadcast."""
     return (h_TR.unflatten(-1, (-1, r)) * g_TE.unsqueeze(-1)).flatten(-2)
+
+
+def add_product(y_TO: Tensor, h_TR: Tensor, B_OR: Tensor, scale: float) -> None:
+    """y += s · h Bᵀ."""
+    c = product_dtype(y_TO)
+    if c == y_TO.dtype:
+        y_TO.addmm_(h_TR.to(c), B_OR.to(c).T, alpha=scale)
+    else:
+        y_TO.add_(h_TR.to(c) @ B_OR.to(c).T, alpha=scale)
+
+
+def sum_of_products(dys: Any, Ws: Any, c: torch.dtype) -> Tensor:
+    """Σ dy W."""
+    total = dys[0].to(c) @ Ws[0].to(c)
+    for dy_TO, W in zip(dys[1:], Ws[1:], strict=True):
+        total.addmm_(dy_TO.to(c), W.to(c))
+    return total
+
+
+def linear(x_TD: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+    return F.linear(x_TD, W.to(x_TD.dtype), None if b is None else b.to(x_TD.dtype))
+
+
+def stackable(drops: tuple[Dropout, ...], router_ED: Tensor, dtype: torch.dtype) -> bool:
+    return router_ED.dtype == dtype and all(isinstance(drop, Whole) for drop in drops)
+
+
+def stacked(dtype: torch.dtype, *matrices: Tensor) -> Tensor:
+    return torch.cat([matrix.to(dtype) for matrix in matrices])
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that products are computed in: x's own, but float32 where a CPU has no instructions for it.
+
+    Without them PyTorch's own bfloat16 products take from 7 times (W as it lies) to 200 times (W transposed) as long.
+    """
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if half and x.device.type == "cpu" and not native(x.dtype) else x.dtype
+
+
+@cache
+def native(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of `dtype` by its own instructions."""
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported")())

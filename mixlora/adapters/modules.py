@@ -6,17 +6,22 @@ T tokens (any leading shape)   D in   O out   F hidden   E experts   R rank over
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixlora.adapters.fused import Combine, Project
+from mixlora.adapters import dropout, experts
+from mixlora.adapters.fused import Combine, Lora, Project
 from mixlora.gates import Gate
 from mixlora.lowrank import LowRank
 
 
 class LoraLinear(nn.Module):
     """y = W x + s B A x: one block, no gate (LoRA, arXiv 2106.09685)."""
+
+    path = "eager"
 
     def __init__(self, base_layer: nn.Module, delta: LowRank):
         super().__init__()
@@ -29,6 +34,8 @@ class LoraLinear(nn.Module):
 class GatedLinear(nn.Module):
     """y = W x + s B (g(x) ⊙ A x)."""
 
+    path = "eager"
+
     def __init__(self, base_layer: nn.Module, delta: LowRank, gate: Gate):
         super().__init__()
         self.base_layer, self.delta, self.gate = base_layer, delta, gate
@@ -37,14 +44,30 @@ class GatedLinear(nn.Module):
         return self.delta(self.base_layer(x_TD), x_TD, self.gate(x_TD))
 
 
-class FusedGatedLinear(GatedLinear):
-    """The same function with a hand-written backward, for a plain linear and no dropout (see fused.py)."""
+class FusedLoraLinear(LoraLinear):
+    """The same function with a hand-written backward, for a plain linear (see fused.py)."""
+
+    path = "fused"
 
     def forward(self, x_TD: Tensor) -> Tensor:
         base, delta, lead = self.base_layer, self.delta, x_TD.shape[:-1]
         A_RD, B_OR = delta.A_RD.to(x_TD.dtype), delta.B_OR.to(x_TD.dtype)
+        drop = dropout.draw(delta.dropout, x_TD)
+        y_TO = Lora.apply(x_TD.flatten(0, -2), base.weight, base.bias, A_RD, B_OR, delta.scale, drop)
+        return y_TO.unflatten(0, lead)
+
+
+class FusedGatedLinear(GatedLinear):
+    """The same function with a hand-written backward, for a plain linear (see fused.py)."""
+
+    path = "fused"
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        base, delta, lead = self.base_layer, self.delta, x_TD.shape[:-1]
+        A_RD, B_OR = delta.A_RD.to(x_TD.dtype), delta.B_OR.to(x_TD.dtype)
+        drops = (dropout.draw(delta.dropout, x_TD),)
         router_SD = self.gate.weight(x_TD.dtype)
-        base_TO, h_TR, z_TS = Project.apply(x_TD.flatten(0, -2), base.weight, base.bias, A_RD, router_SD)
+        base_TO, h_TR, z_TS = Project.apply(x_TD.flatten(0, -2), router_SD, drops, base.weight, base.bias, A_RD)
         g_TE = self.gate.decide(z_TS.unflatten(0, lead), x_TD.dtype).flatten(0, -2)
         return Combine.apply(base_TO, h_TR, g_TE, B_OR, delta.scale, delta.r).unflatten(0, lead)
 
@@ -55,6 +78,8 @@ class GatedFeedForward(nn.Module):
     The frozen gate and up projections run once for all experts. Slot j of a token holds its j-th expert, whose low-rank
     deltas are added with a one-hot gate. The down projection is linear, Σ_j w_j W2 h_j = W2 Σ_j w_j h_j: it runs once.
     """
+
+    path = "eager"
 
     def __init__(self, base_layer: nn.Module, names: dict[str, str], deltas: dict[str, LowRank], gate: Gate):
         super().__init__()
@@ -82,6 +107,37 @@ class GatedFeedForward(nn.Module):
 
     def base(self, part: str) -> nn.Module:
         return getattr(self.base_layer, self.names[part])
+
+
+class FusedFeedForward(GatedFeedForward):
+    """The same function with a hand-written backward, for plain linears; `mix` says what is kept (see experts.py)."""
+
+    path = "fast"
+    mix: type[torch.autograd.Function] = experts.Fast
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        lead, dtype = x_TD.shape[:-1], x_TD.dtype
+        up, down, act = (self.gate_proj, self.up_proj), self.down_proj, self.base("activation")
+        drops = tuple(dropout.draw(delta.dropout, x_TD) for delta in up)
+        parts: list[Any] = []
+        for base, delta in zip((self.base("gate"), self.base("up")), up, strict=True):
+            parts += [base.weight, base.bias, delta.A_RD.to(dtype)]
+        *inputs, z_TS = Project.apply(x_TD.flatten(0, -2), self.gate.weight(dtype), drops, *parts)
+
+        g_TE = self.gate.decide(z_TS.unflatten(0, lead), dtype).flatten(0, -2)
+        chosen_TE = self.gate.chosen().flatten(0, -2)
+        factors = *(delta.B_OR.to(dtype) for delta in up), down.A_RD.to(dtype)
+        scales = tuple(delta.scale for delta in up)
+        drops = tuple(dropout.draw(down.dropout, x_TD) for _ in range(self.gate.num_experts))
+        h_TF, z_TR = self.mix.apply(*inputs, g_TE, chosen_TE, *factors, scales, act, drops)
+        return down.onto(self.base("down")(h_TF), z_TR).unflatten(0, lead)
+
+
+class LeanFeedForward(FusedFeedForward):
+    """Keeps half as many bytes and computes the hidden rows of each expert twice."""
+
+    path = "lean"
+    mix = experts.Lean
 
 
 def total(terms: Sequence[Tensor]) -> Tensor:

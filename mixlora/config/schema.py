@@ -71,6 +71,12 @@ class Scale(Enum):
     constant = "constant"  # alpha itself
 
 
+class Compute(Enum):
+    fast = "fast"  # hand-written backward, wherever the base layer allows it
+    lean = "lean"  # the same; a feed-forward mixture keeps half the bytes and computes its hidden rows twice
+    eager = "eager"  # autograd over the plain equation: for torch.compile, and to compare
+
+
 @dataclass(kw_only=True)
 class Method:
     """y = W x + s B (g(x) * A x): which linears, how many blocks, what rank, which gate."""
@@ -90,6 +96,7 @@ class Method:
     factors: Factors = Factors.own
     gate: dict[str, Any] | None = None  # {kind: ..., options of that kind}; none for plain LoRA
     adapter_dtype: Dtype = Dtype.float32
+    compute: Compute = Compute.fast
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,285 @@
+"""Every hand-written backward against autograd over the plain equation."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mixlora.adapters import dropout, experts, fused
+from mixlora.adapters.attach import attach, paths
+from mixlora.adapters.dropout import Mask, Places, Whole
+from mixlora.adapters.modules import FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear
+from mixlora.config.schema import Compute, Method
+from mixlora.config.typed import typed
+from mixlora.gates import build
+from mixlora.lowrank import LowRank
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "method"
+METHODS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+BY_HAND = [compute for compute in Compute if compute is not Compute.eager]
+IDS = torch.randint(0, 256, (3, 17), generator=torch.Generator().manual_seed(0))
+D, O, T = 24, 20, 33
+
+
+def method(name: str, compute: Compute, **changes) -> Method:
+    values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = values.get("method", values) | {"compute": compute.value, "adapter_dtype": "auto"} | changes
+    return typed(Method, values)
+
+
+def llama(dtype: torch.dtype) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=256, num_key_value_heads=2, **sizes)).to(dtype)
+
+
+def adapted(name: str, compute: Compute, dtype: torch.dtype = torch.float64, **changes):
+    model = llama(dtype)
+    adapter = attach(model, method(name, compute, **changes))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in adapter.values():
+            tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return model, adapter
+
+
+def gradients(model: nn.Module, adapter) -> dict[str, torch.Tensor]:
+    model(IDS).logits.square().mean().backward()
+    return {name: tensor.grad for name, tensor in adapter.items() if tensor.requires_grad}
+
+
+def far(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+# ---- the functions
+
+
+@pytest.mark.parametrize("compute", BY_HAND)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_whole_model_has_the_gradients_of_the_plain_equation(name, compute):
+    model, adapter = adapted(name, compute, lora_dropout=0.0)
+    assert "eager" not in paths(model)
+    slow, slow_adapter = adapted(name, Compute.eager, lora_dropout=0.0)
+    assert set(paths(slow)) == {"eager"}
+    torch.testing.assert_close(model(IDS).logits, slow(IDS).logits, rtol=1e-10, atol=1e-10)
+    expected = gradients(slow, slow_adapter)
+    for tensor_name, gradient in gradients(model, adapter).items():
+        assert far(gradient, expected[tensor_name]) < 1e-10, tensor_name
+
+
+def one_linear(kind: type, dtype: torch.dtype, *, gate: dict | None, bias: bool = True, p: float = 0.0) -> nn.Module:
+    torch.manual_seed(3)
+    base = nn.Linear(D, O, bias=bias, dtype=dtype).requires_grad_(False)
+    E = 1 if gate is None else 6
+    delta = LowRank(D, O, r=4, num_experts=E, scale=0.5, dropout=p, dtype=torch.float32)
+    nn.init.normal_(delta.B_OR, std=0.3)
+    built = kind(base, delta) if gate is None else kind(base, delta, build(gate, D, E, 2))
+    return built.to(dtype) if dtype is torch.float64 else built
+
+
+@pytest.mark.parametrize("gate", [None, {"kind": "topk"}, {"kind": "dense"}, {"kind": "entropy"}, {"kind": "balanced"}])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_one_linear_agrees_in_float32(gate, p, monkeypatch):
+    """To 1e-5 of each gradient, with the same dropped places on both sides."""
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x_TD: dropout.draw(self, x_TD).thin(x_TD))
+    slow, fast = (LoraLinear, FusedLoraLinear) if gate is None else (GatedLinear, FusedGatedLinear)
+    x_TD, dy_TO = torch.randn(2, T, D), torch.randn(2, T, O)
+    results = []
+    for kind in (slow, fast):
+        layer, x = one_linear(kind, torch.float32, gate=gate, p=p), x_TD.clone().requires_grad_()
+        torch.manual_seed(7)
+        y_TO = layer(x)
+        y_TO.backward(dy_TO)
+        trained = {name: q.grad for name, q in layer.named_parameters() if q.requires_grad}
+        results.append({"y": y_TO.detach(), "x": x.grad} | trained)
+    assert len(results[0]) == (4 if gate is None else 5)
+    for name, value in results[0].items():
+        assert far(results[1][name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("mix", [experts.Fast, experts.Lean])
+@pytest.mark.parametrize("drop", [Whole(), Places(0.3, 5)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_mixture_in_a_block_is_differentiated_right(mix, drop, shared):
+    """Against finite differences, which know no seed and no groups."""
+    torch.manual_seed(2)
+    E, r, F, n = 3, 2, 4, 5
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    own = r if shared else E * r
+    chosen_TE = torch.rand(n, E) < 0.6
+    tensors = random(n, F), random(n, F), random(n, own), random(n, own), random(n, E), random(F, E * r)
+    tensors += random(F, E * r), random(own, F)
+
+    def run(u0, v0, a1, a3, g, B1, B3, A2):
+        act = torch.nn.functional.silu
+        return mix.apply(u0, v0, a1, a3, g * chosen_TE, chosen_TE, B1, B3, A2, (0.5, 2.0), act, (drop,) * E)
+
+    assert torch.autograd.gradcheck(run, tensors)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_dropout_is_drawn_anew_in_each_forward(name):
+    model, _ = adapted(name, Compute.fast, lora_dropout=0.3)
+    model.train()
+    torch.manual_seed(11)
+    first, second = model(IDS).logits, model(IDS).logits
+    assert not torch.equal(first, second)
+    torch.manual_seed(11)
+    assert torch.equal(model(IDS).logits, first)
+    model.eval()
+    assert torch.equal(model(IDS).logits, model(IDS).logits)
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("kind", [Places, Mask])
+@pytest.mark.parametrize("p", [0.001, 0.05, 0.5, 0.9])
+def test_each_place_is_dropped_with_probability_p(kind, p):
+    thinned = kind(p, seed=4).thin(torch.ones(400, 500))
+    n, dropped = thinned.numel(), (thinned == 0).flatten()
+    assert torch.all((thinned == 0) | torch.isclose(thinned, torch.tensor(1 / (1 - p))))
+    for rows in (dropped, dropped[: n // 2], dropped[n // 2 :]):
+        assert abs(float(rows.sum()) - len(rows) * p) < 5 * (len(rows) * p * (1 - p)) ** 0.5
+    both = float((dropped[1:] & dropped[:-1]).sum())  # neighbours do not know of each other
+    assert abs(both - n * p * p) < 6 * (n * p * p) ** 0.5 + 6
+    assert torch.equal(thinned, kind(p, seed=4).thin(torch.ones(400, 500)))
+    assert not torch.equal(thinned, kind(p, seed=5).thin(torch.ones(400, 500)))
+
+
+@pytest.mark.parametrize("drop", [Whole(), Places(0.3, 5), Mask(0.3, 5)])
+def test_what_flows_back_through_dropout(drop):
+    x_TD = torch.randn(9, 8, dtype=torch.float64, requires_grad=True)
+    A_RD, dh_TR = torch.randn(4, 8, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    mask_TD = drop.thin(torch.ones_like(x_TD.detach()))
+    (dx_TD,) = torch.autograd.grad((x_TD * mask_TD) @ A_RD.T, x_TD, dh_TR)
+    before_TD = torch.randn(9, 8, dtype=torch.float64)
+    after_TD = before_TD.clone()
+    drop.add(after_TD, dh_TR, A_RD)
+    torch.testing.assert_close(after_TD, before_TD + dx_TD)
+
+
+# ---- what is kept
+
+
+def saved_bytes(run, *left_out: torch.Tensor) -> int:
+    known = {t.untyped_storage().data_ptr() for t in left_out}
+    seen: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = run()
+    del kept
+    return sum(storage.nbytes() for pointer, storage in seen.items() if pointer not in known)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05])
+def test_a_gated_linear_keeps_x_and_its_low_rank_image(p):
+    layer = FusedGatedLinear(
+        nn.Linear(512, 256, bias=False).requires_grad_(False),
+        LowRank(512, 256, r=8, num_experts=8, dropout=p),
+        build({"kind": "topk"}, 512, 8, 2),
+    )
+    x_TD = torch.randn(64, 512, requires_grad=True)
+    kept = saved_bytes(lambda: layer(x_TD), *layer.parameters())
+    assert kept / 64 <= 4 * (512 + 64) + 80  # x and A x; the rest is the gate's: a few numbers for each expert
+
+
+def test_the_lean_form_keeps_less():
+    kept = {}
+    for compute in Compute:
+        model, _ = adapted("mixlora", compute, torch.float32, lora_dropout=0.0)
+        block, x_TD = model.model.layers[0].mlp, torch.randn(64, 32, requires_grad=True)
+        kept[compute] = saved_bytes(lambda block=block, x_TD=x_TD: block(x_TD), *model.parameters())
+    assert kept[Compute.lean] < kept[Compute.fast] < kept[Compute.eager]
+
+
+# ---- falling back
+
+
+def test_where_a_weight_cannot_be_read_the_plain_equation_runs():
+    model = llama(torch.float32)
+    attention = model.model.layers[0].self_attn
+    attention.q_proj.register_forward_hook(lambda module, inputs, output: output)
+    parametrize.register_parametrization(attention.k_proj, "weight", nn.Identity())
+
+    class Sharded(nn.Parameter):
+        pass
+
+    attention.v_proj.weight = Sharded(attention.v_proj.weight.data)
+    other = type("Linear8bit", (nn.Linear,), {})(32, 32, bias=False)
+    other.load_state_dict(attention.o_proj.state_dict())
+    attention.o_proj = other
+    before = model(IDS).logits
+    attach(model, method("mola", Compute.fast))
+    assert paths(model) == {"eager": 4, "fused": 10}
+    torch.testing.assert_close(model.eval()(IDS).logits, before)
+    assert all(wrapper.path == "eager" for wrapper in (attention.q_proj, attention.k_proj, attention.v_proj))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_checkpointing_changes_no_gradient(name):
+    """Recomputation draws the same dropout again."""
+    model, adapter = adapted(name, Compute.fast, torch.float64, lora_dropout=0.2)
+    other = copy.deepcopy(model)
+    other.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for each in (model, other):
+        each.train()
+        torch.manual_seed(5)
+        each(IDS).logits.square().mean().backward()
+    others = dict(other.named_parameters())
+    for tensor_name, tensor in adapter.items():
+        if tensor.requires_grad:
+            assert torch.equal(tensor.grad, others[tensor_name].grad), tensor_name
+
+
+# ---- half precision
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_routing_on_a_bfloat16_base_is_the_float32_routers(native, monkeypatch):
+    """Exactly, whether or not products are computed in float32."""
+    monkeypatch.setattr(fused, "native", lambda dtype: native)
+    torch.manual_seed(0)
+    base = nn.Linear(256, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer = FusedGatedLinear(base, LowRank(256, 64, r=8, num_experts=8), build({"kind": "topk"}, 256, 8, 2))
+    x_TD = torch.randn(2048, 256).bfloat16().requires_grad_()
+    y_TO = layer(x_TD)
+    assert y_TO.dtype is torch.bfloat16
+    precise_TE = x_TD.detach().double() @ layer.gate.router.weight.detach().double().T
+    expected_TE = torch.zeros(2048, 8, dtype=torch.bool).scatter(1, precise_TE.topk(2, -1).indices, True)
+    same = (layer.gate.routing.chosen_TE == expected_TE).all(-1)
+    assert float(same.double().mean()) >= 0.999
+    y_TO.float().square().mean().backward()
+    assert layer.gate.router.weight.grad.dtype is torch.float32
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_bfloat16_base_trains_as_the_plain_equation_does(name, native, monkeypatch):
+    for module in (fused, experts):
+        monkeypatch.setattr(module, "product_dtype", (lambda x: x.dtype) if native else (lambda x: torch.float32))
+    model, adapter = adapted(name, Compute.fast, torch.bfloat16, lora_dropout=0.0)
+    slow, slow_adapter = adapted(name, Compute.eager, torch.bfloat16, lora_dropout=0.0)
+    x_TD, dy_TD = torch.randn(2, 200, 32).bfloat16()
+    for each in (model, slow):
+        each.y_TD = each.model.layers[0].mlp(x_TD)
+        each.y_TD.backward(dy_TD)
+    # A token may pick another expert where what reaches its router was rounded another way.
+    errors_T = (model.y_TD - slow.y_TD).norm(dim=-1) / slow.y_TD.norm(dim=-1)
+    assert float(errors_T.detach().float().quantile(0.9)) < 0.03
+    for tensor_name, tensor in adapter.items():
+        if ".layers.0.mlp." in tensor_name and tensor.requires_grad:
+            assert far(tensor.grad, slow_adapter[tensor_name].grad) < 0.1, tensor_name
