@@ -48,6 +48,7 @@ class Gate(nn.Module):
         num_experts: E.
         top_k: how many experts a token uses at the least (and at the most, for kinds with a fixed number).
         options: of this kind, see `Options` of each class.
+        factory: dtype and device of the router.
     """
 
     Options: ClassVar[type[GateOptions]] = GateOptions
@@ -55,6 +56,8 @@ class Gate(nn.Module):
 
     def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
         super().__init__()
+        if top_k is not None and not 1 <= top_k <= num_experts:
+            raise ConfigError(f"method.top_k must be between 1 and num_experts={num_experts}, got {top_k}")
         self.num_experts, self.top_k, self.options = num_experts, top_k, options
         self.router = nn.Linear(in_features, num_experts // self.router_rows_share, bias=False, **factory)
         if options.router_init_std is not None:
@@ -239,14 +242,6 @@ def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
         raise ConfigError(f"method.gate.kind={kind!r} is not a gate. {suggest(kind, KINDS)}")
     options = {key: value for key, value in gate.items() if key != "kind"}
     return KINDS[kind], typed(KINDS[kind].Options, options, "method.gate")
-
-
-def build(gate: Mapping[str, Any], in_features: int, num_experts: int, top_k: int | None, **factory: Any) -> Gate:
-    """A gate over `num_experts` for tokens of width `in_features`; `factory` holds dtype and device."""
-    if top_k is not None and not 1 <= top_k <= num_experts:
-        raise ConfigError(f"method.top_k must be between 1 and num_experts={num_experts}, got {top_k}")
-    kind, options = check(gate)
-    return kind(in_features, num_experts, top_k, options, **factory)
 
 
 def largest(scores_TE: Tensor, k: int) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -10,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from mixlora import gates
 from mixlora.adapters.attach import attach
 from mixlora.config.load import config_of
 from mixlora.config.schema import Config
@@ -22,7 +24,9 @@ METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 @functools.lru_cache
 def chosen(method: str, *choices: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=["model=tiny", f"method={method}", "tasks=arc", *choices])
+        found = compose("train", overrides=["model=tiny", f"method={method}", "tasks=arc", *choices])
+    found.tasks.mixture = {}  # typing the tasks again and again takes longer than the tests
+    return found
 
 
 @functools.lru_cache
@@ -57,6 +61,14 @@ def disturb(adapter: dict[str, Tensor]) -> None:
         for name, tensor in adapter.items():
             std = 0.05 if name.endswith("bias_E") else 0.2 if name.endswith("B_OR") else 0.4
             tensor.copy_(torch.randn(tensor.shape) * std)
+
+
+def gate_of(
+    options: dict[str, Any], in_features: int, num_experts: int, top_k: int | None, **factory: Any
+) -> gates.Gate:
+    """A gate as `attach` makes it from `method.gate`."""
+    kind, typed = gates.check(options)
+    return kind(in_features, num_experts, top_k, typed, **factory)
 
 
 def tokens(rows: int, length: int, seed: int = 0) -> Tensor:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from built import gate_of
 
 from mixlora import gates
 from mixlora.errors import ConfigError
@@ -13,7 +14,7 @@ P = torch.tensor([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]], dtype=torch.float64)
 
 def routed(probs, top_k=None, **options) -> gates.Routing:
     """The record of a gate whose softmax gives `probs`."""
-    gate = gates.build(options, 4, probs.shape[-1], top_k, dtype=torch.float64)
+    gate = gate_of(options, 4, probs.shape[-1], top_k, dtype=torch.float64)
     return gate.route(probs.log())
 
 
@@ -89,7 +90,7 @@ def test_weights_that_are_not_renormalised_are_the_probabilities():
 @pytest.mark.parametrize("kind", gates.KINDS)
 def test_an_expert_that_is_not_chosen_weighs_nothing_and_most_active_bounds_the_rest(kind):
     torch.manual_seed(0)
-    gate = gates.build({"kind": kind}, 8, 6, None if kind == "dense" else 2)
+    gate = gate_of({"kind": kind}, 8, 6, None if kind == "dense" else 2)
     weights_TE = gate(torch.randn(200, 8))
     chosen_TE = gate.routing.chosen_TE
     assert torch.equal(weights_TE != 0, chosen_TE)
@@ -102,7 +103,7 @@ def test_an_expert_that_is_not_chosen_weighs_nothing_and_most_active_bounds_the_
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("bias_in_value", [True, False])
 def test_balanced_gates_sum_to_k(score, bias_in_value):
-    gate = gates.build({"kind": "balanced", "score": score, "bias_in_value": bias_in_value}, 8, 16, 4)
+    gate = gate_of({"kind": "balanced", "score": score, "bias_in_value": bias_in_value}, 8, 16, 4)
     gate.bias_E.uniform_(0, 0.2)
     torch.testing.assert_close(gate(torch.randn(50, 8)).sum(-1), torch.full((50,), 4.0))
 
@@ -110,7 +111,7 @@ def test_balanced_gates_sum_to_k(score, bias_in_value):
 def test_a_bias_decides_the_choice_and_only_if_asked_the_value():
     logits = torch.zeros(1, 4)
     for in_value, want in ((True, [0, 0, 1.2, 0.8]), (False, [0, 0, 1, 1])):
-        gate = gates.build({"kind": "balanced", "bias_in_value": in_value}, 4, 4, 2)
+        gate = gate_of({"kind": "balanced", "bias_in_value": in_value}, 4, 4, 2)
         gate.bias_E.copy_(torch.tensor([-0.1, -0.1, 0.25, 0.0]))
         found = gate.route(logits)
         assert found.chosen_TE.tolist() == [[False, False, True, True]]
@@ -118,7 +119,7 @@ def test_a_bias_decides_the_choice_and_only_if_asked_the_value():
 
 
 def test_ranks_of_one_partition_share_their_score_and_the_router_shrinks():
-    gate = gates.build({"kind": "balanced", "rank_partition": 4}, 8, 16, 4)
+    gate = gate_of({"kind": "balanced", "rank_partition": 4}, 8, 16, 4)
     assert gate.router.weight.shape == (4, 8)
     gate(torch.randn(5, 8))
     assert torch.equal(gate.routing.probs_TE[:, ::4], gate.routing.probs_TE[:, 3::4])
@@ -129,7 +130,7 @@ def test_ranks_of_one_partition_share_their_score_and_the_router_shrinks():
 
 
 def test_a_bias_moves_towards_the_mean_load_by_one_rate():
-    gate = gates.build({"kind": "balanced", "bias_rate": 0.5}, 8, 4, 2)
+    gate = gate_of({"kind": "balanced", "bias_rate": 0.5}, 8, 4, 2)
     gate.after_step(torch.tensor([5, 1, 3, 3]))
     assert gate.bias_E.tolist() == [-0.5, 0.5, 0, 0]
     gate.after_step(torch.tensor([2.0, 2.0, 2.0, 2.0], dtype=torch.float64))
@@ -138,7 +139,7 @@ def test_a_bias_moves_towards_the_mean_load_by_one_rate():
 
 def test_moving_the_bias_balances_a_router_that_prefers_one_expert():
     torch.manual_seed(0)
-    gate = gates.build({"kind": "balanced", "bias_rate": 0.02}, 8, 8, 2)
+    gate = gate_of({"kind": "balanced", "bias_rate": 0.02}, 8, 8, 2)
     x, mask = torch.randn(500, 8) + 1, torch.ones(500, dtype=torch.bool)
     gate(x)
     before = gates.load(gate.routing, mask).double()
@@ -150,7 +151,7 @@ def test_moving_the_bias_balances_a_router_that_prefers_one_expert():
 
 
 def test_padding_counts_in_no_load():
-    gate = gates.build({"kind": "topk"}, 8, 4, 2)
+    gate = gate_of({"kind": "topk"}, 8, 4, 2)
     gate(torch.randn(3, 5, 8))
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.bool)
     assert gates.load(gate.routing, mask).sum() == 9 * 2
@@ -158,7 +159,7 @@ def test_padding_counts_in_no_load():
 
 
 def test_a_record_is_popped_once():
-    model = torch.nn.ModuleDict({"a": gates.build({"kind": "topk"}, 8, 4, 2)})
+    model = torch.nn.ModuleDict({"a": gate_of({"kind": "topk"}, 8, 4, 2)})
     model["a"](torch.randn(3, 8))
     assert list(gates.pop_routings(model)) == ["a"]
     with pytest.raises(RuntimeError, match="gate a did not run"):
@@ -192,4 +193,4 @@ def test_a_record_is_popped_once():
 )
 def test_a_mistake_is_named(options, top_k, message):
     with pytest.raises(ConfigError, match=message):
-        gates.build(options, 8, 6, top_k)
+        gate_of(options, 8, 6, top_k)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from built import gate_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixlora import gates
 from mixlora.adapters.modules import FusedGatedLinear, GatedLinear
 from mixlora.lowrank import LowRank
 
@@ -60,7 +60,7 @@ def pair(kind: str, *, shared_a: bool, bias: bool, dtype: torch.dtype, base_dtyp
     base = nn.Linear(D, O, bias=bias, dtype=base_dtype or dtype).requires_grad_(False)
     delta = LowRank(D, O, r=R, num_experts=E, scale=0.7, shared_a=shared_a, dtype=dtype)
     nn.init.normal_(delta.B_OR)
-    gate = gates.build(options, D, E, top_k, dtype=dtype)
+    gate = gate_of(options, D, E, top_k, dtype=dtype)
     nn.init.normal_(gate.router.weight)
     return GatedLinear(base, delta, gate), FusedGatedLinear(base, delta, gate)
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -257,7 +258,7 @@ def slow_block(wrapper, x_TD: Tensor) -> Tensor:
 
 
 def softmax(logits: list[float]) -> list[float]:
-    exps = [2.718281828459045**z for z in logits]
+    exps = [math.exp(z) for z in logits]
     return [e / sum(exps) for e in exps]
 
 
@@ -278,8 +279,11 @@ def slow_topk(gate, logits: list[float]) -> list[float]:
 
 def slow_entropy(gate, logits: list[float]) -> list[float]:
     o, p = gate.options, softmax(logits)
-    highest = (1 - len(p) ** (1 - o.q)) / (o.q - 1)
-    H = (1 - sum((x + o.entropy_eps) ** o.q for x in p)) / (o.q - 1) / highest
+    shifted = [x + o.entropy_eps for x in p]
+    if o.q == 1:
+        H = -sum(x * math.log(x) for x in shifted) / math.log(len(p))
+    else:
+        H = (1 - sum(x**o.q for x in shifted)) / (1 - len(p) ** (1 - o.q))
     kept, total = [], 0.0
     for rank, i in enumerate(best(p, len(p))):
         total += p[i]
@@ -292,7 +296,7 @@ def slow_entropy(gate, logits: list[float]) -> list[float]:
 
 def slow_balanced(gate, logits: list[float]) -> list[float]:
     o, k = gate.options, gate.top_k
-    scores = softmax(logits) if o.score is gates.Score.softmax else [1 / (1 + 2.718281828459045**-z) for z in logits]
+    scores = softmax(logits) if o.score is gates.Score.softmax else [1 / (1 + math.exp(-z)) for z in logits]
     plain_scores = [scores[i // o.rank_partition] for i in range(gate.num_experts)]
     biased = [c + b for c, b in zip(plain_scores, gate.bias_E.tolist(), strict=True)]
     kept = best(biased, k)
@@ -314,6 +318,7 @@ VARIANTS = [
     ("dynmole", "gate.renormalize=true"),
     ("dynmole", "gate.entropy_threshold=1"),
     ("dynmole", "gate.entropy_eps=0.3"),
+    ("dynmole", "gate.q=1"),
     ("dynmole", "top_k=3"),
     ("dynmole", "gate.top_p=0.4"),
     ("smora", "gate.score=softmax"),
@@ -342,7 +347,8 @@ def test_every_published_variant_is_an_override_away(name, variant):
                 found = wrapper(x_TD)
                 torch.testing.assert_close(found, slow(wrapper, x_TD), rtol=1e-10, atol=1e-10)
                 changed |= not torch.allclose(found, plainly.get_submodule(key)(x_TD))
-    assert changed or variant == "scale=alpha_over_r"
+    # alpha over r is the default, and Shannon's entropy is so near to q = 1.1 that no choice need differ.
+    assert changed or variant in ("scale=alpha_over_r", "gate.q=1")
 
 
 # ---- files, dtypes, compilers
@@ -363,7 +369,8 @@ def test_saves_and_loads_to_equal_logits(tmp_path, name, dropout):
 @every_method
 @both_paths
 def test_a_bfloat16_base_keeps_a_float32_adapter_and_routes_in_float32(name, dropout):
-    model, adapter = busy(composed(name, "model.dtype=bfloat16", f"method.lora_dropout={dropout}"))
+    small = ("model.dtype=bfloat16", "model.random.num_hidden_layers=2")
+    model, adapter = busy(composed(name, *small, f"method.lora_dropout={dropout}"))
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     inputs = {}
     for key, gate in gates.gates_of(model).items():
@@ -386,7 +393,7 @@ def test_a_bfloat16_base_keeps_a_float32_adapter_and_routes_in_float32(name, dro
 
 
 @every_method
-@both_paths
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.full)])
 def test_one_layer_compiles_as_one_graph(name, dropout):
     model, _ = busy(composed(name, "model.random.num_hidden_layers=1", f"method.lora_dropout={dropout}"))
     key, wrapper = list(adapted(model.eval()).items())[-1]

@@ -88,6 +88,7 @@ class Plan:
 
     def __init__(self, model: nn.Module, method: Method):
         self.method = method
+        self.kind = None if method.gate is None else gates.check(method.gate)
         layers = [targets.layer_of(name) for name in targets.linears(model)]
         self.depth = 1 + max((layer for layer in layers if layer is not None), default=0)
         self.dtype = next(model.parameters()).dtype if method.adapter_dtype is Dtype.auto else torch_dtype(method)
@@ -139,8 +140,9 @@ class Plan:
 
     def gate(self, name: str, base: nn.Module, E: int) -> gates.Gate:
         factory = {"dtype": torch.promote_types(self.dtype, torch.float32), "device": next(base.parameters()).device}
-        assert self.method.gate is not None
-        return gates.build(self.method.gate, targets.sizes(base)[0], E, self.at(name, "top_k"), **factory)
+        assert self.kind is not None
+        kind, options = self.kind
+        return kind(targets.sizes(base)[0], E, self.at(name, "top_k"), options, **factory)
 
     def scale(self, name: str, r: int) -> float:
         k = self.at(name, "top_k") or self.at(name, "num_experts")
