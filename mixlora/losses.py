@@ -6,7 +6,7 @@ loss logs its own value. Means over tokens run over all ranks, so a rank with fe
     T tokens (any leading shape)   E experts   N real tokens   f_i share of expert i   P_i its mean probability
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -63,12 +63,11 @@ class LoadBalance:
                 f"aux_loss.load_balance.over={self.over.value} puts routers of {sorted(experts)} experts together, "
                 "but needs one number of experts. Use aux_loss.load_balance.over=router, or layer"
             )
-        p_NE = torch.cat([r.probs_TE[mask_T] for r in group])
-        f_NE = torch.cat([self.counted(r)[mask_T] for r in group])
-        P_E, f_E = token_mean(p_NE), token_mean(f_NE.to(p_NE.dtype))
+        P_E = token_mean([r.probs_TE for r in group], mask_T)
+        f_E = token_mean([self.counted(r).to(P_E.dtype) for r in group], mask_T)
         if self.share is Share.assignments:
             f_E = f_E / f_E.sum()
-        return p_NE.shape[-1] * (f_E * P_E).sum()
+        return len(P_E) * (f_E * P_E).sum()
 
     def counted(self, routing: Routing) -> Tensor:
         if self.share is Share.soft:
@@ -94,7 +93,7 @@ class TsallisEntropy:
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
-        means = [token_mean(tsallis_entropy(r.probs_TE, self.q, eps=self.eps)[mask_T]) for r in routings.values()]
+        means = [token_mean([tsallis_entropy(r.probs_TE, self.q, eps=self.eps)], mask_T) for r in routings.values()]
         return reduced(means, Reduce.mean)
 
 
@@ -105,7 +104,7 @@ class RouterZ:
     coef: float = 1e-3
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
-        means = [token_mean(r.logits_TS.logsumexp(-1).square()[mask_T]) for r in routings.values()]
+        means = [token_mean([r.logits_TS.logsumexp(-1).square()], mask_T) for r in routings.values()]
         return reduced(means, Reduce.mean)
 
 
@@ -143,10 +142,16 @@ def reduced(values: list[Tensor], reduce: Reduce) -> Tensor:
     return stacked.sum() if reduce is Reduce.sum else stacked.mean()
 
 
-def token_mean(values_N: Tensor) -> Tensor:
-    """Mean over the first axis, over all ranks: [N, ...] -> [...]. Its gradient is right under DDP's averaging."""
-    total, count = values_N.sum(0), torch.tensor(float(len(values_N)), device=values_N.device)
+def token_mean(values: Sequence[Tensor], mask_T: Tensor) -> Tensor:
+    """Mean over the real tokens of all ranks, and over `values`: several of [T, ...] -> [...].
+
+    A product with the mask, not a selection: that would copy, and cost a scatter in backward. Its gradient is right
+    under DDP's averaging.
+    """
+    mask_N = mask_T.flatten().to(values[0].dtype)
+    total = torch.stack([mask_N @ value.flatten(0, mask_T.dim() - 1) for value in values]).sum(0)
+    count = mask_N.sum() * len(values)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         total = differentiable.all_reduce(total)
         dist.all_reduce(count)
-    return total / count.to(total.dtype)
+    return total / count

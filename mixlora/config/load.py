@@ -138,6 +138,7 @@ def check_train(config: Config) -> None:
     for key, least in (
         ("max_steps", 1), ("per_device_train_batch_size", 1), ("gradient_accumulation_steps", 1), ("max_length", 8),
         ("save_steps", 1), ("save_total_limit", 2), ("logging_steps", 1), ("eval_steps", 1), ("eval_limit", 1),
+        ("max_tokens", train.max_length),
     ):  # fmt: skip
         value = getattr(train, key)
         if value is not None and value < least:

@@ -227,6 +227,10 @@ class Train:
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 2
     max_length: int = 512
+    packing: bool = True  # rows of a micro-batch in one line without padding, each seeing itself alone
+    max_tokens: int | None = (
+        None  # with packing: as few micro-batches as keep within this, instead of so many rows each
+    )
     logging_steps: int = 1
     save_steps: int = 50
     save_total_limit: int = 2

@@ -1,18 +1,129 @@
 """How likely a model finds the labels of a batch.
 
-Answers end at the last position of a left-padded batch, so logits are computed for the last K positions alone
-(transformers' `logits_to_keep`): full logits over a large vocabulary never exist.
+Logits are computed where a label is predicted and nowhere else, a few rows at a time, and their gradient with them:
+full logits over a large vocabulary never exist. A model whose logits are more than its head's product (a soft cap, a
+scale) is asked for its last positions instead.
 
-    B rows   S positions   K kept positions   V vocabulary
+    B rows   S positions   N labels   K kept positions   D hidden   V vocabulary
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlora.tasks.collate import IGNORED, Batch
+
+CHUNK = 2**23  # logits at a time
+
+
+class AnswerLosses(nn.Module):
+    """Batch -> summed cross-entropy in nats and number of label tokens of each row: [B], [B].
+
+    A module, so that what wraps a model for several devices wraps this: the model is entered in the middle.
+    """
+
+    model: Any
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.direct = plain_head(model)
+        self.keep_logits = keeps_logits(model)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not self.direct:
+            return answer_losses(self.model, batch, keep_logits=self.keep_logits)
+        hidden_BSD = self.model.get_decoder()(**model_inputs(batch))[0]
+        row_N, place_N = (batch.labels_BS != IGNORED).nonzero(as_tuple=True)
+        head = self.model.get_output_embeddings()
+        target_N = batch.labels_BS[row_N, place_N]
+        nats_N = ChunkedNats.apply(hidden_BSD[row_N, place_N - 1], head.weight, head.bias, target_N)
+        return summed(nats_N, batch.row_BS[row_N, place_N], len(batch.ids))
+
+
+class ChunkedNats(torch.autograd.Function):
+    """hidden [N, D], frozen W [V, D] and b, targets [N] -> -log softmax(W h + b) at the target: [N].
+
+    The gradient of the nats is known as soon as the logits are, so they are used for both and dropped.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, W: Tensor, b: Tensor | None, target_N: Tensor) -> Tensor:
+        precise = torch.promote_types(hidden_ND.dtype, torch.float32)
+        nats, slopes = [], []
+        size = max(1, CHUNK // len(W))
+        for hidden_nD, target_n in zip(hidden_ND.split(size), target_N.split(size), strict=True):
+            log_nV = F.linear(hidden_nD, W, b).to(precise).log_softmax(-1)
+            nats.append(-log_nV.gather(-1, target_n[:, None])[:, 0])
+            if ctx.needs_input_grad[0]:
+                slope_nV = log_nV.exp_()
+                slope_nV[torch.arange(len(target_n), device=target_n.device), target_n] -= 1
+                slopes.append(slope_nV.to(W.dtype) @ W)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(nats)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (slope_ND,) = ctx.saved_tensors
+        return slope_ND * gradients[0][:, None].to(slope_ND.dtype), None, None, None
+
+
+def summed(nats_N: Tensor, row_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Sum and number of the nats of each row."""
+    sums_B = nats_N.new_zeros(rows).index_add(0, row_N, nats_N)
+    return sums_B, torch.bincount(row_N, minlength=rows)
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """What a model is called with. A pack has no padding: its rows are told apart by their positions."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids_BS, "position_ids": batch.position_ids_BS}
+    if batch.segments:
+        return inputs | {"segments": batch.segments}
+    return inputs | {"attention_mask": batch.attention_mask_BS}
+
+
+@torch.no_grad()
+def plain_head(model: Any) -> bool:
+    """Whether the logits are the head's product with the last hidden states and no more: tried on two tokens."""
+    if not hasattr(model, "get_decoder") or type(model.get_output_embeddings()) is not nn.Linear:
+        return False
+    head, ids = model.get_output_embeddings(), torch.tensor([[0, 1]], device=model.device)
+    with evaluated(model):
+        expected, found = model(input_ids=ids).logits, head(model.get_decoder()(input_ids=ids)[0])
+    return bool(torch.equal(expected, found))
+
+
+@torch.no_grad()
+def packs_rows(model: Any) -> bool:
+    """Whether rows that are packed are each computed as if alone: tried on two short rows.
+
+    Not with recurrent layers or positions that the model makes itself, for example.
+    """
+    if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()):
+        return False
+    rows = [torch.tensor([[0, 1, 2]], device=model.device), torch.tensor([[3, 1]], device=model.device)]
+    position_ids = torch.tensor([[0, 1, 2, 0, 1]], device=model.device)
+    with evaluated(model):
+        alone = torch.cat([model(input_ids=row).logits for row in rows], dim=1).float()
+        together = model(input_ids=torch.cat(rows, dim=1), position_ids=position_ids, segments=(3, 2)).logits.float()
+    return bool((together - alone).norm() <= 100 * torch.finfo(model.dtype).eps * alone.norm())
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def keeps_logits(model: nn.Module) -> bool:
@@ -22,19 +133,27 @@ def keeps_logits(model: nn.Module) -> bool:
 
 def answer_losses(model: nn.Module, batch: Batch, *, keep_logits: bool) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy in nats and number of label tokens of each row: [B], [B]."""
+    if batch.segments:
+        return packed_losses(model, batch, keep_logits=keep_logits)
     first = int((batch.labels_BS != IGNORED).any(0).nonzero()[0])
     keep = batch.labels_BS.shape[1] - first + 1  # the label at t is predicted at t - 1
     extra = {"logits_to_keep": keep} if keep_logits else {}
-    logits = model(
-        input_ids=batch.input_ids_BS,
-        attention_mask=batch.attention_mask_BS,
-        position_ids=batch.position_ids_BS,
-        **extra,
-    ).logits
-    logits_BKV = logits[:, -keep:-1]
+    logits = model(**model_inputs(batch), **extra).logits
     labels_BK = batch.labels_BS[:, first:]
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    nats_BK = F.cross_entropy(
-        logits_BKV.to(precise).flatten(0, 1), labels_BK.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(labels_BK)
+    nats_BK = cross_entropy(logits[:, -keep:-1].flatten(0, 1), labels_BK.flatten()).view_as(labels_BK)
     return nats_BK.sum(-1), (labels_BK != IGNORED).sum(-1)
+
+
+def packed_losses(model: nn.Module, batch: Batch, *, keep_logits: bool) -> tuple[Tensor, Tensor]:
+    place_N = (batch.labels_BS[0] != IGNORED).nonzero()[:, 0]
+    extra = {"logits_to_keep": place_N - 1} if keep_logits else {}
+    logits_SV = model(**model_inputs(batch), **extra).logits[0]
+    logits_NV = logits_SV if keep_logits else logits_SV[place_N - 1]
+    nats_N = cross_entropy(logits_NV, batch.labels_BS[0, place_N])
+    return summed(nats_N, batch.row_BS[0, place_N], len(batch.ids))
+
+
+def cross_entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """In nats, in float32 at least; zero where the target is IGNORED."""
+    precise = torch.promote_types(logits_NV.dtype, torch.float32)
+    return F.cross_entropy(logits_NV.to(precise), target_N, ignore_index=IGNORED, reduction="none")

@@ -24,9 +24,10 @@ from mixlora import gates
 from mixlora.config.schema import Train
 from mixlora.errors import CheckpointError, Interrupted, NumericsError
 from mixlora.losses import AuxLoss
-from mixlora.models.likelihood import answer_losses, keeps_logits
+from mixlora.models import packing
+from mixlora.models.likelihood import AnswerLosses, packs_rows
 from mixlora.records import append_line, read_lines, write_lines
-from mixlora.tasks.collate import Batch, Row, collate
+from mixlora.tasks.collate import Batch, Row, collate, pack, packs, packs_within, padded_batches
 from mixlora.training import checkpoint
 
 Rows = Callable[[int, int], list[Row]]  # (first draw, count) -> tokenised rows
@@ -85,8 +86,11 @@ class Trainer:
         )
         warmup = round(train.warmup_ratio * self.steps)
         self.scheduler = get_scheduler(train.lr_scheduler.value, self.optimizer, warmup, self.steps)
-        self.wrapped = self.accelerator.prepare(self.model) if self.parameters else self.model
-        self.keep_logits = keeps_logits(self.model)
+        losses = AnswerLosses(self.model)
+        with packing.by_row(self.model):
+            self.packed = train.packing and packs_rows(self.model)
+        clear_records(self.model)
+        self.wrapped = self.accelerator.prepare(losses) if self.parameters else losses
         self.totals = Totals()
         self.bad_in_a_row = 0
 
@@ -120,8 +124,9 @@ class Trainer:
         for i, batch in enumerate(batches):
             torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
             last = i == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                nats_B, count_B = answer_losses(self.wrapped, batch, keep_logits=self.keep_logits)
+            unsynced = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+            with packing.by_row(self.model), unsynced:
+                nats_B, count_B = self.wrapped(batch)
                 routings = gates.pop_routings(self.model)
                 # DDP averages over ranks; the loss is a sum over all ranks' tokens.
                 loss = nats_B.sum() / label_tokens * self.accelerator.num_processes
@@ -164,13 +169,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of one step; rows of like length stand together, which costs less padding."""
+        """This rank's micro-batches of one step, as many as every other rank has."""
         size, micro, world = self.train.per_device_train_batch_size, self.micro, self.accelerator.num_processes
         rows = self.rows((step - 1) * size * micro * world, size * micro * world)
-        rows.sort(key=lambda row: len(row.prompt_ids) + len(row.answer_ids))
-        blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        mine = blocks[self.accelerator.process_index :: world]
-        return [collate(block, self.pad_id).to(self.accelerator.device) for block in mine]
+        if not self.packed:
+            found = [collate(batch, self.pad_id) for batch in padded_batches(rows, size)]
+        elif self.train.max_tokens is None:
+            found = [pack(batch) for batch in packs(rows, micro * world)]
+        else:
+            found = [pack(batch) for batch in packs_within(rows, self.train.max_tokens, world)]
+        return [batch.to(self.accelerator.device) for batch in found[self.accelerator.process_index :: world]]
 
     def validate(self, step: int) -> dict[str, Any]:
         """Validation scores where they are due, and whether this is the best step so far."""

@@ -1,0 +1,63 @@
+"""Attention over packed rows: each row attends to itself alone.
+
+A packed batch is one line of rows. Its attention is computed row by row, so no pair of tokens of two rows is ever
+multiplied, and a pack costs what its rows cost. transformers sees the restart of the positions and makes a
+block-diagonal mask as well: a model that does not hand `segments` to its attention is slower, not wrong.
+
+    H heads   S positions   s positions of one row
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_by_row"
+
+
+def attention_by_row(
+    module: nn.Module,
+    query_1HSd: Tensor,
+    key_1HSd: Tensor,
+    value_1HSd: Tensor,
+    attention_mask: Tensor | None,
+    segments: Sequence[int] = (),
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' own sdpa attention, on each row of the pack; without `segments` it is that attention."""
+    if not segments:
+        return sdpa_attention_forward(module, query_1HSd, key_1HSd, value_1HSd, attention_mask, **options)
+    outputs, start = [], 0
+    for length in segments:
+        row = slice(start, start + length)
+        # Within one row the mask says no more than "causal", unless a window is shorter than the row.
+        narrow = attention_mask is not None and sliding_window is not None and length > sliding_window
+        mask = attention_mask[..., row, row] if narrow and attention_mask is not None else None
+        query, key, value = (x_1HSd[:, :, row] for x_1HSd in (query_1HSd, key_1HSd, value_1HSd))
+        outputs.append(sdpa_attention_forward(module, query, key, value, mask, **options)[0])
+        start += length
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(NAME, attention_by_row)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def by_row(model: Any) -> Iterator[None]:
+    """Attention by row inside the block, where the model's attention is sdpa."""
+    before = model.config._attn_implementation
+    if before != "sdpa":
+        yield
+        return
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

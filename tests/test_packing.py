@@ -1,0 +1,246 @@
+"""Packed rows: the same step as padded ones, and no token sees another example."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from mixlora import gates
+from mixlora.adapters.attach import attach
+from mixlora.config.schema import Method, Train
+from mixlora.config.typed import typed
+from mixlora.models import likelihood, packing
+from mixlora.models.likelihood import AnswerLosses, ChunkedNats, packs_rows, plain_head
+from mixlora.tasks.collate import IGNORED, Row, collate, pack, packs, packs_within, padded_batches
+from mixlora.training.loop import Trainer
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "method"
+METHODS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+SIZES = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def rows(*lengths: tuple[int, int], on_prompt: bool = False) -> list[Row]:
+    generator = torch.Generator().manual_seed(3)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 256, (n,), generator=generator).tolist())
+
+    return [Row(f"r{i}", "ab"[i % 2], ids(p), ids(a), on_prompt) for i, (p, a) in enumerate(lengths)]
+
+
+ROWS = rows((5, 3), (1, 1), (9, 4), (2, 7), (6, 1))
+
+
+def llama(dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, use_cache=False)).to(dtype).eval()
+
+
+def adapted(name: str, dtype: torch.dtype = torch.float64):
+    values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    model = llama(dtype)
+    method = typed(Method, values.get("method", values) | {"lora_dropout": 0.0, "adapter_dtype": "auto"})
+    adapter = attach(model, method)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in adapter.values():
+            tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return model, adapter
+
+
+# ---- the same step
+
+
+@pytest.mark.parametrize("on_prompt", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_packed_and_padded_rows_give_the_same_losses_gradients_and_loads(name, on_prompt):
+    model, adapter = adapted(name)
+    some = rows((5, 3), (1, 1), (9, 4), (2, 7), on_prompt=on_prompt)
+    found = []
+    for batch in (pack(some), collate(some, 0)):
+        with packing.by_row(model):
+            nats_B, count_B = AnswerLosses(model)(batch)
+        loads = {name: gates.load(r, batch.mask_BS) for name, r in gates.pop_routings(model).items()}
+        model.zero_grad()
+        (nats_B.sum() / count_B.sum()).backward()
+        found.append((nats_B, count_B, loads, {n: t.grad for n, t in adapter.items() if t.requires_grad}))
+    (nats, count, loads, gradients), (nats_padded, count_padded, loads_padded, gradients_padded) = found
+    assert torch.equal(count, count_padded)
+    torch.testing.assert_close(nats, nats_padded, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradients, gradients_padded, rtol=1e-7, atol=1e-12)
+    assert all(torch.equal(loads[gate], loads_padded[gate]) for gate in loads)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_step_does_not_depend_on_packing(name, tmp_path):
+    """To 1e-5 in float32, through the loop: losses of every task, gradient norm, tokens."""
+    lines = []
+    for packed in (True, False):
+        model, adapter = adapted(name, torch.float32)
+        train = Train(packing=packed, per_device_train_batch_size=5, gradient_accumulation_steps=1, max_steps=1)
+        trainer = Trainer(
+            model=model, adapter=adapter, aux={}, rows=lambda first, number: list(ROWS), tasks=["a", "b"], train=train,
+            steps=1, seed=0, pad_id=0, folder=tmp_path, accelerator=Accelerator(cpu=True),
+        )  # fmt: skip
+        assert trainer.packed is packed
+        assert {len(b.ids) for b in trainer.batches(1)} == {5}
+        assert all(bool(b.segments) is packed for b in trainer.batches(1))
+        lines.append(trainer.step(1))
+    for key in ("loss", "grad_norm", "task_losses"):
+        assert lines[0][key] == pytest.approx(lines[1][key], rel=1e-5)
+    for key in ("tokens", "label_tokens", "expert_load"):
+        assert lines[0][key] == lines[1][key]
+
+
+# ---- no leak
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_token_sees_another_row(name):
+    """Perturb each row: every other row's hidden states stay bit for bit, and their gradient on it is exactly zero."""
+    model, _ = adapted(name)
+    batch = pack(ROWS)
+    embedded = model.get_input_embeddings()(batch.input_ids_BS).detach()
+    places = batch.row_BS[0]
+
+    def run(x_1SD: torch.Tensor) -> torch.Tensor:
+        with packing.by_row(model):
+            return model.get_decoder()(
+                inputs_embeds=x_1SD, position_ids=batch.position_ids_BS, segments=batch.segments
+            )[0]
+
+    before = run(embedded)
+    for changed in range(len(ROWS)):
+        other = embedded.clone()
+        other[0, places == changed] += torch.randn(int((places == changed).sum()), 32, dtype=torch.float64)
+        after = run(other)
+        assert torch.equal(after[0, places != changed], before[0, places != changed])
+        assert not torch.equal(after[0, places == changed], before[0, places == changed])
+        leaf = embedded.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(run(leaf)[0, places != changed].square().sum(), leaf)
+        assert torch.all(gradient[0, places == changed] == 0)
+        assert torch.all(gradient[0, places != changed].abs().sum(-1) > 0)
+
+
+def test_a_pack_costs_attention_within_rows_alone(monkeypatch):
+    seen = []
+
+    def spy(module, query, *rest, **options):
+        seen.append(query.shape[2])
+        return real(module, query, *rest, **options)
+
+    real = packing.sdpa_attention_forward
+    monkeypatch.setattr(packing, "sdpa_attention_forward", spy)
+    model = llama()
+    with packing.by_row(model):
+        model(**likelihood.model_inputs(pack(ROWS)))
+        assert seen == 2 * list(map(len, ROWS))
+    seen.clear()
+    model(**likelihood.model_inputs(pack(ROWS)))
+    assert seen == []
+
+
+def test_a_window_shorter_than_a_row_is_kept():
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)).double().eval()
+    batch = pack(ROWS)
+    with packing.by_row(model):
+        together = model(**likelihood.model_inputs(batch)).logits[0]
+    alone = torch.cat([model(input_ids=torch.tensor([row.tokens])).logits[0] for row in ROWS])
+    torch.testing.assert_close(together, alone)
+
+
+def test_models_that_cannot_pack_are_found_by_trying():
+    with packing.by_row(model := llama()):
+        assert packs_rows(model)
+    mamba = MambaConfig(vocab_size=256, hidden_size=32, state_size=4, num_hidden_layers=1)
+    assert not packs_rows(MambaForCausalLM(mamba).eval())
+    assert packs_rows(llama())  # transformers' own block mask
+
+
+# ---- the loss
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_chunked_nats_are_cross_entropy(bias, monkeypatch):
+    monkeypatch.setattr(likelihood, "CHUNK", 3 * 50)
+    torch.manual_seed(0)
+    head, target_N = nn.Linear(8, 50, bias=bias).double().requires_grad_(False), torch.randint(0, 50, (11,))
+    hidden_ND = torch.randn(11, 8, dtype=torch.float64, requires_grad=True)
+    weights_N = torch.rand(11, dtype=torch.float64)
+    nats_N = ChunkedNats.apply(hidden_ND, head.weight, head.bias, target_N)
+    expected_N = nn.functional.cross_entropy(head(hidden_ND), target_N, reduction="none")
+    torch.testing.assert_close(nats_N, expected_N)
+    found, expected = (torch.autograd.grad(n @ weights_N, hidden_ND)[0] for n in (nats_N, expected_N))
+    torch.testing.assert_close(found, expected)
+
+
+def test_full_logits_never_exist():
+    model = llama(torch.float32)
+    some, widest = rows(*[(30, 2)] * 8), []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: widest.append(output.shape[:-1].numel()))
+    losses = AnswerLosses(model)
+    widest.clear()
+    for batch in (pack(some), collate(some, 0)):
+        losses(batch)
+    assert sum(widest) <= 16
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_soft_cap_on_the_logits_is_kept(packed):
+    torch.manual_seed(0)
+    sizes = SIZES | {"head_dim": 8, "final_logit_softcapping": 0.5, "attn_logit_softcapping": None}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, use_cache=False)).eval()
+    assert plain_head(llama())
+    assert not plain_head(model)
+    batch = pack(ROWS) if packed else collate(ROWS, 0)
+    with torch.no_grad():
+        found, count = AnswerLosses(model)(batch)
+    for i, row in enumerate(ROWS):
+        logits = model(input_ids=torch.tensor([row.tokens])).logits[0]
+        labels = torch.tensor(row.labels)
+        nats = nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORED, reduction="sum")
+        assert float(found[i]) == pytest.approx(float(nats.detach()), rel=1e-5)
+        assert int(count[i]) == len(row.answer_ids)
+
+
+# ---- which rows stand together
+
+
+def test_packs_are_even_whole_and_the_same_for_any_order():
+    some = rows(*[(1 + 7 * i % 23, 1 + i % 4) for i in range(24)])
+    for count in (1, 2, 4, 24):
+        found = packs(some, count)
+        assert sorted(row.id for pack in found for row in pack) == sorted(row.id for row in some)
+        tokens = [sum(map(len, pack)) for pack in found]
+        assert max(tokens) - min(tokens) <= max(map(len, some))
+        assert [[r.id for r in p] for p in packs(some[::-1], count)] == [[r.id for r in p] for p in found]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_packs_keep_within_a_budget_and_are_as_many_on_every_rank(ranks):
+    some = rows(*[(1 + 7 * i % 23, 1 + i % 4) for i in range(24)])
+    for budget in (30, 60, 1000):
+        found = packs_within(some, budget, ranks)
+        assert len(found) % ranks == 0
+        assert max(sum(map(len, pack)) for pack in found) <= budget
+    assert len(packs_within(some, 1000, ranks)) == ranks
+
+
+def test_padded_batches_hold_rows_of_like_length():
+    found = padded_batches(ROWS, 2)
+    assert [[len(row) for row in batch] for batch in found] == [[2, 7], [8, 9], [13]]
