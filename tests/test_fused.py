@@ -16,7 +16,7 @@ from mixlora.adapters.dropout import Mask, Places, Whole
 from mixlora.adapters.modules import FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear
 from mixlora.config.schema import Compute, Method
 from mixlora.config.typed import typed
-from mixlora.gates import build
+from mixlora.gates import Gate, check
 from mixlora.lowrank import LowRank
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "method"
@@ -55,6 +55,11 @@ def gradients(model: nn.Module, adapter) -> dict[str, torch.Tensor]:
 
 def far(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).detach().norm() / b.detach().norm())
+
+
+def build(options: dict, in_features: int, num_experts: int, top_k: int | None, **factory) -> Gate:
+    kind, typed_options = check(options)
+    return kind(in_features, num_experts, top_k, typed_options, **factory)
 
 
 # ---- the functions
