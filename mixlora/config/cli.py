@@ -45,6 +45,8 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
             sys.argv[1:] = normalise(sys.argv[1:])
             # With this set Hydra raises instead of printing its own traceback; the messages below are ours.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            if not sys.stderr.isatty():
+                os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries fill a log file with noise
             store_single_tasks(sys.argv[1:])
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()

@@ -10,17 +10,21 @@ from typing import Any
 from mixlora.config.schema import Config
 from mixlora.config.typed import dataclass_in, suggest
 
+OPEN = {"method.gate": "gate"}  # mappings whose keys depend on what they hold
+WORDS = {"tasks": "a task or mixture"}  # groups whose name is no noun of its own
+
 
 def hydra_error(error: BaseException) -> str:
     """One message for an error that was raised while the configuration was composed."""
     text = str(error)
     missing = re.search(r"You must specify '(\w+)'", text)
     if missing:
-        return f"Choose a {missing[1]}: {missing[1]}=NAME. {suggest('', options(text))}"
+        return f"Choose {WORDS.get(missing[1], 'a ' + missing[1])}: {missing[1]}=NAME. {suggest('', options(text))}"
     absent = re.search(r"Could not find '([\w./-]+)'", text)
     if absent:
         group, _, name = absent[1].rpartition("/")
-        return f"There is no {group or 'config'} '{name}'. {suggest(name, options(text))}"
+        what = WORDS.get(group, group or "config").removeprefix("a ")
+        return f"There is no {what} '{name}'. {suggest(name, options(text))}"
     key = override_key(error)
     if key:
         return f"There is no key '{key}'. {near(key)}"
@@ -40,8 +44,14 @@ def override_key(error: BaseException) -> str | None:
 
 
 def near(key: str) -> str:
-    """The nearest full key of the trunk: `lr` finds train.learning_rate only if it is spelled alike; else lists."""
+    """The nearest full key of the trunk, by spelling or by initials (train.lr is train.learning_rate); else a list."""
     keys = list(leaves(Config))
+    section, _, name = key.rpartition(".")
+    if section in OPEN:
+        return f"An option that the YAML of this {OPEN[section]} does not show is added: +{key}=..."
+    short = [full for full in keys if full.rpartition(".")[0] == section and initials(full.rpartition(".")[2]) == name]
+    if short:
+        return f"Did you mean '{short[0]}'?"
     by_leaf: dict[str, list[str]] = {}
     for full in keys:
         by_leaf.setdefault(full.rpartition(".")[2], []).append(full)
@@ -50,6 +60,10 @@ def near(key: str) -> str:
     if found or leaf:
         return f"Did you mean '{found[0] if found else by_leaf[leaf[0]][0]}'?"
     return suggest(key, {full.partition(".")[0] for full in keys})
+
+
+def initials(name: str) -> str:
+    return "".join(part[0] for part in name.split("_"))
 
 
 def leaves(record: Any, prefix: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Config, Method, Scope
+from mixlora.config.schema import Config, Method, Model, Scope
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
@@ -28,6 +28,7 @@ def config_of(composed: DictConfig) -> Config:
         ConfigError: an unknown key, a wrong type, a combination that cannot be.
     """
     config = typed(Config, composed)
+    check_model(config.model)
     check_method(config.method)
     check_train(config)
     return config
@@ -71,6 +72,13 @@ def run_folder(config: Config) -> Path:
         return Path(config.run_dir)
     name = f"{config.method.name}-{config.tasks.name}-{config.model.name}-{digest(config)[:8]}"
     return Path(config.output_root) / name
+
+
+def check_model(model: Model) -> None:
+    """A path that can only be a folder's must be one; a hub id is `owner/name`."""
+    path = model.path
+    if path and (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).expanduser().is_dir():
+        raise ConfigError(f"model.path={path}: there is no such folder. Give a folder or a hub id, OWNER/NAME")
 
 
 def check_method(method: Method) -> None:

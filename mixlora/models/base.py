@@ -3,7 +3,8 @@
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from mixlora.config.schema import Dtype, Model, Quantization
-from mixlora.errors import ConfigError, DataError
+from mixlora.errors import ConfigError, DataError, MixloraError
 from mixlora.models.tokenizer import byte_tokenizer
 
 
@@ -53,8 +54,9 @@ def tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The tokenizer alone: enough to read data and count tokens."""
     if model.random is not None:
         return byte_tokenizer()
-    origin, options = where(model)
-    return AutoTokenizer.from_pretrained(origin, **options)
+    with named_errors(model):
+        origin, options = where(model)
+        return AutoTokenizer.from_pretrained(origin, **options)
 
 
 def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
@@ -83,13 +85,22 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> tuple[PreT
     extra: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
     if model.quantization is not Quantization.none:
         extra |= {"quantization_config": quantization(model.quantization, dtype), "device_map": {"": device}}
-    try:
+    with named_errors(model):
         tokenizer = AutoTokenizer.from_pretrained(origin, **options)
         return AutoModelForCausalLM.from_pretrained(origin, **options, **extra), tokenizer
-    except OSError as error:
+
+
+@contextmanager
+def named_errors(model: Model) -> Iterator[None]:
+    """What transformers raises where a model cannot be had, as one message with the remedy."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, MixloraError):
+            raise
         line = str(error).splitlines()[0]
         remedy = "Use model.path=FOLDER for a local copy, or model=smollm2_135m, which needs no hub"
-        raise DataError(f"model '{model.name}' could not be loaded from '{origin}': {line} {remedy}") from None
+        raise DataError(f"model '{model.name}' could not be loaded from '{model.path}': {line} {remedy}") from None
 
 
 def where(model: Model) -> tuple[str, dict[str, Any]]:
