@@ -1,0 +1,95 @@
+"""Every file under configs/ composes and fits its type; the trunk shows every key; both spellings are one."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mixlora import gates, losses
+from mixlora.config import load
+from mixlora.config.cli import normalise
+from mixlora.config.explain import leaves
+from mixlora.config.schema import Config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+GROUPS = ("aux_loss", "experiment", "method", "model", "tasks")
+NEEDED = {"method": "lora", "tasks": "arc"}
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return load.config_of(compose("train", overrides=list(overrides)))
+
+
+def files() -> list[tuple[str, str]]:
+    return [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "name"), files())
+def test_every_file_composes_and_fits_its_type(group, name):
+    chosen = {**NEEDED, group: name}
+    extra = ["model.path=owner/name"] if (group, name) == ("model", "path") else []
+    config = composed(*(f"{key}={value}" for key, value in chosen.items()), *extra)
+    losses.build(config.aux_loss)
+    if config.method.gate is not None:
+        gates.check(config.method.gate)
+    assert load.config_of(OmegaConf.create(load.plain(config))) == config
+
+
+def test_the_trunk_shows_every_key_and_its_default():
+    trunk = yaml.safe_load((CONFIGS / "trunk.yaml").read_text(encoding="utf-8"))
+
+    def value(key: str):
+        found = trunk
+        for part in key.split("."):
+            found = found[part]
+        return found
+
+    defaults = load.plain(Config())
+    for key in leaves(Config):
+        if key == "aux_loss":  # a group of its own
+            continue
+        default = defaults
+        for part in key.split("."):
+            default = default[part]
+        assert value(key) == default, key
+
+
+@pytest.mark.parametrize("method", sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml")))
+def test_the_command_line_wins_over_the_loss_that_a_method_brings(method):
+    brought = composed(f"method={method}", "tasks=arc").aux_loss
+    assert composed(f"method={method}", "tasks=arc", "aux_loss=none").aux_loss == {}
+    assert set(composed(f"method={method}", "tasks=arc", "aux_loss=router_z").aux_loss) == {"router_z"}
+    for loss in brought:
+        config = composed(f"method={method}", "tasks=arc", f"aux_loss.{loss}.coef=0.5")
+        assert config.aux_loss[loss]["coef"] == 0.5
+
+
+def test_both_spellings_of_a_group_are_one():
+    assert normalise(["+method=smora", "tasks=arc", "++model=tiny"]) == ["method=smora", "tasks=arc", "model=tiny"]
+
+
+def test_a_hub_id_or_a_folder_is_a_model_by_itself(tmp_path):
+    assert normalise(["model=owner/name"]) == ["model=path", "model.path=owner/name"]
+    assert normalise([f"model={tmp_path}"]) == ["model=path", f"model.path={tmp_path}"]
+    assert normalise(["model.path=owner/name"]) == ["model=path", "model.path=owner/name"]
+
+
+def test_what_does_not_change_a_result_does_not_change_the_folder(tmp_path):
+    one = composed("method=lora", "tasks=arc")
+    harmless = ("tracker=tensorboard", "launcher=slurm", "jobs=3", "train.save_steps=7", "dry_run=true")
+    other = composed("method=lora", "tasks=arc", *harmless, f"output_root={tmp_path}")
+    assert load.run_folder(one).name == load.run_folder(other).name
+    for change in ("seed=1", "train.learning_rate=1e-3", "method.r=4", "eval.limit=5", "data.source=sample"):
+        assert load.run_folder(composed("method=lora", "tasks=arc", change)).name != load.run_folder(one).name
+
+
+def test_no_enum_is_lost_between_a_run_folder_and_the_next_reader(tmp_path):
+    config = composed("method=smora", "tasks=commonsense", "data.style=letters")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(load.plain(config)), encoding="utf-8")
+    again = load.config_of(load.read(tmp_path))
+    assert dataclasses.asdict(again) == dataclasses.asdict(config)
+    assert load.digest(again) == load.digest(config)

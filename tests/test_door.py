@@ -1,0 +1,134 @@
+"""The front door: a mistake is one message with its remedy and an exit status, before anything is loaded or written."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from mixlora import evaluate, export, generate, train
+
+ARC = ("+tasks=arc", "data.source=sample", "model=tiny")
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path, capsys):
+    """Run a door in an empty folder -> (exit status, what it wrote to standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(door, *argv: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mixlora", *argv])
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit) as stopped:
+            door.main()
+        return int(stopped.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+MISTAKES = [
+    (("tasks=arc",), "Choose a method: method=NAME", "smora"),
+    (("+method=smora",), "Choose a task or mixture: tasks=NAME", "commonsense"),
+    (("+method=smorra", *ARC), "no method 'smorra'", "Did you mean 'smora'?"),
+    (("+method=smora", "+tasks=comonsense"), "no task or mixture 'comonsense'", "Did you mean 'commonsense'?"),
+    (("+method=smora", *ARC, "model=tinny"), "no model 'tinny'", "Did you mean 'tiny'?"),
+    (("+method=smora", *ARC, "aux_loss=tsalis"), "no aux_loss 'tsalis'", "Did you mean 'tsallis'?"),
+    (("+method=smora", *ARC, "train.lr=1"), "no key 'train.lr'", "Did you mean 'train.learning_rate'?"),
+    (("+method=smora", *ARC, "train.max_stepps=1"), "train.max_stepps", "Did you mean 'train.max_steps'?"),
+    (("+method=smora", *ARC, "+trane.max_steps=1"), "no key 'trane'", "Did you mean 'train'?"),
+    (("+method=smora", *ARC, "++method.num_expert=2"), "method.num_expert'", "Did you mean 'num_experts'?"),
+    (("+method=smora", *ARC, "train.max_steps=many"), "train.max_steps", "'many'"),
+    (("+method=smora", *ARC, "train.max_steps=0"), "train.max_steps must be at least 1", "got 0"),
+    (("+method=smora", *ARC, "train.learning_rate=-1"), "train.learning_rate must be a positive number", "-1"),
+    (("+method=smora", *ARC, "train.max_steps=1", "train.epochs=1"), "both set", "choose one"),
+    (("+method=smora", *ARC, "method.top_k=65"), "method.top_k=65 is above method.num_experts=64", "Lower top_k"),
+    (("+method=smora", *ARC, "method.r=eight"), "method.r", "'eight'"),
+    (("+method=lora", *ARC, "method.num_experts=4"), "method.num_experts=4 needs a gate", "method.gate.kind"),
+    (("+method=mole", *ARC, "method.gate.kind=topp"), "method.gate.kind='topp'", "Did you mean 'topk'?"),
+    (("+method=mole", *ARC, "+method.gate.renorm=1"), "no key 'method.gate.renorm'", "Did you mean 'renormalize'?"),
+    (("+method=mole", *ARC, "+aux_loss.load_balance.coeff=1"), "aux_loss.load_balance.coeff", "'coef'"),
+    (("+method=lora", *ARC, "model.path=./nothing"), "model.path=./nothing", "no such folder"),
+    (("+method=lora", *ARC, "tasks.mixture.arc_easy.nam=1"), "nam", "name"),
+]
+
+
+@pytest.mark.parametrize(("argv", "what", "remedy"), MISTAKES, ids=[" ".join(argv) for argv, _, _ in MISTAKES])
+def test_a_mistake_in_the_configuration_is_one_message_and_status_2(told, argv, what, remedy):
+    status, message = told(train, *argv)
+    assert status == 2
+    assert what in message
+    assert remedy in message
+    assert "Traceback" not in message
+    assert message.startswith("mixlora: ")
+    assert len(message.strip().splitlines()) == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_a_target_that_no_linear_has_is_said_before_anything_is_scored_or_written(told):
+    status, message = told(train, "+method=lora", *ARC, "method.target_modules=[q_prj]")
+    assert status == 2
+    assert "Did you mean 'q_proj'?" in message
+    assert not list(Path().rglob("*.json*"))
+
+
+def test_data_that_are_not_there_are_status_3(told):
+    status, message = told(train, "+method=lora", "+tasks=arc", "model=tiny", "data.source=/nowhere")
+    assert status == 3
+    assert "data.source=/nowhere" in message
+    assert "data.source=sample" in message
+    assert list(Path().iterdir()) == []
+
+
+def test_an_unreachable_hub_is_said_with_the_line_that_works(told, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    began = time.monotonic()
+    status, message = told(train, "+method=lora", "+tasks=arc", "model=tiny")
+    assert status == 3
+    assert time.monotonic() - began < 10
+    assert "data.source=sample" in message
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("door", [generate, export, evaluate], ids=["generate", "export", "evaluate"])
+def test_the_other_doors_refuse_what_is_no_run_folder(told, door, tmp_path):
+    extra = {generate: ["prompt=hello"], export: ["to=out"], evaluate: []}[door]
+    status, message = told(door, f"run={tmp_path / 'nothing'}", *extra)
+    assert status in (2, 4)
+    assert "nothing" in message
+    assert "Traceback" not in message
+
+
+def test_a_config_that_names_python_objects_is_refused(told, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("model: {_target_: os.system}\n", encoding="utf-8")
+    status, message = told(generate, f"run={run}", "prompt=hello")
+    assert status == 2
+    assert "_target_" in message
+
+
+def test_what_the_trunk_shows_is_said_without_torch(tmp_path):
+    """Loading torch alone takes seconds; a typing error must not."""
+    program = (
+        "import sys; from mixlora.train import main\n"
+        "sys.argv = ['train', '+method=smora', '+tasks=arc', 'method.top_k=65']\n"
+        "try: main()\n"
+        "except SystemExit as stopped: print(stopped.code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.split() == ["2", "False", "False"], done.stderr
+
+
+def test_options_of_gates_and_losses_are_said_without_transformers(tmp_path):
+    program = (
+        "import sys; from mixlora.train import main\n"
+        "sys.argv = ['train', '+method=mole', '+tasks=arc', '+method.gate.renorm=1']\n"
+        "try: main()\n"
+        "except SystemExit as stopped: print(stopped.code, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.split() == ["2", "False"], done.stderr

@@ -1,0 +1,136 @@
+"""The main job end to end on the tiny model and the embedded sample: train, look, load, talk, export, score again."""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from transformers import AutoModelForCausalLM
+
+import mixlora
+from mixlora import evaluate, export, generate, train
+from mixlora.config import load
+from mixlora.models import base
+from mixlora.records import read_lines
+
+SMALL = ("model=tiny", "data.source=sample", "train.max_steps=3", "eval.limit=6", "train.max_length=256")
+FILES = {"config.yaml", "run.json", "metrics.jsonl", "results.json", "routing.json"}
+
+
+def run(door, *argv: str) -> str:
+    """What a door prints."""
+    before, out = sys.argv, io.StringIO()
+    sys.argv = ["mixlora", *argv]
+    GlobalHydra.instance().clear()
+    try:
+        with contextlib.redirect_stdout(out):
+            door.main()
+    finally:
+        sys.argv = before
+    return out.getvalue()
+
+
+def trained(folder: Path, method: str) -> Path:
+    run(train, f"+method={method}", "+tasks=arc", *SMALL, f"run_dir={folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("runs") / "lora", "lora")
+
+
+@pytest.fixture(scope="module")
+def smora(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("runs") / "smora", "smora")
+
+
+@pytest.fixture(params=["lora", "smora"])
+def folder(request) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(5, 25)[None]).logits
+
+
+def test_a_run_folder_holds_what_the_contract_says(folder):
+    assert {path.name for path in folder.iterdir()} >= FILES
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert len(record["weights_sha256"]) == 64
+    assert record["parameters"]["activated"] <= record["parameters"]["trainable"]
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
+    for place in (folder, folder / "before"):
+        results = json.loads((place / "results.json").read_text())
+        for task in ("arc_easy", "arc_challenge"):
+            found = results[task]
+            predictions = [
+                json.loads(line) for line in (place / "predictions" / f"{task}.jsonl").read_text().splitlines()
+            ]
+            assert found["n"] == len(predictions) == 6
+            assert found["value"] == sum(p[found["metric"]] for p in predictions) / 6
+            assert found["interval"][0] <= found["value"] <= found["interval"][1]
+            assert found["data"]
+    assert not list(folder.rglob("*.tmp*"))
+
+
+def test_a_finished_run_is_shown_and_not_run_again(folder):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    method = load.config_of(load.read(folder)).method.name
+    said = run(train, f"+method={method}", "+tasks=arc", *SMALL, f"run_dir={folder}")
+    assert "finished" in said
+    assert "arc_easy" in said
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_training_changed_the_model_that_load_gives_back(folder):
+    untouched = base.load(load.config_of(load.read(folder)).model).model
+    assert not torch.equal(logits(mixlora.load(folder)), logits(untouched))
+
+
+def test_a_run_answers(folder, monkeypatch):
+    assert run(generate, f"run={folder}", "prompt=Why?", "max_new_tokens=4").endswith("\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("One?\nTwo?\n"))
+    assert run(generate, f"run={folder}", "max_new_tokens=1").count("\n") >= 2
+
+
+def test_a_run_is_scored_again_to_the_same_results(folder):
+    run(evaluate, f"run={folder}")
+    (again,) = (folder / "evaluations").iterdir()
+    first, second = (json.loads((place / "results.json").read_text()) for place in (folder, again))
+    assert {name: found["value"] for name, found in first.items()} == {n: found["value"] for n, found in second.items()}
+    for name in first:
+        path = Path("predictions") / f"{name}.jsonl"
+        assert (folder / path).read_bytes() == (again / path).read_bytes()
+
+
+def test_plain_lora_is_a_peft_folder_and_merges(lora, tmp_path):
+    model = base.load(load.config_of(load.read(lora)).model).model
+    run(export, f"run={lora}", f"to={tmp_path / 'peft'}")
+    expected = logits(mixlora.load(lora))
+    torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(model, tmp_path / "peft")), expected)
+    run(export, f"run={lora}", f"to={tmp_path / 'merged'}", "merge=true")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_a_gate_cannot_be_exported_and_says_so(smora, tmp_path, merge, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(export, f"run={smora}", f"to={tmp_path / 'out'}", f"merge={merge}")
+    assert stopped.value.code == 2
+    assert "gate" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_configuration_twice_gives_the_same_bytes(smora, tmp_path):
+    again = trained(tmp_path / "again", "smora")
+    for name in ("adapter/adapter_model.safetensors", "results.json", "routing.json", "predictions/arc_easy.jsonl"):
+        assert (again / name).read_bytes() == (smora / name).read_bytes()
