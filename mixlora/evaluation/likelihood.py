@@ -13,21 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mixlora.evaluation.batches import batches
 from mixlora.models.likelihood import keeps_logits
-from mixlora.tasks.example import Example
-from mixlora.tasks.prompts import Choice, Formatter
-
-
-@dataclass(frozen=True)
-class OptionScores:
-    """One question: nats and tokens of each option, in the order of the example's options, and what was cut."""
-
-    id: str
-    nats: tuple[float, ...]
-    tokens: tuple[int, ...]
-    texts: tuple[str, ...]
-    shots_cut: int
-    tokens_cut: int
+from mixlora.tasks.prompts import Choice
 
 
 @dataclass(frozen=True)
@@ -63,37 +51,6 @@ class TreeBatch:
     option_N: Tensor  # the branch it belongs to, counted over the batch
 
 
-def score_options(
-    model: nn.Module,
-    formatter: Formatter,
-    examples: Sequence[Example],
-    *,
-    batch_size: int,
-    batch_tokens: int,
-    pad_id: int,
-    max_length: int,
-    shots: Sequence[Example] = (),
-    on_done: Callable[[int], None] = lambda count: None,
-) -> list[OptionScores]:
-    """Score every option of every example; results in the order of `examples`, whatever the batches were.
-
-    `on_done` hears how many questions were scored.
-    """
-    asked = [formatter.choices(example, max_length=max_length, shots=shots) for example in examples]
-    nats = score_choices(model, asked, batch_size=batch_size, batch_tokens=batch_tokens, pad_id=pad_id, on_done=on_done)
-    return [
-        OptionScores(
-            example.id,
-            tuple(n),
-            tuple(len(choice.answer_ids) for choice in choices),
-            tuple(choice.text for choice in choices),
-            max(choice.prompt.shots_cut for choice in choices),
-            max(choice.prompt.tokens_cut for choice in choices),
-        )
-        for example, choices, n in zip(examples, asked, nats, strict=True)
-    ]
-
-
 def score_choices(
     model: nn.Module,
     asked: Sequence[Sequence[Choice]],
@@ -103,7 +60,10 @@ def score_choices(
     pad_id: int,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[list[float]]:
-    """Log-likelihood in nats of every choice of every question, in their order."""
+    """Log-likelihood in nats of every choice of every question, in their order, whatever the batches were.
+
+    `on_done` hears how many questions were finished.
+    """
     planted = [trees_of(choices) for choices in asked]
     owner = [i for i, trees in enumerate(planted) for _ in trees]
     left = [len(trees) for trees in planted]
@@ -132,7 +92,7 @@ def trees_of(choices: Sequence[Choice]) -> list[Tree]:
     return [Tree(whole[0][:shared], tuple(branches))]
 
 
-def common(rows: Sequence[Sequence[int]]) -> int:
+def common(rows: Sequence[tuple[int, ...]]) -> int:
     """Length of the beginning that all rows share."""
     low, high = min(rows), max(rows)
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
@@ -149,19 +109,6 @@ def iter_scores(
         scores = iter(tree_nats(model, batch, cut).tolist())
         for i in chosen:
             yield i, [next(scores) for _ in trees[i].branches]
-
-
-def batches(lengths: Sequence[int], most: int, budget: int) -> Iterator[list[int]]:
-    """Places grouped by like length, the longest first: at most `most` rows, and at most `budget` tokens, padding
-    included, unless one row alone is longer."""
-    chosen: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if chosen and (len(chosen) == most or (len(chosen) + 1) * lengths[chosen[0]] > budget):
-            yield chosen
-            chosen = []
-        chosen.append(i)
-    if chosen:
-        yield chosen
 
 
 def tree_nats(model: nn.Module, batch: TreeBatch, cut: bool) -> Tensor:
@@ -183,7 +130,9 @@ def collate_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> T
     """Rows of [pad, trunk, branch 1, branch 2, ...] with the mask that keeps branches apart."""
     longest, keep = max(map(len, trees)), 1 + max(len(tree) - len(tree.trunk) for tree in trees)
     ids, positions, segments = [], [], []
-    source, target, option = [], [], []
+    source: list[int] = []
+    target: list[int] = []
+    option: list[int] = []
     number = 0
     for b, tree in enumerate(trees):
         pad, trunk = longest - len(tree), len(tree.trunk)

@@ -43,11 +43,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Choice:
-    """One option: its prompt, the ids that it adds, its text."""
+    """One option: its prompt, the ids that it adds, its text, and the length that normalises its score."""
 
     prompt: Prompt
     answer_ids: tuple[int, ...]
     text: str
+    length: int = 1
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,17 @@ class Formatter:
             rooms = [max_length + 1 - len(ids) for ids in answers]
         fitted = functools.lru_cache(lambda question, cue, room: self.fitted(Turn(question, cue, ""), shots, room))
         return [
-            Choice(fitted(turn.question, turn.cue, room), tuple(ids), turn.answer)
+            Choice(fitted(turn.question, turn.cue, room), tuple(ids), turn.answer, turn.length)
             for turn, room, ids in zip(turns, rooms, answers, strict=True)
         ]
+
+    def label_tokens(
+        self, example: Example, *, max_length: int | None = None, shots: Sequence[Example] = ()
+    ) -> list[Choice]:
+        """The last token of " A", " B", ... for each label that an answer is sought among."""
+        prompt = self.prompt(example, max_length=max_length, shots=shots)
+        _, known = self.style.labels(example)
+        return [Choice(prompt, tuple(self.layout.text_ids(f" {label}")[-1:]), label) for label in known]
 
     def prompt(self, example: Example, *, max_length: int | None = None, shots: Sequence[Example] = ()) -> Prompt:
         """What a generated answer follows, in at most `max_length` tokens."""
@@ -221,6 +230,8 @@ class Layout:
 class PlainLayout(Layout):
     """[BOS where the tokenizer adds one] question + cue, then " answer" and EOS."""
 
+    name = "plain"
+
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
         self.head_ids, self.end_ids = self.leading_ids(), self.eos_ids()
@@ -231,9 +242,9 @@ class PlainLayout(Layout):
         bare, whole = self.ids("a"), list(self.tokenizer("a")["input_ids"])
         return whole[: next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)]
 
-    def parts(self, question: str, cue: str, before: str = "") -> Parts:
+    def parts(self, question: str, cue: str, shots: str = "") -> Parts:
         """Blanks at the end of the prompt go to the answer, which is how they are tokenised in running text."""
-        text = before + question + cue
+        text = shots + question + cue
         context, blank = text.rstrip(), "" if cue[-1:].isspace() else " "
         return Parts(self.head_ids, self.text_ids(context), [], context, text[len(context) :] + blank)
 
@@ -246,6 +257,8 @@ class ChatLayout(Layout):
 
     The template's plain text next to the user's ("user\\n", "[INST] ") is tokenised together with it.
     """
+
+    name = "chat"
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
@@ -260,9 +273,9 @@ class ChatLayout(Layout):
         self.opening_ids, self.closing_ids = self.text_ids(self.opening), self.text_ids(self.closing)
         self.frame_ids = sum(map(len, (self.head_ids, self.opening_ids, self.closing_ids, self.tail_ids)))
 
-    def parts(self, question: str, cue: str, before: str = "") -> Parts:
+    def parts(self, question: str, cue: str, shots: str = "") -> Parts:
         """The user's turn. Solved examples stand in it with their cues, and then the question has its own too."""
-        text = f"{before}{question}{cue.rstrip()}" if before else question
+        text = f"{shots}{question}{cue.rstrip()}" if shots else question
         text = text.strip() if self.frame.strips else text
         user = self.text_ids(self.opening + text + self.closing)
         head, tail = self.head_ids, self.tail_ids

@@ -28,6 +28,11 @@ class Turn:
     question: str
     cue: str
     answer: str
+    characters: int | None = None  # by which acc_norm divides in place of the answer's bytes
+
+    @property
+    def length(self) -> int:
+        return len(self.answer.encode()) if self.characters is None else self.characters
 
 
 class Cloze:
@@ -87,7 +92,7 @@ class Published(Cloze):
     def labels(self, example: Example) -> tuple[Sequence[str], Sequence[str]]:
         worded = self.worded(example)
         own = (worded.keys.labels or example.labels)[: len(example.options)]
-        return own, worded.keys.known or own
+        return own, worded.keys.known or worded.keys.labels or own
 
     def text(self, example: Example) -> str:
         """Question, listed options, end."""
@@ -109,7 +114,10 @@ class Published(Cloze):
 
 
 class Harness(Published):
-    """lm-evaluation-harness: no chat template, and where a task has a blank, what follows it is what is scored."""
+    """lm-evaluation-harness: no chat template, and where a task has a blank, what follows it is what is scored.
+
+    Its acc_norm divides by characters, and with a blank by those of the sentence up to there (api/task.py).
+    """
 
     name = Style.lm_eval
     cuts_all = True
@@ -117,9 +125,9 @@ class Harness(Published):
     def option_turns(self, example: Example) -> list[Turn]:
         text, keys = self.text(example), self.worded(example).keys
         if keys.blank is None:
-            return [Turn(text, keys.cue, option) for option in example.options]
+            return [Turn(text, keys.cue, option, len(option)) for option in example.options]
         before, _, after = text.partition(keys.blank)
-        return [Turn(before + option, "", after.strip()) for option in example.options]
+        return [Turn(before + o, "", after.strip(), len(before + o)) for o in example.options]
 
 
 class LlmAdapters(Published):
