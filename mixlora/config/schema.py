@@ -141,6 +141,7 @@ class Task:
     path: str = MISSING  # a hub id, or a user's own .jsonl, .csv or .parquet file, or a folder of them
     config: str = "default"
     splits: Splits = field(default_factory=Splits)
+    identity: str | None = None  # a template: rows with the same text are the same; None: question and options
     where: dict[str, Any] | None = None  # keep only the rows with these values: {image: null}
     question: str = MISSING  # a template over the row's columns: "{context} {question}"
     cue: str = "\nAnswer:"  # with the plain template: what follows the question
@@ -206,14 +207,14 @@ class Style(Enum):
 class Overlap(Enum):
     note = "note"  # say how many scored rows are also trained on
     drop = "drop"  # leave those rows out of training
-    error = "error"
+    error = "error"  # stop before anything is trained
 
 
 @dataclass(kw_only=True)
 class Data:
     source: str = "hub"  # hub | sample | a folder laid out like the hub
     on_bad_row: BadRow = BadRow.error
-    overlap: Overlap = Overlap.note
+    overlap: Overlap = Overlap.error
     template: Template = Template.auto
     style: Style = Style.cloze
     loss_on: Loss = Loss.answer

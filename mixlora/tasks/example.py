@@ -31,6 +31,7 @@ class Example:
     task: str
     question: str
     answer: str
+    identity: str = ""  # what makes it the same question as another; "": the question
     options: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # of the options, as the row calls them: A B C, 1 2 3
     gold: int | None = None  # index of the right option

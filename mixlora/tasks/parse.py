@@ -69,6 +69,7 @@ class Reader:
     options: OptionReader | None
     tests: Template | None
     columns: frozenset[str]
+    identity: Template | None = None
     wordings: Mapping[str, Worded] = field(default_factory=dict)
 
     @classmethod
@@ -78,13 +79,15 @@ class Reader:
         question = template(task.question, f"task {task.name}: question")
         tests = template(task.tests, f"task {task.name}: tests") if task.tests else None
         options = option_reader(task.options, task) if task.options else None
-        return cls(task, question, options, tests, columns(task), worded(task))
+        identity = template(task.identity, f"task {task.name}: identity") if task.identity else None
+        return cls(task, question, options, tests, columns(task), identity, worded(task))
 
     def __call__(self, row: Mapping[str, Any], id: str) -> Example:
         """Raises BadField."""
         task, question = self.task, self.question(row).lstrip("\n")  # a template may begin with an empty column
         if not question.strip():
             raise BadField(self.question.paths[0] if self.question.paths else "question", "is empty")
+        identity = self.identity(row) if self.identity else ""
         if self.options is not None:
             texts, labels, gold = self.choice(row)
             return Example(
@@ -96,12 +99,15 @@ class Reader:
                 labels=labels,
                 gold=gold,
                 cue=task.cue,
+                identity=identity,
                 row=row if self.wordings else None,
                 wordings=self.wordings,
             )
         answer = self.text_answer(row)
         extra = self.program(row, answer) if task.answer_kind is Answer.code else {}
-        return Example(id=id, task=task.name, question=question, answer=answer, cue=task.cue, **extra)
+        return Example(
+            id=id, task=task.name, question=question, answer=answer, cue=task.cue, identity=identity, **extra
+        )
 
     def choice(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
         """The texts of the options, their labels and the place of the right one."""
