@@ -31,7 +31,7 @@ from mixlora.errors import CheckpointError, ConfigError
 from mixlora.evaluation import protocols
 from mixlora.evaluation.report import print_results
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result
+from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result, scorer
 from mixlora.models import base
 from mixlora.records import owned, read_json, write_json, write_lines, write_text
 from mixlora.tasks import fewshot
@@ -327,7 +327,7 @@ class Experiment:
                 reason = "generated code is run only with eval.allow_code_execution=true"
                 results[name] = {"metric": data.task.metric, "value": None, "n": 0, "reason": reason}
                 continue
-            predictions = evaluator(data.task, self.examples(data), f"{when:6} {name}")
+            predictions = scorer(evaluator)(data.task, self.examples(data), f"{when:6} {name}")
             found = result(data.task, predictions, evaluator.protocol)
             results[name] = found | {
                 "protocol": evaluator.describe(data.task),

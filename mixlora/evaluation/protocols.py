@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from mixlora.config.schema import Answer, Config, Data, Eval, Style, Task
+from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Style, Task
 from mixlora.config.schema import Protocol as Name
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
-from mixlora.evaluation import extract
+from mixlora.evaluation import extract, harness
 
 
 class Reading(Enum):
@@ -80,6 +80,8 @@ BY_STYLE = {protocol.style: protocol for protocol in reversed(TABLE)}  # what `a
 
 
 def protocol_of(options: Eval, data: Data) -> Protocol:
+    if options.backend is Backend.lm_eval:
+        return PROTOCOLS[Name.lm_eval]
     return BY_STYLE[data.style] if options.protocol is Name.auto else PROTOCOLS[options.protocol]
 
 
@@ -91,6 +93,8 @@ def check(config: Config) -> None:
         if value is not None and value < least:
             raise ConfigError(f"eval.{key} must be at least {least}, got {value}")
     protocol = protocol_of(options, config.data)
+    if options.backend is Backend.lm_eval:
+        harness.require(config.tasks.mixture, options)
     for name, task in config.tasks.mixture.items():
         if task.answer_kind is Answer.options:
             require_wording(name, task, config.data.style, "data.style")

@@ -14,12 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixlora.config.load import plain
-from mixlora.config.schema import Answer, Data, Eval, Task
+from mixlora.config.schema import Answer, Backend, Data, Eval, Task
 from mixlora.console import bar
 from mixlora.errors import DataError
 from mixlora.evaluation import extract, scores
 from mixlora.evaluation.code import judge_code
 from mixlora.evaluation.generation import generate
+from mixlora.evaluation.harness import Harness
 from mixlora.evaluation.likelihood import score_choices
 from mixlora.evaluation.protocols import Protocol, Reading, protocol_of
 from mixlora.tasks.example import Example
@@ -201,6 +202,7 @@ class Evaluator:
         options, formatter = self.options, self.formatter
         return {
             "name": self.protocol.name.value if task.answer_kind is Answer.options else "generate",
+            "backend": options.backend.value,
             "reading": self.protocol.reads(task).value,
             "version": PROTOCOL_VERSION,
             "style": self.protocol.style.value,
@@ -257,7 +259,11 @@ def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) ->
         "n": score.n,
         "interval": list(score.interval),
         "majority": majority(task, predictions),
-        "metrics": {name: scores.mean_score([p[name] for p in predictions]).value for name in protocol.metrics(task)},
+        "metrics": {
+            name: scores.mean_score([p[name] for p in predictions]).value
+            for name in protocol.metrics(task)
+            if name in predictions[0]
+        },
         "cut": {
             "prompts": sum(p["shots_cut"] + p["tokens_cut"] > 0 for p in predictions),
             "shots": sum(p["shots_cut"] for p in predictions),
@@ -287,6 +293,13 @@ def number_matches(text: str, answer: str) -> dict[str, float]:
 
 def text_matches(text: str, answer: str) -> dict[str, float]:
     return {"exact_match": float(extract.fold(text) == extract.fold(answer))}
+
+
+def scorer(own: Evaluator) -> Callable[[Task, Sequence[Example], str], list[Prediction]]:
+    """What predicts for a result: the evaluator itself, or the harness on its model."""
+    if own.options.backend is Backend.own:
+        return own
+    return Harness(own.model, own.tokenizer, own.options)
 
 
 @contextmanager
