@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from mixlora.console import console, say
@@ -41,18 +42,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show(found: Sequence[Paired], listed: int) -> None:
-    table = Table(title="B against A", title_justify="left")
-    for column in ("task", "metric", "n", "A", "B", "change", "won", "lost", "p", "p (Holm)", "test"):
-        table.add_column(column, justify="left" if column in ("task", "metric", "test") else "right", no_wrap=True)
+    table = Table(title="B against A, in percent", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("task", "n", "A", "B", "change", "won/lost", "p", "p Holm"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for one in found:
         scores = f"{100 * one.a:.1f}", f"{100 * one.b:.1f}", f"{100 * (one.b - one.a):+.1f}"
-        counts = str(len(one.won)), str(len(one.lost))
-        table.add_row(one.task, one.metric, str(one.n), *scores, *counts, f"{one.p:.2g}", f"{one.p_holm:.2g}", one.test)
+        won = f"{len(one.won)}/{len(one.lost)}"
+        table.add_row(one.task, str(one.n), *scores, won, f"{one.p:.2g}", f"{one.p_holm:.2g}")
     console.print(table)
     for one in found:
+        say(f"{one.task}: {one.metric}, {one.test}")
         for name, ids in (("won", one.won), ("lost", one.lost)):
             more = f", and {len(ids) - listed} more" if len(ids) > listed else ""
-            say(f"{one.task} {name} by B: {', '.join(ids[:listed]) or 'none'}{more}")
+            say(f"  {name} by B: {', '.join(ids[:listed]) or 'none'}{more}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,10 @@ def test_won_and_lost_are_listed(tmp_path, capsys):
     assert (bleu.test, len(bleu.won), len(bleu.lost)) == ("bootstrap", 2, 0)
     assert (arc.p_holm, bleu.p_holm) == tuple(holm([arc.p, bleu.p]))
     assert main([str(a), str(b)]) == 0
-    assert "arc lost by B: arc/test/2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "arc: acc, McNemar" in said
+    assert "lost by B: arc/test/2" in said
+    assert "+20.0" in said
 
 
 @pytest.mark.parametrize(

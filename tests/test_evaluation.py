@@ -182,6 +182,12 @@ def test_a_missing_prediction_is_an_error():
             in_order(wrong, examples)
 
 
+def test_a_process_without_examples_has_nothing_to_do():
+    """A set smaller than the number of processes leaves some of them with none."""
+    for kind in (CHOICE, TEXT):
+        assert evaluator()(kind, [], "") == []
+
+
 # ---- protocols
 
 
