@@ -28,11 +28,13 @@ from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
 from mixlora.errors import CheckpointError, ConfigError
+from mixlora.evaluation import protocols
 from mixlora.evaluation.report import print_results
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result
+from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result, scorer
 from mixlora.models import base
 from mixlora.records import owned, read_json, write_json, write_lines, write_text
+from mixlora.tasks import fewshot
 from mixlora.tasks.collate import Row
 from mixlora.tasks.example import Example
 from mixlora.tasks.mixture import Plan, plan
@@ -65,6 +67,7 @@ class Experiment:
         self.losses = losses.build(self.config.aux_loss)
         if self.config.method.gate is not None:
             gates.check(self.config.method.gate)
+        protocols.check(self.config)
 
     # ---- parts
 
@@ -136,6 +139,15 @@ class Experiment:
     def examples(self, data: tasks.TaskData) -> Sequence[Example]:
         split = data.validation if self.config.eval.split == "validation" else data.test
         return split[: self.config.eval.limit]
+
+    @cached_property
+    def shots(self) -> dict[str, list[Example]]:
+        """The solved examples that stand before each task's questions."""
+        number, seed = self.config.eval.num_fewshot, self.config.eval.fewshot_seed
+        return {
+            name: fewshot.draw(name, data.train, [*data.validation, *data.test], number, seed)
+            for name, data in self.evaluated.items()
+        }
 
     def row(self, task: str, example: Example) -> Row:
         encoded = self.formatter.encode(example, max_length=self.config.train.max_length)
@@ -221,8 +233,7 @@ class Experiment:
 
     def evaluator(self, loaded: base.Base) -> Evaluator:
         config = self.config
-        limit, seed = config.train.max_length, config.seed
-        return Evaluator(loaded.model, loaded.tokenizer, self.formatter, config.eval, config.data, limit, seed)
+        return Evaluator(loaded.model, loaded.tokenizer, config.eval, config.data, self.shots, config.seed)
 
     def trainer(self, loaded: base.Base, adapter: Mapping[str, torch.Tensor], evaluator: Evaluator) -> Trainer:
         return Trainer(
@@ -277,7 +288,7 @@ class Experiment:
             examples = data.validation[: self.config.train.eval_limit]
             if examples and self.runnable(data):
                 predictions = evaluator(data.task, examples, f"validate {name}")
-                found[name] = result(data.task, predictions, self.config.eval, self.config.data)["value"]
+                found[name] = result(data.task, predictions, evaluator.protocol)["value"]
         return found
 
     def evaluate_base(self, evaluator: Evaluator) -> None:
@@ -302,7 +313,8 @@ class Experiment:
         """sha256 of everything that decides the base model's scores."""
         config = configs.plain(self.config)
         data = {name: [data.fingerprints, configs.plain(data.task)] for name, data in self.evaluated.items()}
-        parts = [config["model"], config["data"], config["eval"], config["train"]["max_length"], self.config.seed]
+        shots = {name: [shot.id for shot in some] for name, some in self.shots.items()}
+        parts = [config["model"], config["data"], config["eval"], shots, self.config.seed]
         parts += [data, self.formatter.fingerprint(), PROTOCOL_VERSION, version("torch"), version("transformers")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -315,12 +327,13 @@ class Experiment:
                 reason = "generated code is run only with eval.allow_code_execution=true"
                 results[name] = {"metric": data.task.metric, "value": None, "n": 0, "reason": reason}
                 continue
-            predictions = evaluator(data.task, self.examples(data), f"{when:6} {name}")
-            found = result(data.task, predictions, self.config.eval, self.config.data)
+            predictions = scorer(evaluator)(data.task, self.examples(data), f"{when:6} {name}")
+            found = result(data.task, predictions, evaluator.protocol)
             results[name] = found | {
+                "protocol": evaluator.describe(data.task),
                 "data": data.fingerprints,
                 "complete": data.complete,
-                "prompts": self.formatter.fingerprint(),
+                "prompts": evaluator.fingerprint(data.task),
                 "trained": name in self.trained,
             }
             if main:

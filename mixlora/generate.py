@@ -29,11 +29,11 @@ def main(cfg: DictConfig) -> None:
     texts = generate(
         loaded.model,
         loaded.tokenizer,
-        [formatter.generation_prompt(example, max_length=limit) for example in examples],
+        [formatter.prompt(example, max_length=limit).ids for example in examples],
         max_new_tokens=cfg.max_new_tokens,
         batch_size=8,
         temperature=cfg.temperature,
-        seed=cfg.seed,
+        seeds=[cfg.seed * 1_000_003 + i for i in range(len(prompts))],
     )
     for text in texts:
         print(text.strip())

@@ -1,5 +1,6 @@
 """Every file under configs/task and configs/tasks composes, fits its type, and reads real rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from mixlora import tasks
-from mixlora.config.schema import Answer, Data, Mixture, Options, Splits, Task
+from mixlora.config.schema import Answer, Data, Mixture, Options, Overlap, Splits, Task
 from mixlora.config.typed import typed
+from mixlora.errors import DataError
 from mixlora.models.tokenizer import byte_tokenizer
+from mixlora.tasks.data import against_overlap
 from mixlora.tasks.mixture import plan
 from mixlora.tasks.parse import Reader
 from mixlora.tasks.prompts import Formatter
@@ -97,7 +100,7 @@ def test_the_question_of_mbpp_gives_the_functions_name():
 @needs_hub
 def test_the_commonsense_mixture_of_the_mirror():
     """Row counts are those of the published sets; HellaSwag has no training rows there, and none are made up."""
-    data = tasks.load(mixture("commonsense"), Data(source=str(HUB)), seed=0)
+    data = tasks.load(mixture("commonsense"), Data(source=str(HUB), overlap=Overlap.note), seed=0)
     published = {
         "boolq": (9427, 3270), "piqa": (16113, 1838), "siqa": (33410, 1954), "winogrande": (40398, 1267),
         "arc_easy": (2251, 2376), "arc_challenge": (1119, 1172), "openbookqa": (4957, 500), "hellaswag": (0, 10042),
@@ -110,6 +113,42 @@ def test_the_commonsense_mixture_of_the_mirror():
     sizes = {name: len(d.train) for name, d in data.items() if d.train}
     drawn = plan(sizes, dict.fromkeys(sizes, 1.0), total=sum(sizes.values()), seed=0).drawn()
     assert all(d.passes == 1 for d in drawn.values())
+
+
+REPEATED = {  # (test, validation) rows of the published sets that are also in train
+    "openbookqa": (14, 7), "cola": (19, 0), "arc_easy": (3, 0), "arc_challenge": (0, 0), "mbpp": (3, 0), "piqa": (2, 0),
+    "sst2": (2, 0), "boolq": (1, 0), "gsm8k": (0, 0),
+}  # fmt: skip
+
+
+@needs_hub
+@pytest.mark.parametrize("name", REPEATED)
+def test_known_overlaps_stop_a_run_with_count_ids_and_remedy(name):
+    test, validation = REPEATED[name]
+    data = tasks.load_task(read(name), Data(source=str(HUB)))
+    if data.held_out:
+        data = replace(data, train=[*data.train, *data.validation], validation=[])
+    if not test:
+        against_overlap({name: data}, Overlap.error)
+        return
+    with pytest.raises(DataError) as raised:
+        against_overlap({name: data}, Overlap.error)
+    said = str(raised.value)
+    assert f"task {name}: {test} of {len(data.test):,} test rows are also trained on: {name}/test/" in said
+    assert (f"{validation} of 500 validation rows" in said) == bool(validation)
+    assert "data.overlap=drop" in said
+    dropped = against_overlap({name: data}, Overlap.drop)[name]
+    assert not dropped.trained_on["test"]
+    assert len(dropped.test) == len(data.test)
+    assert 0 < len(data.train) - len(dropped.train) < 2 * (test + validation) + 5
+
+
+@needs_hub
+def test_resembling_rows_of_gsm8k_are_noted():
+    data = tasks.load_task(read("gsm8k"), Data(source=str(HUB)))
+    found = against_overlap({"gsm8k": data}, Overlap.error)["gsm8k"]
+    assert len(found.resembling) == 3
+    assert any("3 of 1,319 test rows have 13 words in a row in common" in note for note in found.notes)
 
 
 @needs_hub

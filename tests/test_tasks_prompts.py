@@ -59,6 +59,13 @@ def tokenizer(request):
     return TOKENIZERS[request.param]()
 
 
+def options_of(form, example, **limits):
+    """(the one prompt of its options, ids of each option, text of each option)"""
+    choices = form.choices(example, **limits)
+    assert len({choice.prompt for choice in choices}) == 1
+    return list(choices[0].prompt.ids), [list(c.answer_ids) for c in choices], [c.text for c in choices]
+
+
 def formatter(tokenizer, template=Template.auto, style=Style.cloze) -> Formatter:
     return Formatter(tokenizer, Data(template=template, style=style))
 
@@ -79,9 +86,9 @@ def test_nothing_of_question_or_answer_is_lost(tokenizer, template, answer):
 @everywhere
 def test_answer_ends_in_the_terminator_and_options_do_not(tokenizer, template):
     form = formatter(tokenizer, template)
-    prompt, options, texts = form.continuations(QUESTION)
+    prompt, options, texts = options_of(form, QUESTION)
     encoded = form.encode(QUESTION)
-    assert encoded.prompt_ids == prompt == form.generation_prompt(QUESTION)
+    assert encoded.prompt_ids == prompt == list(form.prompt(QUESTION).ids)
     assert encoded.answer_ids == options[1] + form.end_ids
     assert texts == ["the moon", "the sun"]
     assert form.end_ids
@@ -116,14 +123,14 @@ def test_chat_is_what_the_template_writes(name, question):
 
 def test_thoughts_are_closed_in_the_prompt_and_the_date_stands_still():
     form = formatter(bos_tokenizer(THINKING))
-    text = form.tokenizer.decode(form.generation_prompt(QUESTION))
+    text = form.tokenizer.decode(list(form.prompt(QUESTION).ids))
     assert text.endswith("assistant\n<think>\n\n</think>\n\n")
     assert "Today is 26 Jul 2024" in text
 
 
 def test_plain_keeps_the_tokenizers_bos_once():
     form = formatter(bos_tokenizer(), Template.plain)
-    prompt = form.generation_prompt(QUESTION)
+    prompt = list(form.prompt(QUESTION).ids)
     assert form.tokenizer.decode(prompt) == "<s>Which is warm?\nAnswer:"
     assert form.tokenizer.decode(form.encode(QUESTION).answer_ids) == " the sun</s>"
 
@@ -139,7 +146,7 @@ def test_blanks_at_the_end_of_a_plain_prompt_go_to_the_answer(cue, answer):
 @everywhere
 def test_letters_list_the_options(tokenizer, template):
     form = formatter(tokenizer, template, Style.letters)
-    prompt, options, texts = form.continuations(QUESTION)
+    prompt, options, texts = options_of(form, QUESTION)
     assert "Which is warm?\nA. the moon\nB. the sun" in tokenizer.decode(prompt)
     assert texts == ["A", "B"]
     assert tokenizer.decode(form.encode(QUESTION).answer_ids[: -len(form.end_ids)]).strip() == "B"
@@ -174,9 +181,8 @@ def test_an_answer_is_never_cut(tokenizer, template):
 @everywhere
 def test_options_leave_room_for_the_longest(tokenizer, template):
     form = formatter(tokenizer, template)
-    prompt, options, _ = form.continuations(
-        example(question="q" * 300, options=("a", "b" * 50), gold=0), max_length=160
-    )
+    long = example(question="q" * 300, options=("a", "b" * 50), gold=0)
+    prompt, options, _ = options_of(form, long, max_length=160)
     assert len(prompt) + max(map(len, options)) == 160
 
 
@@ -224,6 +230,6 @@ def test_plain_tokens_are_those_of_lm_evaluation_harness():
     for name, doc in golden():
         question, cue = doc["prompt"].removesuffix("\nAnswer:"), "\nAnswer:" if "\nAnswer:" in doc["prompt"] else ""
         options = tuple(text.removeprefix(" ") for text in doc["continuations"])
-        prompt, ids, _ = form.continuations(example(question=question, cue=cue, options=options, gold=0))
+        prompt, ids, _ = options_of(form, example(question=question, cue=cue, options=options, gold=0))
         assert ids == doc["continuation_tokens"], (name, doc["doc_id"])
         assert len(prompt) == doc["n_context_tokens"][0] or doc["truncated"][0], (name, doc["doc_id"])

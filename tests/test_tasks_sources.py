@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 def load(folder, *chosen: Task, **data) -> dict[str, tasks.TaskData]:
     mixture = Mixture(name="mix", mixture={t.name: t for t in chosen or (task(),)})
-    return tasks.load(mixture, Data(source=str(folder), **data), seed=0)
+    return tasks.load(mixture, Data(source=str(folder), **({"overlap": Overlap.note} | data)), seed=0)
 
 
 def questions(examples) -> list[str]:
@@ -188,8 +188,35 @@ def test_overlap_is_dropped_or_refused(overlapping):
     data = load(folder, *chosen, overlap=Overlap.drop)
     assert (len(data["quiz"].train), len(data["quiz"].test), len(data["other"].train)) == (40, 8, 30)
     assert any("3 of 33 training rows are dropped" in note for note in data["other"].notes)
-    with pytest.raises(DataError, match=r"task quiz: 3 of 8 .*data\.overlap=drop"):
-        load(folder, *chosen, overlap=Overlap.error)
+    with pytest.raises(DataError, match=r"task quiz: 3 of 8 test .*quiz/test/0, .*data\.overlap=drop"):
+        load(folder, *chosen, overlap=Data().overlap)
+
+
+def test_held_out_rows_that_repeat_a_training_row_are_only_said(folder):
+    """They are no published set, and some sets repeat a tenth of their own rows."""
+    pq.write_table(pa.Table.from_pylist([*rows(20), *rows(20)]), folder / "me/quiz/default/train.parquet")
+    data = load(folder, task(splits={"train": "train", "validation": None, "test": "test"}), overlap=Overlap.error)[
+        "quiz"
+    ]
+    assert data.held_out == len(data.trained_on["validation"]) == 2
+    assert any("2 of 2 validation rows are also trained on" in note for note in data.notes)
+
+
+def test_thirteen_words_in_a_row_are_said_with_ids(folder):
+    words = [f"w{i}" for i in range(40)]
+
+    def text(first: int, number: int, end: str) -> dict:
+        return {"q": " ".join(words[first : first + number]) + f" {end}", "o": ["a", "b"], "key": 0, "more": 0}
+
+    pq.write_table(
+        pa.Table.from_pylist([text(0, 20, "x"), text(20, 12, "y")]), folder / "me/quiz/default/train.parquet"
+    )
+    scored = [text(5, 13, "z"), text(5, 12, "z"), text(20, 12, "z"), {**text(7, 13, "z"), "q": "W7, " * 30}]
+    pq.write_table(pa.Table.from_pylist(scored), folder / "me/quiz/default/test.parquet")
+    data = load(folder)["quiz"]
+    assert data.resembling == ["quiz/test/0"]
+    assert any("1 of 4 test rows have 13 words in a row in common" in note for note in data.notes)
+    assert len(data.train) == 2
 
 
 def test_a_row_of_a_megabyte_is_read_whole(tmp_path):

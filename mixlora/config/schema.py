@@ -118,6 +118,21 @@ class Options:
     fixed: list[str] | None = None  # the same texts for every row
 
 
+@dataclass(kw_only=True)
+class Wording:
+    """How a named protocol words an option task: question, then the options if it lists them, then `end`."""
+
+    question: str | None = None  # a template over the row's columns; None: the task's own
+    option: str | None = None  # how one option is listed, over {number}, {label} and {text}; None: none is
+    between: str = ""  # between two listed options
+    end: str = ""  # "{labels}" stands for all of them, with "/" between
+    cue: str = ""
+    labels: list[str] | None = None  # what the options are called, in order; None: their labels in the row
+    known: list[str] | None = None  # labels that an answer is sought among; None: those of the row's options
+    blank: str | None = None  # partial scoring: an option fills this blank, what follows the blank is scored
+    harness_task: str | None = None  # eval.backend=lm_eval: what lm-evaluation-harness calls this task
+
+
 class Answer(Enum):
     options = "options"  # pick one option
     text = "text"  # generate a short text, compare folded
@@ -133,6 +148,7 @@ class Task:
     path: str = MISSING  # a hub id, or a user's own .jsonl, .csv or .parquet file, or a folder of them
     config: str = "default"
     splits: Splits = field(default_factory=Splits)
+    identity: str | None = None  # a template: rows with the same text are the same; None: question and options
     where: dict[str, Any] | None = None  # keep only the rows with these values: {image: null}
     question: str = MISSING  # a template over the row's columns: "{context} {question}"
     cue: str = "\nAnswer:"  # with the plain template: what follows the question
@@ -147,6 +163,7 @@ class Task:
     entry_point: str | None = None  # answer_kind=code: column with the name of the function
     stop: list[str] = field(default_factory=list)
     max_new_tokens: int = 64
+    wordings: dict[str, Wording] = field(default_factory=dict)  # data.style -> how that protocol words this task
     # in a mixture
     weight: float = 1.0
     cap: int | None = None  # use at most so many training rows
@@ -188,19 +205,23 @@ class Template(Enum):
 class Style(Enum):
     cloze = "cloze"  # the question alone; the answer is the text of an option
     letters = "letters"  # the options are listed as A. B. ...; the answer is a letter
+    # the wordings of published protocols, from the task's `wordings`; never with a chat template
+    llm_adapters = "llm_adapters"
+    moe_peft = "moe_peft"
+    lm_eval = "lm_eval"
 
 
 class Overlap(Enum):
     note = "note"  # say how many scored rows are also trained on
     drop = "drop"  # leave those rows out of training
-    error = "error"
+    error = "error"  # stop before anything is trained
 
 
 @dataclass(kw_only=True)
 class Data:
     source: str = "hub"  # hub | sample | a folder laid out like the hub
     on_bad_row: BadRow = BadRow.error
-    overlap: Overlap = Overlap.note
+    overlap: Overlap = Overlap.error
     template: Template = Template.auto
     style: Style = Style.cloze
     loss_on: Loss = Loss.answer
@@ -239,6 +260,16 @@ class Train:
     load_best: bool = False  # keep the checkpoint with the best mean validation score
 
 
+class Protocol(Enum):
+    auto = "auto"  # as the model was trained: the one that data.style belongs to
+    loglikelihood = "loglikelihood"  # the text of each option, scored after the question
+    letters = "letters"  # options listed, their letters scored
+    generate = "generate"  # options listed, a free answer, from which a letter or an option's text is read
+    llm_adapters = "llm_adapters"  # LLM-Adapters: 4 beams, the first label in the answer
+    moe_peft = "moe_peft"  # MoE-PEFT: the likeliest next token among those of the labels
+    lm_eval = "lm_eval"  # lm-evaluation-harness: its prompts, its way to cut them
+
+
 class Backend(Enum):
     own = "own"
     lm_eval = "lm_eval"
@@ -247,8 +278,13 @@ class Backend(Enum):
 @dataclass(kw_only=True)
 class Eval:
     limit: int | None = None  # examples a task
-    batch_size: int = 16
+    batch_size: int = 16  # most examples of a batch
+    batch_tokens: int = 4096  # most tokens of a batch, padding included; one example is always taken
+    max_length: int | None = None  # tokens of prompt and answer; None: the model's window
     before: bool = True  # score the base model as well, before training
+    protocol: Protocol = Protocol.auto
+    num_fewshot: int = 0  # solved examples before each question, drawn from train
+    fewshot_seed: int = 0
     split: str = "test"
     backend: Backend = Backend.own
     allow_code_execution: bool = False

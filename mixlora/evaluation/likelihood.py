@@ -1,42 +1,41 @@
-"""Option questions: the log-likelihood of every option's text after the prompt.
+"""Option questions: the log-likelihood of every option's text after its prompt.
 
-All options of a question stand behind one copy of its prompt, each seeing the prompt and itself (a tree in the
-attention mask, positions counted from the end of the prompt), so the prompt is computed once. Logits are taken only
-where an option's token is predicted.
+The options of a question stand behind one copy of what their prompts share, each seeing that and itself (a tree in the
+attention mask, positions counted along each branch), so the prompt is computed once. The last token of an option is
+predicted and never read, so it is no input. Logits are taken only where an option's token is predicted.
 
-    B questions   S positions   N predicted tokens   V vocabulary
+    B trees   S positions   N predicted tokens   V vocabulary
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from mixlora.evaluation.batches import batches
 from mixlora.models.likelihood import keeps_logits
-from mixlora.tasks.example import Example
-from mixlora.tasks.prompts import Formatter
+from mixlora.tasks.prompts import Choice
 
 
 @dataclass(frozen=True)
-class OptionScores:
-    """One question: nats and tokens of each option, in the order of the example's options."""
+class Branch:
+    """What follows the trunk: the rest of a prompt, then an option, whose `scored` tokens count."""
 
-    id: str
-    nats: tuple[float, ...]
-    tokens: tuple[int, ...]
-    texts: tuple[str, ...]
+    ids: tuple[int, ...]
+    scored: int
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A tokenised question: the prompt once, then every option."""
+    """A trunk that all branches share, at least one token, and the branches."""
 
-    prompt_ids: tuple[int, ...]
-    options: tuple[tuple[int, ...], ...]
+    trunk: tuple[int, ...]
+    branches: tuple[Branch, ...]
 
     def __len__(self) -> int:
-        return len(self.prompt_ids) + sum(map(len, self.options))
+        """Positions that are computed."""
+        return len(self.trunk) + sum(len(branch.ids) - 1 for branch in self.branches)
 
 
 @dataclass(frozen=True)
@@ -49,62 +48,71 @@ class TreeBatch:
     keep: int  # logits of the last `keep` positions are needed
     source_N: Tensor  # where it is predicted, in the flattened kept positions
     target_N: Tensor
-    option_N: Tensor  # the option it belongs to, counted over the batch
+    option_N: Tensor  # the branch it belongs to, counted over the batch
 
 
-@torch.no_grad()
-def score_options(
+def score_choices(
     model: nn.Module,
-    formatter: Formatter,
-    examples: Sequence[Example],
+    asked: Sequence[Sequence[Choice]],
     *,
     batch_size: int,
-    pad_id: int,
-    max_length: int,
-    on_done: Callable[[int], None] = lambda count: None,
-) -> list[OptionScores]:
-    """Score every option of every example; results in the order of `examples`, whatever the batches were.
-
-    Questions of like length share a batch. `on_done` hears how many questions were scored.
-    """
-    trees, texts = [], []
-    for example in examples:
-        prompt_ids, options, option_texts = formatter.continuations(example, max_length=max_length)
-        trees.append(Tree(tuple(prompt_ids), tuple(tuple(option) for option in options)))
-        texts.append(tuple(option_texts))
-    nats = score_trees(model, trees, batch_size=batch_size, pad_id=pad_id, on_done=on_done)
-    return [
-        OptionScores(example.id, tuple(n), tuple(map(len, tree.options)), t)
-        for example, tree, n, t in zip(examples, trees, nats, texts, strict=True)
-    ]
-
-
-@torch.no_grad()
-def score_trees(
-    model: nn.Module,
-    trees: Sequence[Tree],
-    *,
-    batch_size: int,
+    batch_tokens: int,
     pad_id: int,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[list[float]]:
-    """Log-likelihood in nats of every option of every question, in their order."""
-    first = next(model.parameters())
-    cut = keeps_logits(model)
-    order = sorted(range(len(trees)), key=lambda i: -len(trees[i]))
-    nats: list[list[float]] = [[] for _ in trees]
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate_trees([trees[i] for i in chosen], pad_id, first.device)
+    """Log-likelihood in nats of every choice of every question, in their order, whatever the batches were.
+
+    `on_done` hears how many questions were finished.
+    """
+    planted = [trees_of(choices) for choices in asked]
+    owner = [i for i, trees in enumerate(planted) for _ in trees]
+    left = [len(trees) for trees in planted]
+    scores = iter_scores(
+        model, [t for trees in planted for t in trees], batch_size=batch_size, batch_tokens=batch_tokens, pad_id=pad_id
+    )
+    found: dict[int, list[float]] = {}
+    for place, nats in scores:
+        found[place] = nats
+        left[owner[place]] -= 1
+        on_done(int(left[owner[place]] == 0))
+    collected: list[list[float]] = [[] for _ in asked]
+    for place in sorted(found):
+        collected[owner[place]] += found[place]
+    return collected
+
+
+def trees_of(choices: Sequence[Choice]) -> list[Tree]:
+    """One tree for a question; one a choice where its prompts differ in more than half of their tokens."""
+    whole = [(*choice.prompt.ids, *choice.answer_ids) for choice in choices]
+    shortest = min(len(choice.prompt.ids) for choice in choices)
+    shared = common([choice.prompt.ids for choice in choices])
+    if shared < max(1, shortest / 2) and len(choices) > 1:
+        return [tree for choice in choices for tree in trees_of([choice])]
+    branches = (Branch(w[shared:], len(c.answer_ids)) for w, c in zip(whole, choices, strict=True))
+    return [Tree(whole[0][:shared], tuple(branches))]
+
+
+def common(rows: Sequence[tuple[int, ...]]) -> int:
+    """Length of the beginning that all rows share."""
+    low, high = min(rows), max(rows)
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+
+
+@torch.no_grad()
+def iter_scores(
+    model: nn.Module, trees: Sequence[Tree], *, batch_size: int, batch_tokens: int, pad_id: int
+) -> Iterator[tuple[int, list[float]]]:
+    """(place of a tree, nats of its branches), in the order in which they were computed."""
+    device, cut = next(model.parameters()).device, keeps_logits(model)
+    for chosen in batches([len(tree) for tree in trees], batch_size, batch_tokens):
+        batch = collate_trees([trees[i] for i in chosen], pad_id, device)
         scores = iter(tree_nats(model, batch, cut).tolist())
         for i in chosen:
-            nats[i] = [next(scores) for _ in trees[i].options]
-        on_done(len(chosen))
-    return nats
+            yield i, [next(scores) for _ in trees[i].branches]
 
 
 def tree_nats(model: nn.Module, batch: TreeBatch, cut: bool) -> Tensor:
-    """Nats of each option of the batch, in order."""
+    """Nats of each branch of the batch, in order."""
     logits = model(
         input_ids=batch.input_ids_BS,
         attention_mask=batch.mask_B1SS,
@@ -119,25 +127,28 @@ def tree_nats(model: nn.Module, batch: TreeBatch, cut: bool) -> Tensor:
 
 
 def collate_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> TreeBatch:
-    """Rows of [pad, prompt, option 1, option 2, ...] with the mask that keeps options apart."""
-    longest, keep = max(map(len, trees)), 1 + max(len(tree) - len(tree.prompt_ids) for tree in trees)
+    """Rows of [pad, trunk, branch 1, branch 2, ...] with the mask that keeps branches apart."""
+    longest, keep = max(map(len, trees)), 1 + max(len(tree) - len(tree.trunk) for tree in trees)
     ids, positions, segments = [], [], []
     source: list[int] = []
     target: list[int] = []
     option: list[int] = []
+    number = 0
     for b, tree in enumerate(trees):
-        pad, prompt = longest - len(tree), len(tree.prompt_ids)
-        ids.append([pad_id] * pad + [t for part in (tree.prompt_ids, *tree.options) for t in part])
-        positions.append([0] * pad + [*range(prompt), *(prompt + j for o in tree.options for j in range(len(o)))])
-        segments.append([-1] * pad + [0] * prompt + [i + 1 for i, o in enumerate(tree.options) for _ in o])
-        start = b * keep + keep - (len(tree) - prompt)
-        end_of_prompt = start - 1
-        number = option[-1] + 1 if option else 0
-        for i, o in enumerate(tree.options):
-            source += [end_of_prompt, *range(start, start + len(o) - 1)]
-            target += o
-            option += [number + i] * len(o)
-            start += len(o)
+        pad, trunk = longest - len(tree), len(tree.trunk)
+        read = [branch.ids[:-1] for branch in tree.branches]
+        ids.append([pad_id] * pad + [t for part in (tree.trunk, *read) for t in part])
+        positions.append([0] * pad + [*range(trunk), *(trunk + j for part in read for j in range(len(part)))])
+        segments.append([-1] * pad + [0] * trunk + [i + 1 for i, part in enumerate(read) for _ in part])
+        start = b * keep + keep - (len(tree) - trunk)
+        end_of_trunk = start - 1
+        for branch in tree.branches:
+            places = [end_of_trunk, *range(start, start + len(branch.ids) - 1)]
+            source += places[-branch.scored :]
+            target += branch.ids[-branch.scored :]
+            option += [number] * branch.scored
+            start += len(branch.ids) - 1
+            number += 1
     tensors = (torch.tensor(x, device=device) for x in (ids, positions, source, target, option))
     ids_BS, positions_BS, source_N, target_N, option_N = tensors
     mask_B1SS = tree_mask(torch.tensor(segments, device=device))
@@ -145,7 +156,7 @@ def collate_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> T
 
 
 def tree_mask(segment_BS: Tensor) -> Tensor:
-    """True where a position may look: earlier, real, and in the prompt (segment 0) or the same option. [B, 1, S, S]"""
+    """True where a position may look: earlier, real, and in the trunk (segment 0) or the same branch. [B, 1, S, S]"""
     query, key = segment_BS[:, :, None], segment_BS[:, None, :]
     place = torch.arange(segment_BS.shape[1], device=segment_BS.device)
     earlier = place[None, :] <= place[:, None]

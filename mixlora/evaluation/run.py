@@ -1,8 +1,11 @@
 """Evaluate a model on a task: predictions example by example, then one result computed from the predictions alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from accelerate import PartialState
@@ -10,127 +13,261 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mixlora.config.schema import Answer, Data, Eval, Task
+from mixlora.config.load import plain
+from mixlora.config.schema import Answer, Backend, Data, Eval, Task
 from mixlora.console import bar
-from mixlora.evaluation import scores
+from mixlora.errors import DataError
+from mixlora.evaluation import extract, scores
 from mixlora.evaluation.code import judge_code
 from mixlora.evaluation.generation import generate
-from mixlora.evaluation.likelihood import score_options
+from mixlora.evaluation.harness import Harness
+from mixlora.evaluation.likelihood import score_choices
+from mixlora.evaluation.protocols import Protocol, Reading, protocol_of
 from mixlora.tasks.example import Example
-from mixlora.tasks.prompts import Formatter
+from mixlora.tasks.mixture import seed_of
+from mixlora.tasks.prompts import Choice, Formatter, Prompt
 
 # Raised by one whenever the same predictions would get another score.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Prediction = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model with the formatter it was trained with."""
+    """A model with the protocol it is scored by; `shots` are the solved examples of each task, `seed` is of samples."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    formatter: Formatter
     options: Eval
     data: Data
-    max_length: int
+    shots: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     seed: int = 0
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        return protocol_of(self.options, self.data)
+
+    @cached_property
+    def formatter(self) -> Formatter:
+        """The protocol's; it is the one of training where the protocol is `auto`."""
+        return Formatter(self.tokenizer, replace(self.data, style=self.protocol.style))
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer: what was asked for, within the model's window."""
+        window = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2048)
+        return min(window, self.options.max_length or window)
 
     def __call__(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """One prediction an example, in their order, the same on every rank; each rank works on its share."""
-        predict = {Answer.options: self.choices, Answer.code: self.programs}.get(task.answer_kind, self.texts)
+        predict = {
+            Reading.likelihood: self.likeliest,
+            Reading.label_token: self.label_tokens,
+            Reading.generated: self.texts,
+            Reading.run: self.programs,
+        }[self.protocol.reads(task)]
         state = PartialState()
         with evaluating(self.model):
             mine = predict(task, examples[state.process_index :: state.num_processes], label)
-        place = {example.id: i for i, example in enumerate(examples)}
-        return sorted(gather_object(mine), key=lambda p: place[p["id"]])
+        return in_order(gather_object(mine), examples)
 
-    def choices(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
+    def likeliest(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """The likeliest option under each normaliser."""
-        with bar(label, len(examples)) as shown:
-            scored = score_options(
-                self.model,
-                self.formatter,
-                examples,
-                batch_size=self.options.batch_size,
-                pad_id=self.tokenizer.pad_token_id,
-                max_length=self.max_length,
-                on_done=shown.advance,
-            )
+        asked = [self.formatter.choices(example, **self.limits(task)) for example in examples]
         predictions = []
-        for example, options in zip(examples, scored, strict=True):
-            chosen = scores.choose(options.nats, options.texts, options.tokens)
+        for example, choices, nats in zip(examples, asked, self.nats(asked, label), strict=True):
+            lengths, tokens = [c.length for c in choices], [len(c.answer_ids) for c in choices]
+            chosen = scores.choose(nats, lengths, tokens)
             predictions.append(
                 {
                     "id": example.id,
                     "prompt": example.question,
-                    "options": list(options.texts),
-                    "log_likelihoods": [round(n, 6) for n in options.nats],
-                    "tokens": list(options.tokens),
+                    "options": [c.text for c in choices],
+                    "log_likelihoods": [round(n, 6) for n in nats],
+                    "lengths": lengths,
+                    "tokens": tokens,
                     "target": example.gold,
-                    "prediction": chosen[task.metric],
+                    "prediction": chosen[self.protocol.metric(task)],
                     **{name: float(choice == example.gold) for name, choice in chosen.items()},
+                    **cuts([choice.prompt for choice in choices]),
                 }
             )
         return predictions
 
+    def label_tokens(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
+        """The label whose last token is the likeliest next one; it need not be the label of an option."""
+        asked = [self.formatter.label_tokens(example, **self.limits(task)) for example in examples]
+        predictions = []
+        for example, choices, nats in zip(examples, asked, self.nats(asked, label), strict=True):
+            labels, _ = self.formatter.style.labels(example)
+            chosen = choices[nats.index(max(nats))].text
+            target = labels[example.gold or 0]
+            predictions.append(
+                {
+                    "id": example.id,
+                    "prompt": example.question,
+                    "options": [choice.text for choice in choices],
+                    "log_likelihoods": [round(n, 6) for n in nats],
+                    "target": target,
+                    "prediction": chosen,
+                    "acc": float(chosen == target),
+                    **cuts([choice.prompt for choice in choices]),
+                }
+            )
+        return predictions
+
+    def nats(self, asked: Sequence[Sequence[Choice]], label: str) -> list[list[float]]:
+        with bar(label, len(asked)) as shown:
+            return score_choices(
+                self.model,
+                asked,
+                batch_size=self.options.batch_size,
+                batch_tokens=self.options.batch_tokens,
+                pad_id=int(self.tokenizer.pad_token_id),
+                on_done=shown.advance,
+            )
+
     def texts(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
-        """A generated answer, compared with the right one."""
-        compare = number_matches if task.answer_kind is Answer.number else text_matches
-        said = self.generated(task, examples, label)
+        """A generated answer, read by its rule and compared with the right one."""
+        compare = {
+            Answer.options: self.option_matches,
+            Answer.number: lambda text, example: number_matches(text, example.answer),
+            Answer.text: lambda text, example: text_matches(text, example.answer),
+        }[task.answer_kind]
+        target = (lambda e: e.gold) if task.answer_kind is Answer.options else (lambda e: e.answer)
+        prompts = self.prompts(task, examples)
+        said = self.generated(task, examples, prompts, label)
         return [
-            {"id": e.id, "prompt": e.question, "target": e.answer, "prediction": text, **compare(text, e.answer)}
-            for e, text in zip(examples, said, strict=True)
+            {"id": e.id, "prompt": e.question, "target": target(e), "prediction": text}
+            | compare(text, e)
+            | cuts([prompt])
+            for e, text, prompt in zip(examples, said, prompts, strict=True)
         ]
+
+    def option_matches(self, text: str, example: Example) -> dict[str, Any]:
+        """The label found in a free answer; where there is none the answer is wrong, and counted as not parsed."""
+        labels, known = self.formatter.style.labels(example)
+        found = self.protocol.extract(text, known, example.options)
+        return {
+            "options": list(example.options),
+            "answer": found,
+            "acc": float(found == labels[example.gold or 0]),
+            "parsed": float(found is not None),
+        }
 
     def programs(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """A generated function, run against its tests in the sandbox."""
-        return judge_code(examples, self.generated(task, examples, label))
+        prompts = self.prompts(task, examples)
+        judged = judge_code(examples, self.generated(task, examples, prompts, label))
+        return [prediction | cuts([prompt]) for prediction, prompt in zip(judged, prompts, strict=True)]
 
-    def generated(self, task: Task, examples: Sequence[Example], label: str) -> list[str]:
+    def prompts(self, task: Task, examples: Sequence[Example]) -> list[Prompt]:
+        limits = self.limits(task)
+        room = max(self.max_length - self.max_new_tokens(task), 1)
+        return [self.formatter.prompt(example, **limits | {"max_length": room}) for example in examples]
+
+    def generated(self, task: Task, examples: Sequence[Example], prompts: Sequence[Prompt], label: str) -> list[str]:
+        free = task.answer_kind is not Answer.options
         with bar(label, len(examples)) as shown:
             return generate(
                 self.model,
                 self.tokenizer,
-                [self.formatter.generation_prompt(example, max_length=self.max_length) for example in examples],
-                max_new_tokens=task.max_new_tokens,
+                [prompt.ids for prompt in prompts],
+                max_new_tokens=self.max_new_tokens(task),
                 batch_size=self.options.batch_size,
-                stop=task.stop,
-                temperature=self.options.temperature,
-                seed=self.seed,
+                batch_tokens=self.options.batch_tokens,
+                stop=self.stop(task),
+                temperature=self.options.temperature if free else 0.0,
+                beams=1 if free else self.protocol.beams,
+                seeds=[seed_of(self.seed, example.id) % 2**63 for example in examples],
                 on_done=shown.advance,
             )
 
+    def max_new_tokens(self, task: Task) -> int:
+        if task.answer_kind is Answer.options and self.protocol.max_new_tokens is not None:
+            return self.protocol.max_new_tokens
+        return task.max_new_tokens
 
-METRICS: dict[Answer, tuple[str, tuple[str, ...]]] = {
-    Answer.options: ("option_loglikelihood", ("acc", "acc_norm", "acc_token")),
-    Answer.number: ("generate", ("strict", "flexible")),
-    Answer.text: ("generate", ("exact_match",)),
-    Answer.code: ("generate_and_run", ("pass@1",)),
-}
+    def stop(self, task: Task) -> list[str]:
+        """Short answers after solved examples end where the next example would begin."""
+        short = task.answer_kind in (Answer.options, Answer.text)
+        return [*task.stop, "\n\n"] if short and self.shots.get(task.name) else list(task.stop)
+
+    def limits(self, task: Task) -> dict[str, Any]:
+        return {"max_length": self.max_length, "shots": self.shots.get(task.name, ())}
+
+    def describe(self, task: Task) -> dict[str, Any]:
+        """How this task is asked and read: all that must be equal for two scores to be comparable."""
+        options, formatter = self.options, self.formatter
+        return {
+            "name": self.protocol.name.value if task.answer_kind is Answer.options else "generate",
+            "backend": options.backend.value,
+            "reading": self.protocol.reads(task).value,
+            "version": PROTOCOL_VERSION,
+            "style": self.protocol.style.value,
+            "template": formatter.layout.name,
+            "split": options.split,
+            "num_fewshot": options.num_fewshot,
+            "shots": [shot.id for shot in self.shots.get(task.name, ())],
+            "max_length": self.max_length,
+            "temperature": options.temperature,
+            "max_new_tokens": self.max_new_tokens(task),
+        }
+
+    def fingerprint(self, task: Task) -> str:
+        """sha256 of everything that turns a row of this task into a prompt, solved examples included."""
+        keys = plain(task)
+        words = {name: keys[name] for name in ("question", "cue", "options", "wordings")}
+        shots = [[shot.question, shot.answer] for shot in self.shots.get(task.name, ())]
+        parts = [self.formatter.fingerprint(), words, shots, self.max_length]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def result(task: Task, predictions: Sequence[Prediction], options: Eval, data: Data) -> dict[str, Any]:
+def in_order(predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+    """The predictions in the order of the examples. A missing one is an error, never a wrong answer.
+
+    Raises:
+        DataError: an example without prediction, or with two, or a prediction without example.
+    """
+    found: dict[str, Prediction] = {}
+    for prediction in predictions:
+        if prediction["id"] in found:
+            raise DataError(f"{prediction['id']} has two predictions. Score the task again")
+        found[prediction["id"]] = prediction
+    missing = [example.id for example in examples if example.id not in found]
+    extra = sorted(found.keys() - {example.id for example in examples})
+    if missing or extra:
+        what = f"{len(missing)} examples have no prediction" if missing else f"{len(extra)} predictions have no example"
+        raise DataError(f"{what}: {', '.join((missing or extra)[:5])}. Score the task again")
+    return [found[example.id] for example in examples]
+
+
+def cuts(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """What the prompts of one example lost to fit."""
+    return {"shots_cut": max(p.shots_cut for p in prompts), "tokens_cut": max(p.tokens_cut for p in prompts)}
+
+
+def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) -> dict[str, Any]:
     """Everything a table needs to know about one task; no model is asked."""
-    protocol, names = METRICS[task.answer_kind]
-    score = scores.mean_score([p[task.metric] for p in predictions])
+    metric = protocol.metric(task)
+    score = scores.mean_score([p[metric] for p in predictions])
     return {
-        "metric": task.metric,
+        "metric": metric,
         "value": score.value,
         "stderr": score.stderr,
         "n": score.n,
         "interval": list(score.interval),
         "majority": majority(task, predictions),
-        "metrics": {name: scores.mean_score([p[name] for p in predictions]).value for name in names},
-        "protocol": {
-            "name": protocol,
-            "version": PROTOCOL_VERSION,
-            "style": data.style.value,
-            "template": data.template.value,
-            "split": options.split,
-            "temperature": options.temperature,
-            "max_new_tokens": task.max_new_tokens,
+        "metrics": {
+            name: scores.mean_score([p[name] for p in predictions]).value
+            for name in protocol.metrics(task)
+            if name in predictions[0]
+        },
+        "cut": {
+            "prompts": sum(p["shots_cut"] + p["tokens_cut"] > 0 for p in predictions),
+            "shots": sum(p["shots_cut"] for p in predictions),
+            "tokens": sum(p["tokens_cut"] for p in predictions),
         },
     }
 
@@ -141,21 +278,28 @@ def majority(task: Task, predictions: Sequence[Prediction]) -> float | None:
         return None
     keys: dict[Answer, Callable[[Any], Any]] = {
         Answer.options: lambda target: target,
-        Answer.number: lambda target: scores.strict_number(target) or scores.last_number(target),
+        Answer.number: lambda target: extract.strict_number(target) or extract.last_number(target),
     }
-    key = keys.get(task.answer_kind, scores.fold)
+    key = keys.get(task.answer_kind, extract.fold)
     return scores.majority_share([key(p["target"]) for p in predictions])
 
 
 def number_matches(text: str, answer: str) -> dict[str, float]:
     """GSM8K: `strict` wants the model's own `####`, `flexible` takes its last number where there is none."""
-    target = scores.strict_number(answer) or scores.last_number(answer)
-    strict, flexible = scores.strict_number(text), scores.last_number(text)
+    target = extract.strict_number(answer) or extract.last_number(answer)
+    strict, flexible = extract.strict_number(text), extract.last_number(text)
     return {"strict": float(strict == target), "flexible": float((strict or flexible) == target)}
 
 
 def text_matches(text: str, answer: str) -> dict[str, float]:
-    return {"exact_match": float(scores.fold(text) == scores.fold(answer))}
+    return {"exact_match": float(extract.fold(text) == extract.fold(answer))}
+
+
+def scorer(own: Evaluator) -> Callable[[Task, Sequence[Example], str], list[Prediction]]:
+    """What predicts for a result: the evaluator itself, or the harness on its model."""
+    if own.options.backend is Backend.own:
+        return own
+    return Harness(own.model, own.tokenizer, own.options)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ The three aggregates are `evaluate.Metric`s, which work without a hub.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,47 +56,19 @@ class Accuracy(evaluate.Metric):
 
 # How the log-likelihood of an option becomes its score; the name is also the metric's.
 NORMALISERS = {
-    "acc": lambda nats, text, tokens: nats,
-    "acc_norm": lambda nats, text, tokens: nats / max(len(text.encode()), 1),
-    "acc_token": lambda nats, text, tokens: nats / max(tokens, 1),
+    "acc": lambda nats, length, tokens: nats,
+    "acc_norm": lambda nats, length, tokens: nats / max(length, 1),
+    "acc_token": lambda nats, length, tokens: nats / max(tokens, 1),
 }
 
 
-def choose(nats: Sequence[float], texts: Sequence[str], tokens: Sequence[int]) -> dict[str, int]:
-    """The option with the highest score under each normaliser: summed, per byte, per token; the first of equals."""
+def choose(nats: Sequence[float], lengths: Sequence[int], tokens: Sequence[int]) -> dict[str, int]:
+    """The option with the highest score under each normaliser: summed, by length, per token; the first of equals."""
     chosen = {}
     for name, normalise in NORMALISERS.items():
-        scores = [normalise(*option) for option in zip(nats, texts, tokens, strict=True)]
+        scores = [normalise(*option) for option in zip(nats, lengths, tokens, strict=True)]
         chosen[name] = max(range(len(scores)), key=lambda i: (scores[i], -i))
     return chosen
-
-
-def fold(text: str) -> str:
-    """Lower case, no punctuation at the ends, single blanks."""
-    return " ".join(text.lower().split()).strip(" .,;:!?\"'")
-
-
-NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\$?\.\d+")
-
-
-def strict_number(text: str) -> str | None:
-    """The number after `####`, as GSM8K's answers end; None where there is none."""
-    found = re.search(r"####\s*(" + NUMBER.pattern + ")", text.replace("−", "-"))
-    return canonical_number(found[1]) if found else None
-
-
-def last_number(text: str) -> str | None:
-    """The last number anywhere in the text: 1,234 and $18 and 3/4 and -2.50 count, units after it do not matter."""
-    found = NUMBER.findall(text.replace("−", "-"))
-    return canonical_number(found[-1]) if found else None
-
-
-def canonical_number(text: str) -> str:
-    """One spelling for equal numbers: "1,234.50" -> "1234.5", "3/4" -> "0.75"."""
-    plain = text.replace(",", "").replace("$", "")
-    above, _, below = plain.partition("/")
-    value = float(above) / float(below) if below and float(below) else float(above)
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
 
 
 def majority_share(golds: Sequence[Any]) -> float:

@@ -31,6 +31,7 @@ class TaskData:
     trained_on: dict[str, list[str]] = field(
         default_factory=dict
     )  # split -> ids of scored rows that are also trained on
+    resembling: list[str] = field(default_factory=list)  # ids of test rows with 13 words in a row of a training row
     notes: list[str] = field(default_factory=list)
 
 
@@ -128,18 +129,48 @@ def hold_out(name: str, train: Sequence[Example]) -> tuple[list[Example], list[E
 
 
 def against_overlap(found: dict[str, TaskData], policy: Overlap) -> dict[str, TaskData]:
-    """Find the rows that one task of the mixture scores and any task trains on; see `overlap`."""
+    """Find the rows that one task of the mixture scores and any task trains on; see `overlap`.
+
+    Rows that were held out of train are no published test set: where they repeat a training row it is only said.
+    """
     trained = overlap.questions(example for data in found.values() for example in data.train)
     scored = {name: {"validation": data.validation, "test": data.test} for name, data in found.items()}
     seen = {name: {s: overlap.among(rows, trained) for s, rows in of.items()} for name, of in scored.items()}
+    again = [
+        (name, split, overlap.message(ids, scored[name][split], split))
+        for name, of in seen.items()
+        for split, ids in of.items()
+        if ids
+    ]
+    wrong = [text for name, split, text in again if split == "test" or not found[name].held_out]
+    if wrong and policy is Overlap.error:
+        raise DataError("\n".join(wrong))
     if policy is Overlap.drop:
         tested = overlap.questions(e for of in scored.values() for rows in of.values() for e in rows)
-        return {name: dropped(data, tested) for name, data in found.items()}
-    again = {n: overlap.message(seen[n]["test"], data.test) for n, data in found.items() if seen[n]["test"]}
-    if again and policy is Overlap.error:
-        raise DataError("\n".join(again.values()))
-    notes = {name: [*data.notes, again[name]] if name in again else data.notes for name, data in found.items()}
-    return {name: replace(data, trained_on=seen[name], notes=notes[name]) for name, data in found.items()}
+        found = {name: dropped(data, tested) for name, data in found.items()}
+        seen, again = {name: {split: [] for split in of} for name, of in seen.items()}, []
+    found = {
+        name: replace(data, trained_on=seen[name], notes=[*data.notes, *(text for n, _, text in again if n == name)])
+        for name, data in found.items()
+    }
+    return with_resembling(found)
+
+
+def with_resembling(found: dict[str, TaskData]) -> dict[str, TaskData]:
+    """Note the test rows that share a run of words with training rows and are not the same question."""
+    trained = [example for data in found.values() for example in data.train]
+    tested = [example for data in found.values() for example in data.test]
+    (ids,) = overlap.resembling(tested, [trained]) if trained and tested else ([],)
+    out = {}
+    for name, data in found.items():
+        same = {*data.trained_on.get("test", [])}
+        near = [i for i in ids if i.startswith(f"{name}/") and i not in same]
+        text = (
+            f"task {name}: {len(near)} of {len(data.test):,} test rows have {overlap.RUN} words in a row in common with"
+        )
+        note = [f"{text} training rows: {overlap.listed(near)}"] if near else []
+        out[name] = replace(data, resembling=near, notes=[*data.notes, *note])
+    return out
 
 
 def dropped(data: TaskData, tested: AbstractSet[bytes]) -> TaskData:

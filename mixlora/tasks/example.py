@@ -1,8 +1,21 @@
 """An example: one row of one task, as every other room sees it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from mixlora.config.schema import Wording
+
+Filled = Callable[[Mapping[str, Any]], str]  # a template
+
+
+@dataclass(frozen=True)
+class Worded:
+    """A task's wording for one style, its templates read."""
+
+    keys: Wording
+    question: Filled | None
+    option: Filled | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,16 +23,20 @@ class Example:
     """One question with its answer.
 
     `answer` is what training teaches: the text of the right option, the reasoning that ends in the number, the body of
-    the function. `options` is empty for generated answers. `tests`, `entry_point` and `row` are for code only.
+    the function. `options` is empty for generated answers. `tests` and `entry_point` are for code only. `row` is kept
+    for code (a sandbox makes its problem from it) and where `wordings` word it in other ways.
     """
 
     id: str  # "<task>/<split>/<row>"
     task: str
     question: str
     answer: str
+    identity: str = ""  # what makes it the same question as another; "": the question
     options: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # of the options, as the row calls them: A B C, 1 2 3
     gold: int | None = None  # index of the right option
     cue: str = "\nAnswer:"  # what follows the question where there is no chat template
     tests: str = ""
     entry_point: str = ""
-    row: Mapping[str, Any] | None = None  # the row as it came, from which a sandbox makes its problem
+    row: Mapping[str, Any] | None = None
+    wordings: Mapping[str, Worded] = field(default_factory=dict)  # of the task, one mapping for all its rows

@@ -1,17 +1,18 @@
 """From the rows of a table to examples: strict, so that what is wrong with a row is said before anything is trained."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from mixlora.config.schema import Answer, BadRow, Options, Task
+from mixlora.config.schema import Answer, BadRow, Options, Style, Task
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks.code import function_under_test, newlines
-from mixlora.tasks.example import Example
+from mixlora.tasks.example import Example, Worded
 from mixlora.tasks.table import Table
 from mixlora.tasks.template import BadField, Template, columns, template, text_at, text_of, value_at
 
+PUBLISHED = tuple(style.value for style in (Style.llm_adapters, Style.moe_peft, Style.lm_eval))
 MOST_BAD = 0.01  # of the rows may be skipped
 # (texts, labels) of a row's options; the answer names one of the labels.
 OptionReader = Callable[[Mapping[str, Any]], tuple[list[str], Sequence[Any]]]
@@ -68,6 +69,8 @@ class Reader:
     options: OptionReader | None
     tests: Template | None
     columns: frozenset[str]
+    identity: Template | None = None
+    wordings: Mapping[str, Worded] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task) -> "Reader":
@@ -76,24 +79,38 @@ class Reader:
         question = template(task.question, f"task {task.name}: question")
         tests = template(task.tests, f"task {task.name}: tests") if task.tests else None
         options = option_reader(task.options, task) if task.options else None
-        return cls(task, question, options, tests, columns(task))
+        identity = template(task.identity, f"task {task.name}: identity") if task.identity else None
+        return cls(task, question, options, tests, columns(task), identity, worded(task))
 
     def __call__(self, row: Mapping[str, Any], id: str) -> Example:
         """Raises BadField."""
         task, question = self.task, self.question(row).lstrip("\n")  # a template may begin with an empty column
         if not question.strip():
             raise BadField(self.question.paths[0] if self.question.paths else "question", "is empty")
+        identity = self.identity(row) if self.identity else ""
         if self.options is not None:
-            texts, gold = self.choice(row)
+            texts, labels, gold = self.choice(row)
             return Example(
-                id=id, task=task.name, question=question, answer=texts[gold], options=texts, gold=gold, cue=task.cue
+                id=id,
+                task=task.name,
+                question=question,
+                answer=texts[gold],
+                options=texts,
+                labels=labels,
+                gold=gold,
+                cue=task.cue,
+                identity=identity,
+                row=row if self.wordings else None,
+                wordings=self.wordings,
             )
         answer = self.text_answer(row)
         extra = self.program(row, answer) if task.answer_kind is Answer.code else {}
-        return Example(id=id, task=task.name, question=question, answer=answer, cue=task.cue, **extra)
+        return Example(
+            id=id, task=task.name, question=question, answer=answer, cue=task.cue, identity=identity, **extra
+        )
 
-    def choice(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
-        """The texts of the options and the place of the right one."""
+    def choice(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+        """The texts of the options, their labels and the place of the right one."""
         assert self.options is not None
         texts, labels = self.options(row)
         check_options(texts, labels, self.task)
@@ -103,7 +120,7 @@ class Reader:
         known = [spelled(label) for label in labels]
         if spelled(value) not in known:
             raise BadField(self.task.answer, f"{value!r} is none of the {len(texts)} options' labels {list(labels)}")
-        return tuple(texts), known.index(spelled(value))
+        return tuple(texts), tuple(known), known.index(spelled(value))
 
     def text_answer(self, row: Mapping[str, Any]) -> str:
         name, contains = self.task.answer, self.task.answer_contains
@@ -122,6 +139,17 @@ class Reader:
         if not entry_point:
             raise BadField(self.task.answer, "defines no function that the tests call")
         return {"tests": tests, "entry_point": entry_point, "row": row}
+
+
+def worded(task: Task) -> dict[str, Worded]:
+    """The task's wordings with their templates read."""
+    found = {}
+    for style, keys in task.wordings.items():
+        place = f"task {task.name}: wordings.{style}"
+        question = template(keys.question, f"{place}.question") if keys.question is not None else None
+        option = template(keys.option, f"{place}.option") if keys.option is not None else None
+        found[style] = Worded(keys, question, option)
+    return found
 
 
 def option_reader(options: Options, task: Task) -> OptionReader:
@@ -197,6 +225,9 @@ def check(task: Task) -> None:
         raise ConfigError(f"{name}: eval_only and train_only are both true; set one to false")
     if task.cap is not None and task.cap < 1:
         raise ConfigError(f"{name}: cap must be at least 1, got {task.cap}. Use eval_only=true to train on nothing")
+    for style in task.wordings:
+        if style not in PUBLISHED:
+            raise ConfigError(f"{name}: there is no style 'wordings.{style}'. {suggest(style, PUBLISHED)}")
     if options is None:
         return
     if sum(part is not None for part in (options.field, options.columns, options.fixed)) != 1:

@@ -10,18 +10,17 @@ after the prompt's tokens, as lm-evaluation-harness does (HFLM._encode_pair).
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mixlora.config.schema import Data, Style, Template
+from mixlora.config.schema import Data, Template
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks import chat
 from mixlora.tasks.example import Example
+from mixlora.tasks.styles import STYLES, Turn
 
 FORMAT = 1  # raised by one whenever the same example would get another prompt
-MOST_OPTIONS = 26  # letters
-LETTERS_CUE = "\nAnswer:"
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,25 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """The ids of a prompt, and what was left out of it to fit: solved examples, then tokens of the question."""
+
+    ids: tuple[int, ...]
+    shots_cut: int = 0
+    tokens_cut: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One option: its prompt, the ids that it adds, its text, and the length that normalises its score."""
+
+    prompt: Prompt
+    answer_ids: tuple[int, ...]
+    text: str
+    length: int = 1
+
+
+@dataclass(frozen=True)
 class Parts:
     """A prompt before it is cut to length: fixed ids, the user's, fixed ids; and the plain text before an answer."""
 
@@ -43,9 +61,16 @@ class Parts:
     context: str  # what an answer is tokenised together with
     lead: str  # what stands between the context and the answer
 
+    def __len__(self) -> int:
+        return len(self.head_ids) + len(self.user_ids) + len(self.tail_ids)
+
+    def merged(self) -> "Parts":
+        """The same with everything open to cutting."""
+        return replace(self, head_ids=[], user_ids=[*self.head_ids, *self.user_ids])
+
     def cut_to(self, room: int | None) -> tuple[list[int], int]:
         """(ids, tokens cut): too long a prompt loses the beginning of the user's text, at most all but one token."""
-        over = 0 if room is None else len(self.head_ids) + len(self.user_ids) + len(self.tail_ids) - room
+        over = 0 if room is None else len(self) - room
         cut = min(max(over, 0), max(len(self.user_ids) - 1, 0))
         return [*self.head_ids, *self.user_ids[cut:], *self.tail_ids], cut
 
@@ -58,11 +83,15 @@ class Formatter:
     """
 
     def __init__(self, tokenizer: Any, data: Data):
-        self.tokenizer, self.style = tokenizer, data.style
+        self.tokenizer, self.style = tokenizer, STYLES[data.style]
         has_chat = bool(getattr(tokenizer, "chat_template", None))
         if data.template is Template.chat and not has_chat:
             raise ConfigError("data.template=chat, but the tokenizer has no chat template. Use data.template=plain")
-        chats = has_chat and data.template is not Template.plain
+        if data.template is Template.chat and not self.style.chats:
+            raise ConfigError(
+                f"data.template=chat, but the {data.style.value} protocol uses none. Use data.template=auto or plain"
+            )
+        chats = has_chat and data.template is not Template.plain and self.style.chats
         self.layout: ChatLayout | PlainLayout = ChatLayout(tokenizer) if chats else PlainLayout(tokenizer)
 
     @property
@@ -76,8 +105,9 @@ class Formatter:
         Raises:
             DataError: the answer alone leaves no room for the question; see `fits`.
         """
-        parts = self.layout.parts(self.question(example), self.cue(example))
-        answer_ids = [*self.answer_ids(parts, self.answer(example)), *self.end_ids]
+        turn = self.style.right(example)
+        parts = self.layout.parts(turn.question, turn.cue)
+        answer_ids = [*self.answer_ids(parts, turn.answer), *self.end_ids]
         prompt_ids, cut = parts.cut_to(None if max_length is None else max_length - len(answer_ids))
         if max_length is not None and len(prompt_ids) + len(answer_ids) > max_length:
             raise DataError(
@@ -89,7 +119,7 @@ class Formatter:
     def fits(self, example: Example, max_length: int) -> bool:
         """Whether `encode` can keep the whole answer. Cheap: a short text is not tokenised."""
         parts = self.layout.frame_ids + len(self.end_ids) + 1
-        if parts + len(example.answer.encode()) <= max_length:
+        if parts + len(self.style.right(example).answer.encode()) <= max_length:
             return True
         try:
             self.encode(example, max_length=max_length)
@@ -97,43 +127,55 @@ class Formatter:
             return False
         return True
 
-    def continuations(
-        self, example: Example, *, max_length: int | None = None
-    ) -> tuple[list[int], list[list[int]], list[str]]:
-        """(prompt ids, ids of each option without terminator, text of each option), to score options by likelihood.
+    def choices(
+        self, example: Example, *, max_length: int | None = None, shots: Sequence[Example] = ()
+    ) -> list[Choice]:
+        """Each option after its prompt, without terminator, to be scored by likelihood.
 
-        The prompt leaves room for the longest option within `max_length`.
+        The prompt leaves room for the longest option within `max_length`; solved examples (`shots`) go before it while
+        they fit.
         """
-        parts, texts = self.layout.parts(self.question(example), self.cue(example)), self.answers(example)
-        options = [self.answer_ids(parts, text) for text in texts]
-        room = None if max_length is None else max_length - max(map(len, options))
-        return parts.cut_to(room)[0], options, texts
+        turns = self.style.turns(example)
+        asked = {turn: self.layout.parts(turn.question, turn.cue) for turn in turns}
+        answers = [self.answer_ids(asked[turn], turn.answer) for turn in turns]
+        rooms = [None if max_length is None else max_length - max(map(len, answers))] * len(turns)
+        if self.style.cuts_all and max_length is not None:
+            # The last token of an option is never read, so the harness gives its place to the prompt.
+            rooms = [max_length + 1 - len(ids) for ids in answers]
+        fitted = functools.lru_cache(lambda question, cue, room: self.fitted(Turn(question, cue, ""), shots, room))
+        return [
+            Choice(fitted(turn.question, turn.cue, room), tuple(ids), turn.answer, turn.length)
+            for turn, room, ids in zip(turns, rooms, answers, strict=True)
+        ]
 
-    def generation_prompt(self, example: Example, *, max_length: int | None = None) -> list[int]:
-        """The ids that a generated answer follows."""
-        return self.layout.parts(self.question(example), self.cue(example)).cut_to(max_length)[0]
+    def label_tokens(
+        self, example: Example, *, max_length: int | None = None, shots: Sequence[Example] = ()
+    ) -> list[Choice]:
+        """The last token of " A", " B", ... for each label that an answer is sought among."""
+        prompt = self.prompt(example, max_length=max_length, shots=shots)
+        _, known = self.style.labels(example)
+        return [Choice(prompt, tuple(self.layout.text_ids(f" {label}")[-1:]), label) for label in known]
 
-    def question(self, example: Example) -> str:
-        """What the user says: the question, with style=letters its options in lines of their own."""
-        if self.style is not Style.letters or not example.options:
-            return example.question
-        letters = zip(self.answers(example), example.options, strict=True)
-        return "\n".join([example.question, *(f"{letter}. {option}" for letter, option in letters)])
+    def prompt(self, example: Example, *, max_length: int | None = None, shots: Sequence[Example] = ()) -> Prompt:
+        """What a generated answer follows, in at most `max_length` tokens."""
+        return self.fitted(self.style.turns(example)[0], shots, max_length)
 
-    def cue(self, example: Example) -> str:
-        """A list of options is never a sentence to complete."""
-        return LETTERS_CUE if self.style is Style.letters and example.options else example.cue
+    def fitted(self, turn: Turn, shots: Sequence[Example], room: int | None) -> Prompt:
+        """The prompt of one turn. What does not fit loses its first shots, then the beginning of the question."""
+        whole = self.style.cuts_all
+        for lost in range(len(shots) + 1):
+            before = "".join(map(self.shot, shots[lost:]))
+            parts = self.layout.parts(turn.question, turn.cue, before)
+            if room is None or len(parts) <= room:
+                break
+        ids, cut = (parts.merged() if whole else parts).cut_to(room)
+        return Prompt(tuple(ids), shots_cut=lost, tokens_cut=cut)
 
-    def answers(self, example: Example) -> list[str]:
-        """What the assistant could say: the options' texts, or their letters. Raises DataError beyond Z."""
-        if self.style is not Style.letters:
-            return list(example.options)
-        if len(example.options) > MOST_OPTIONS:
-            raise DataError(f"{example.id} has {len(example.options)} options, letters end at Z. Use data.style=cloze")
-        return [chr(ord("A") + i) for i in range(len(example.options))]
-
-    def answer(self, example: Example) -> str:
-        return example.answer if example.gold is None else self.answers(example)[example.gold]
+    def shot(self, example: Example) -> str:
+        """A solved example as plain text, with the blank line that follows it."""
+        turn = self.style.right(example)
+        blank = "" if turn.cue[-1:].isspace() else " "
+        return f"{turn.question}{turn.cue}{blank}{turn.answer}\n\n"
 
     def answer_ids(self, parts: Parts, answer: str) -> list[int]:
         """The ids that the answer adds to the text before it.
@@ -154,7 +196,7 @@ class Formatter:
 
     @functools.cached_property
     def digest(self) -> str:
-        parts = [FORMAT, self.style.value, self.layout.describe(), self.end_ids, tokenizer_sha256(self.tokenizer)]
+        parts = [FORMAT, self.style.name.value, self.layout.describe(), self.end_ids, tokenizer_sha256(self.tokenizer)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def fingerprint(self) -> str:
@@ -188,6 +230,8 @@ class Layout:
 class PlainLayout(Layout):
     """[BOS where the tokenizer adds one] question + cue, then " answer" and EOS."""
 
+    name = "plain"
+
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
         self.head_ids, self.end_ids = self.leading_ids(), self.eos_ids()
@@ -198,9 +242,9 @@ class PlainLayout(Layout):
         bare, whole = self.ids("a"), list(self.tokenizer("a")["input_ids"])
         return whole[: next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)]
 
-    def parts(self, question: str, cue: str) -> Parts:
+    def parts(self, question: str, cue: str, shots: str = "") -> Parts:
         """Blanks at the end of the prompt go to the answer, which is how they are tokenised in running text."""
-        text = question + cue
+        text = shots + question + cue
         context, blank = text.rstrip(), "" if cue[-1:].isspace() else " "
         return Parts(self.head_ids, self.text_ids(context), [], context, text[len(context) :] + blank)
 
@@ -213,6 +257,8 @@ class ChatLayout(Layout):
 
     The template's plain text next to the user's ("user\\n", "[INST] ") is tokenised together with it.
     """
+
+    name = "chat"
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
@@ -227,8 +273,10 @@ class ChatLayout(Layout):
         self.opening_ids, self.closing_ids = self.text_ids(self.opening), self.text_ids(self.closing)
         self.frame_ids = sum(map(len, (self.head_ids, self.opening_ids, self.closing_ids, self.tail_ids)))
 
-    def parts(self, question: str, cue: str) -> Parts:
-        text = question.strip() if self.frame.strips else question
+    def parts(self, question: str, cue: str, shots: str = "") -> Parts:
+        """The user's turn. Solved examples stand in it with their cues, and then the question has its own too."""
+        text = f"{shots}{question}{cue.rstrip()}" if shots else question
+        text = text.strip() if self.frame.strips else text
         user = self.text_ids(self.opening + text + self.closing)
         head, tail = self.head_ids, self.tail_ids
         before, after = len(self.opening_ids), len(user) - len(self.closing_ids)

@@ -105,7 +105,12 @@ def whole(text: str, path: str) -> str:
 
 def columns(task: Task) -> frozenset[str]:
     """Paths that a row of this task must have."""
-    texts = [task.question, task.tests or ""]
+    texts = [
+        task.question,
+        task.tests or "",
+        task.identity or "",
+        *(wording.question or "" for wording in task.wordings.values()),
+    ]
     paths = [path for text in texts for path in template(text, f"task {task.name}").paths]
     options = task.options or Options()
     paths += [task.answer, task.entry_point or "", options.field or "", options.labels or ""]

@@ -1,0 +1,61 @@
+"""python -m mixlora.compare RUN_A RUN_B: a paired test a task on the same examples, and which were won and lost.
+
+A folder is a run, its `before`, or one of its `evaluations`.
+Exit statuses: 0 done, 2 not comparable, 3 predictions are missing.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from mixlora.console import console, say
+from mixlora.errors import MixloraError
+from mixlora.tables.paired import Paired, compare
+
+LISTED = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command -> its exit status. MIXLORA_DEBUG=1 shows the traceback of an error."""
+    arguments = parser().parse_args(argv)
+    try:
+        show(compare(arguments.a, arguments.b), LISTED if arguments.examples is None else arguments.examples)
+    except MixloraError as error:
+        if os.environ.get("MIXLORA_DEBUG"):
+            raise
+        print(f"mixlora: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m mixlora.compare", description="Two runs, example by example.")
+    made.add_argument("a", metavar="RUN_A", type=Path)
+    made.add_argument("b", metavar="RUN_B", type=Path)
+    made.add_argument("--examples", metavar="N", type=int, help=f"ids to list a task and side ({LISTED})")
+    return made
+
+
+def show(found: Sequence[Paired], listed: int) -> None:
+    table = Table(title="B against A, in percent", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("task", "n", "A", "B", "change", "won/lost", "p", "p Holm"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+    for one in found:
+        scores = f"{100 * one.a:.1f}", f"{100 * one.b:.1f}", f"{100 * (one.b - one.a):+.1f}"
+        won = f"{len(one.won)}/{len(one.lost)}"
+        table.add_row(one.task, str(one.n), *scores, won, f"{one.p:.2g}", f"{one.p_holm:.2g}")
+    console.print(table)
+    for one in found:
+        say(f"{one.task}: {one.metric}, {one.test}")
+        for name, ids in (("won", one.won), ("lost", one.lost)):
+            more = f", and {len(ids) - listed} more" if len(ids) > listed else ""
+            say(f"  {name} by B: {', '.join(ids[:listed]) or 'none'}{more}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Answers found in generated text. Every rule gives None where there is no answer: nothing is guessed."""
+
+import re
+from collections.abc import Sequence
+
+# ---- options
+
+STATED = r"answer\s*(?:is|:)?\s*:?\s*[(\[*\"']*([A-Z])\b(?![a-z'])"
+BRACKETED = r"[(\[]([A-Z])[)\]]"
+ALONE = r"\s*[(\[*\"']*([A-Za-z])[)\]*\"'.:,]*\s*"
+LEADING = r"\s*([A-Z])\s*[.:),\n]"
+
+
+def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """The letter that an answer gives, or the letter of the option whose text it is.
+
+    In this order: a letter and nothing else, in either case; "answer is B", the last where there are several; a letter
+    that the answer begins with, as in a list; the one letter in brackets; the text of one option. Two letters without
+    such a sign are no answer.
+    """
+    found = re.fullmatch(ALONE, text)
+    if found and found[1].upper() in labels:
+        return found[1].upper()
+    stated = [m[1].upper() for m in re.finditer(STATED, text, re.IGNORECASE) if m[1].isupper() or is_last_word(m, text)]
+    if stated and stated[-1] in labels:
+        return stated[-1]
+    begins = re.match(LEADING, text)
+    if begins and begins[1] in labels and not bracketed(text, labels) - {begins[1]}:
+        return begins[1]
+    letters = bracketed(text, labels)
+    if letters:
+        return letters.pop() if len(letters) == 1 else None
+    said = fold(text)
+    same = [label for label, one in zip(labels, options, strict=True) if fold(one) == said]
+    return same[0] if len(same) == 1 else None
+
+
+def bracketed(text: str, labels: Sequence[str]) -> set[str]:
+    return set(re.findall(BRACKETED, text)) & set(labels)
+
+
+def is_last_word(match: "re.Match[str]", text: str) -> bool:
+    """Whether nothing but punctuation follows: "the answer is a." names A, "the answer is a dog" does not."""
+    return not re.search(r"\w", text[match.end() :])
+
+
+def first_label(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """LLM-Adapters: the first place in the text that spells any label, case-sensitive, inside a word or not."""
+    found = re.search("|".join(map(re.escape, labels)), text)
+    return found[0] if found else None
+
+
+# ---- texts and numbers
+
+
+def fold(text: str) -> str:
+    """Lower case, no punctuation at the ends, single blanks."""
+    return " ".join(text.lower().split()).strip(" .,;:!?\"'")
+
+
+# Digits with commas between them only where thousands stand; a fraction needs a digit on both sides of the slash.
+DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+NUMBER = re.compile(rf"(?<![\w.])(?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?")
+STRICT = re.compile(rf"####\s*((?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?)")
+MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
+
+
+def strict_number(text: str) -> str | None:
+    """The number after the first `####`, as GSM8K's answers end; None where there is none."""
+    found = STRICT.search(text.translate(MINUS))
+    return canonical_number(found[1]) if found else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number anywhere: 1,234 and $18 and 3/4 and -2.50 count, a unit after it does not matter."""
+    found = NUMBER.findall(text.translate(MINUS))
+    return canonical_number(found[-1]) if found else None
+
+
+def canonical_number(text: str) -> str:
+    """One spelling for equal numbers: "1,234.50" -> "1234.5", "3/4" -> "0.75"."""
+    plain = re.sub(r"[,$\s]", "", text)
+    above, _, below = plain.partition("/")
+    value = float(above) / float(below) if below and float(below) else float(above)
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)

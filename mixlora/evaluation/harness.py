@@ -1,0 +1,111 @@
+"""lm-evaluation-harness as a backend: its tasks, its prompts and its scoring on our model. An extra, `lm-eval`.
+
+`MixtureLM` is what the harness sees. Its data comes from the hub, so `eval.backend=lm_eval` needs one, or its cache.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixlora.config.schema import Eval, Task
+from mixlora.errors import ConfigError, DataError
+from mixlora.tasks import hub
+from mixlora.tasks.example import Example
+
+REMEDY = "pip install 'mixlora-train[lm-eval]', or use eval.protocol=lm_eval, which asks and scores alike without it"
+
+
+def require(tasks: dict[str, Task], options: Eval) -> None:
+    """Raises ConfigError where the harness is not installed, or does not have one of the tasks."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(f"eval.backend=lm_eval needs lm-evaluation-harness: {REMEDY}")
+    for name, task in tasks.items():
+        if not task.train_only and harness_task(task) is None:
+            raise ConfigError(
+                f"eval.backend=lm_eval: task {name} does not say what the harness calls it. "
+                "Give it wordings.lm_eval.harness_task, or use eval.backend=own"
+            )
+    if options.split != "test":
+        raise ConfigError(f"eval.backend=lm_eval scores the harness's own split, not eval.split={options.split}")
+
+
+def harness_task(task: Task) -> str | None:
+    wording = task.wordings.get("lm_eval")
+    return None if wording is None else wording.harness_task
+
+
+def mixture_lm(model: Any, tokenizer: Any, **options: Any) -> Any:
+    """The harness's Hugging Face model around one that is already built, adapter and all."""
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return HFLM(pretrained=model.eval(), tokenizer=tokenizer, **options)
+
+
+def mixture_lm_class() -> type:
+    """The model that `--model mixlora --model_args run=FOLDER` names."""
+    from lm_eval.models.huggingface import HFLM
+
+    class MixtureLM(HFLM):
+        """A run folder of mixlora: base model, adapter and gates."""
+
+        def __init__(self, run: str, device: str | None = None, **options: Any):
+            from mixlora import loading
+
+            place = device or "cpu"
+            loaded = loading.load(Path(run), device=place)
+            super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, device=place, **options)
+
+    return MixtureLM
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Scores a task in the harness; stands where an Evaluator does."""
+
+    model: Any
+    tokenizer: Any
+    options: Eval
+
+    def __call__(self, task: Task, examples: Sequence[Example], label: str) -> list[dict[str, Any]]:
+        """One prediction a document of the harness, with its scores.
+
+        Raises:
+            DataError: the hub cannot be reached and nothing is cached.
+        """
+        if not hub.offline() and (problem := hub.unreachable(hub.endpoint(), hub.PATIENCE)):
+            raise DataError(
+                f"eval.backend=lm_eval reads its data from the hub: {hub.endpoint()} cannot be reached ({problem}). "
+                "Use eval.backend=own with eval.protocol=lm_eval and data.source=sample or a folder"
+            )
+        import lm_eval
+
+        found = lm_eval.simple_evaluate(
+            model=mixture_lm(self.model, self.tokenizer, batch_size=self.options.batch_size),
+            tasks=[harness_task(task)],
+            num_fewshot=self.options.num_fewshot,
+            limit=self.options.limit,
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+        return predictions(task, found["samples"][harness_task(task)])
+
+
+def predictions(task: Task, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The harness's samples as our predictions."""
+    return [
+        {
+            "id": f"{task.name}/lm_eval/{sample['doc_id']}",
+            "prompt": sample["arguments"][0][0],
+            "options": [arguments[1] for arguments in sample["arguments"]],
+            "log_likelihoods": [round(float(answer[0][0]), 6) for answer in sample["resps"]],
+            "target": sample["target"],
+            **{name: float(sample[name]) for name in ("acc", "acc_norm") if name in sample},
+            "shots_cut": 0,
+            "tokens_cut": 0,
+        }
+        for sample in samples
+    ]

@@ -1,0 +1,114 @@
+"""Protocols: how an option task is asked (a style) and how its answer is read.
+
+    name           asked as      read as
+    loglikelihood  cloze         the likeliest option text: nats summed, per byte, per token; the task's metric counts
+    letters        letters       the likeliest letter
+    generate       letters       a letter or an option's text, found in a free answer (`extract.option`)
+    llm_adapters   llm_adapters  the first label in an answer of 4 beams and 32 tokens (`extract.first_label`)
+    moe_peft       moe_peft      the likeliest next token among the last tokens of " A", " B", ...
+    lm_eval        lm_eval       as loglikelihood
+
+Tasks without options are always generated, in their own words and by their own rule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Style, Task
+from mixlora.config.schema import Protocol as Name
+from mixlora.config.typed import suggest
+from mixlora.errors import ConfigError
+from mixlora.evaluation import extract, harness
+
+
+class Reading(Enum):
+    likelihood = "option_loglikelihood"
+    label_token = "label_token_argmax"
+    generated = "generate"
+    run = "generate_and_run"
+
+
+# What is scored under each reading of an option task, and for each other kind of answer.
+OPTION_METRICS = {
+    Reading.likelihood: ("acc", "acc_norm", "acc_token"),
+    Reading.label_token: ("acc",),
+    Reading.generated: ("acc", "parsed"),
+}
+OTHER_METRICS = {
+    Answer.number: ("strict", "flexible"),
+    Answer.text: ("exact_match",),
+    Answer.code: ("pass@1",),
+}
+
+Extract = Callable[[str, Sequence[str], Sequence[str]], str | None]  # (answer, labels, texts) -> label
+
+
+@dataclass(frozen=True)
+class Protocol:
+    name: Name
+    style: Style
+    reading: Reading
+    extract: Extract = extract.option
+    beams: int = 1
+    max_new_tokens: int | None = None  # None: the task's own
+
+    def reads(self, task: Task) -> Reading:
+        """How an answer to `task` is read."""
+        if task.answer_kind is Answer.options:
+            return self.reading
+        return Reading.run if task.answer_kind is Answer.code else Reading.generated
+
+    def metrics(self, task: Task) -> tuple[str, ...]:
+        """All that is scored; see `metric` for the one that counts."""
+        return OTHER_METRICS.get(task.answer_kind) or OPTION_METRICS[self.reading]
+
+    def metric(self, task: Task) -> str:
+        return task.metric if task.metric in self.metrics(task) else self.metrics(task)[0]
+
+
+TABLE = (
+    Protocol(Name.loglikelihood, Style.cloze, Reading.likelihood),
+    Protocol(Name.letters, Style.letters, Reading.likelihood),
+    Protocol(Name.lm_eval, Style.lm_eval, Reading.likelihood),
+    Protocol(Name.moe_peft, Style.moe_peft, Reading.label_token),
+    Protocol(Name.llm_adapters, Style.llm_adapters, Reading.generated, extract.first_label, 4, 32),
+    Protocol(Name.generate, Style.letters, Reading.generated),
+)
+PROTOCOLS = {protocol.name: protocol for protocol in TABLE}
+BY_STYLE = {protocol.style: protocol for protocol in reversed(TABLE)}  # what `auto` means
+
+
+def protocol_of(options: Eval, data: Data) -> Protocol:
+    if options.backend is Backend.lm_eval:
+        return PROTOCOLS[Name.lm_eval]
+    return BY_STYLE[data.style] if options.protocol is Name.auto else PROTOCOLS[options.protocol]
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError where a task cannot be asked or scored as the configuration says."""
+    options = config.eval
+    for key, least in (("batch_size", 1), ("batch_tokens", 1), ("max_length", 8), ("num_fewshot", 0)):
+        value = getattr(options, key)
+        if value is not None and value < least:
+            raise ConfigError(f"eval.{key} must be at least {least}, got {value}")
+    protocol = protocol_of(options, config.data)
+    if options.backend is Backend.lm_eval:
+        harness.require(config.tasks.mixture, options)
+    for name, task in config.tasks.mixture.items():
+        if task.answer_kind is Answer.options:
+            require_wording(name, task, config.data.style, "data.style")
+            if not task.train_only:
+                require_wording(name, task, protocol.style, "eval.protocol")
+        known = OTHER_METRICS.get(task.answer_kind, OPTION_METRICS[Reading.likelihood])
+        if task.metric not in known:
+            raise ConfigError(f"task {name}: there is no metric '{task.metric}'. {suggest(task.metric, known)}")
+
+
+def require_wording(name: str, task: Task, style: Style, key: str) -> None:
+    if style not in (Style.cloze, Style.letters) and style.value not in task.wordings:
+        known = ", ".join(sorted(task.wordings)) or "none"
+        raise ConfigError(
+            f"{key}={style.value}: task {name} has no wording for it (it has: {known}). "
+            f"Leave the task out, or add wordings.{style.value} to its file"
+        )

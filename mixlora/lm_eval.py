@@ -1,0 +1,41 @@
+"""python -m mixlora.lm_eval --model mixlora --model_args run=FOLDER --tasks arc_easy,piqa ...
+
+The command line of lm-evaluation-harness with one more model. (The harness finds no models of other packages by itself,
+so its own `lm_eval` command cannot know this one.) Every switch of the harness works.
+"""
+
+import importlib.util
+import os
+import sys
+
+from mixlora.errors import ConfigError, MixloraError
+
+
+def main() -> int:
+    try:
+        if importlib.util.find_spec("lm_eval") is None:
+            raise ConfigError("this command needs lm-evaluation-harness: pip install 'mixlora-train[lm-eval]'")
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except MixloraError as error:
+        if os.environ.get("MIXLORA_DEBUG"):
+            raise
+        print(f"mixlora: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def register() -> None:
+    """Make `mixlora` a model of the harness in this process."""
+    from lm_eval.api.registry import model_registry
+
+    if "mixlora" not in model_registry:
+        from mixlora.evaluation.harness import mixture_lm_class
+
+        model_registry.register("mixlora", target=mixture_lm_class())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

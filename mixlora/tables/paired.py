@@ -1,0 +1,143 @@
+"""Two runs, example by example: who won where, and whether that can be chance.
+
+    0/1 scores    McNemar's exact test: of the b + c examples on which the runs differ, b ~ Binomial(b + c, 1/2)
+    other scores  paired bootstrap of the mean difference, centred at 0, with a fixed seed
+
+Holm's step-down correction over the tasks: sorted p_(1) <= ... <= p_(m) become max_{j<=i} min(1, (m - j + 1) p_(j)).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from mixlora.errors import ConfigError, DataError
+from mixlora.records import read_json, read_lines
+
+RESAMPLES, SEED = 10_000, 0
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One task. `won` are the examples on which B is better than A; `p_holm` is corrected over all tasks."""
+
+    task: str
+    metric: str
+    a: float
+    b: float
+    n: int
+    won: tuple[str, ...]
+    lost: tuple[str, ...]
+    test: str
+    p: float
+    p_holm: float
+
+
+def compare(a: Path, b: Path) -> list[Paired]:
+    """The tasks that both folders scored.
+
+    Raises:
+        ConfigError: no results, no task in common, or scores that are not of the same examples, prompts and protocol.
+        DataError: an example without prediction.
+    """
+    results = [results_of(folder) for folder in (a, b)]
+    shared = [name for name in results[0] if name in results[1] and all(r[name]["value"] is not None for r in results)]
+    if not shared:
+        tasks = "; ".join(f"{f}: {', '.join(r) or 'none'}" for f, r in zip((a, b), results, strict=True))
+        raise ConfigError(f"the runs have no scored task in common ({tasks})")
+    wrong = [f"task {name}: {what}" for name in shared for what in differing(results[0][name], results[1][name])]
+    if wrong:
+        raise ConfigError(f"{a} and {b} cannot be compared, these differ:\n  " + "\n  ".join(wrong))
+    found = [compare_task(name, results[0][name]["metric"], (a, b), [r[name]["n"] for r in results]) for name in shared]
+    corrected = holm([one["p"] for one in found])
+    return [Paired(**one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no results.json: give the folder of a finished run or of an evaluation")
+    found = read_json(path)
+    assert isinstance(found, dict)
+    return found
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """What makes two scores of one task incomparable. Rows that were only trained on may differ."""
+    found = [f"{key} ({a.get(key)} and {b.get(key)})" for key in ("metric", "n") if a.get(key) != b.get(key)]
+    before, after = a.get("protocol", {}), b.get("protocol", {})
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            found.append(f"protocol.{key} ({before.get(key)} and {after.get(key)})")
+    if scored_data(a) != scored_data(b):
+        found.append(f"the scored data (sha256 {scored_data(a)!s:.12} and {scored_data(b)!s:.12})")
+    if a.get("prompts") != b.get("prompts"):
+        found.append(f"the prompts (fingerprints {a.get('prompts')!s:.12} and {b.get('prompts')!s:.12})")
+    return found
+
+
+def scored_data(result: Mapping[str, Any]) -> str | None:
+    """sha256 of the rows that were scored; a validation split that was held out comes from train."""
+    data = result.get("data", {})
+    value = data.get(result.get("protocol", {}).get("split", "test"), data.get("train"))
+    return None if value is None else str(value)
+
+
+def compare_task(name: str, metric: str, folders: Sequence[Path], numbers: Sequence[int]) -> dict[str, Any]:
+    scores = []
+    for folder, number in zip(folders, numbers, strict=True):
+        path = folder / "predictions" / f"{name}.jsonl"
+        rows = {row["id"]: row for row in read_lines(path)}
+        if len(rows) != number:
+            raise DataError(f"{path} has {len(rows)} predictions for {number} scored examples. Evaluate the run again")
+        scores.append(rows)
+    a, b = scores
+    other = [
+        i for i, row in a.items() if i not in b or (b[i]["prompt"], b[i]["target"]) != (row["prompt"], row["target"])
+    ]
+    if other:
+        raise ConfigError(f"task {name}: the runs were not scored on the same examples: {', '.join(other[:5])} differ")
+    values = np.array([[rows[i][metric] for i in a] for rows in (a, b)], dtype=float)
+    change = values[1] - values[0]
+    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    won = tuple(i for i, d in zip(a, change, strict=True) if d > 0)
+    lost = tuple(i for i, d in zip(a, change, strict=True) if d < 0)
+    return {
+        "task": name,
+        "metric": metric,
+        "a": float(values[0].mean()),
+        "b": float(values[1].mean()),
+        "n": len(a),
+        "won": won,
+        "lost": lost,
+        "test": "McNemar" if binary else "bootstrap",
+        "p": mcnemar(len(won), len(lost)) if binary else bootstrap(change),
+    }
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Exact and two-sided; 1 where the runs differ nowhere."""
+    return float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+
+
+def bootstrap(change: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> float:
+    """Two-sided p of the mean: how often a resample of the centred differences lies as far from 0."""
+    if not change.any():
+        return 1.0
+    draw = np.random.default_rng(seed)
+    centred, size = change - change.mean(), len(change)
+    means = np.array([centred[draw.integers(0, size, size)].mean() for _ in range(resamples)])
+    return float((1 + (np.abs(means) >= abs(change.mean())).sum()) / (1 + resamples))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Corrected p values, in the order of `values`."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    corrected, highest = [0.0] * len(values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - place) * values[i]))
+        corrected[i] = highest
+    return corrected

@@ -1,0 +1,109 @@
+"""Laws of the paired comparison of two runs."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from mixlora.compare import main
+from mixlora.records import write_json, write_lines
+from mixlora.tables.paired import bootstrap, compare, holm, mcnemar
+
+
+def write(folder, scores, *, task="arc", metric="acc", **changes):
+    """A folder with one scored task."""
+    rows = [
+        {"id": f"{task}/test/{i}", "prompt": f"question {i}", "target": 0, metric: float(s)}
+        for i, s in enumerate(scores)
+    ]
+    result = {
+        "metric": metric, "value": sum(scores) / len(scores), "n": len(rows), "prompts": "p1",
+        "protocol": {"name": "loglikelihood", "split": "test"}, "data": {"test": "d1", "train": "t1"},
+    }  # fmt: skip
+    path = folder / "results.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, before | {task: result | changes})
+    write_lines(folder / "predictions" / f"{task}.jsonl", rows)
+    return folder
+
+
+def test_mcnemar_by_hand():
+    """8 won, 2 lost: 2 (1 + 10 + 45) / 2^10 = 112 / 1024."""
+    assert mcnemar(8, 2) == pytest.approx(112 / 1024)
+    assert mcnemar(2, 8) == mcnemar(8, 2)
+    assert mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert mcnemar(3, 3) == pytest.approx(1)
+    assert mcnemar(0, 0) == 1
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.5]) == [1, 1]
+    assert holm([0.02]) == [0.02]
+
+
+def test_the_bootstrap_knows_a_real_difference_and_repeats_itself():
+    draw = np.random.default_rng(1)
+    noise = draw.normal(size=200)
+    assert bootstrap(noise + 1, 2000) < 0.01
+    assert bootstrap(noise - noise.mean() + 1e-9, 2000) > 0.9
+    assert bootstrap(noise, 2000) == bootstrap(noise, 2000)
+    assert bootstrap(np.zeros(5)) == 1
+
+
+def test_won_and_lost_are_listed(tmp_path, capsys):
+    a = write(tmp_path / "a", [0, 0, 1, 1, 0])
+    b = write(tmp_path / "b", [1, 1, 0, 1, 0])
+    write(a, [0.25, 0.5, 0.5], task="bleu", metric="score")
+    write(b, [0.5, 0.75, 0.5], task="bleu", metric="score")
+    arc, bleu = compare(a, b)
+    assert (arc.won, arc.lost) == (("arc/test/0", "arc/test/1"), ("arc/test/2",))
+    assert (arc.test, arc.p, arc.n) == ("McNemar", mcnemar(2, 1), 5)
+    assert (bleu.test, len(bleu.won), len(bleu.lost)) == ("bootstrap", 2, 0)
+    assert (arc.p_holm, bleu.p_holm) == tuple(holm([arc.p, bleu.p]))
+    assert main([str(a), str(b)]) == 0
+    said = capsys.readouterr().out
+    assert "arc: acc, McNemar" in said
+    assert "lost by B: arc/test/2" in said
+    assert "+20.0" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"prompts": "p2"}, "the prompts"),
+        ({"data": {"test": "d2", "train": "t1"}}, "the scored data"),
+        ({"protocol": {"name": "letters", "split": "test"}}, "protocol.name (loglikelihood and letters)"),
+        ({"metric": "acc_norm"}, "metric (acc and acc_norm)"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_and_named(tmp_path, capsys, changes, named):
+    a, b = write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [0, 1], **changes)
+    assert main([str(a), str(b)]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_rows_that_were_only_trained_on_may_differ(tmp_path):
+    a, b = write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [1, 1], data={"test": "d1", "train": "t2"})
+    assert compare(a, b)[0].won == ("arc/test/0",)
+
+
+def test_other_examples_and_missing_predictions_are_refused(tmp_path, capsys):
+    a, b = write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [0, 1])
+    rows = [{"id": f"arc/test/{i}", "prompt": "another", "target": 0, "acc": 1.0} for i in range(2)]
+    write_lines(b / "predictions" / "arc.jsonl", rows)
+    assert main([str(a), str(b)]) == 2
+    assert "arc/test/0" in capsys.readouterr().err
+    write_lines(b / "predictions" / "arc.jsonl", rows[:1])
+    assert main([str(a), str(b)]) == 3
+    assert "has 1 predictions for 2" in capsys.readouterr().err
+    assert main([str(a), str(tmp_path)]) == 2
+    write_json(b / "results.json", {})
+    assert main([str(a), str(b)]) == 2
+    assert "no scored task in common" in capsys.readouterr().err
+
+
+def test_all_pairs_of_equal_runs_show_no_difference(tmp_path):
+    folders = [write(tmp_path / name, [0, 1, 1]) for name in "abc"]
+    assert all(compare(a, b)[0].p == 1 for a, b in combinations(folders, 2))

@@ -1,0 +1,387 @@
+"""Laws of scoring: the same scores however the work is split, and the standard harness's own on its prompts."""
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mixlora import tasks
+from mixlora.config.schema import Answer, Config, Data, Eval, Mixture, Protocol, Splits, Style, Task
+from mixlora.config.typed import typed
+from mixlora.errors import ConfigError, DataError
+from mixlora.evaluation import protocols
+from mixlora.evaluation.batches import batches
+from mixlora.evaluation.likelihood import score_choices
+from mixlora.evaluation.protocols import BY_STYLE, PROTOCOLS
+from mixlora.evaluation.run import Evaluator, in_order, result
+from mixlora.models import base
+from mixlora.tasks import fewshot
+from mixlora.tasks.example import Example
+from mixlora.tasks.parse import Reader
+from mixlora.tasks.prompts import Choice, Formatter, Prompt
+from mixlora.tasks.styles import STYLES
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+GOLDEN, HUB = SHARED / "golden", SHARED / "data" / "hub"
+needs_golden = pytest.mark.skipif(
+    not (GOLDEN / "lm_eval_parity.json").is_file() or not HUB.is_dir(),
+    reason="needs ../shared/golden and ../shared/data",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def task(name: str, **values) -> Task:
+    read = typed(Task, yaml.safe_load((ROOT / "configs" / "task" / f"{name}.yaml").read_text(encoding="utf-8")))
+    return replace(read, **values)
+
+
+@lru_cache
+def tiny() -> base.Base:
+    """The tiny model of configs/model, with random weights and a byte tokenizer."""
+    from mixlora.config.schema import Model
+
+    keys = yaml.safe_load((ROOT / "configs" / "model" / "tiny.yaml").read_text(encoding="utf-8"))
+    return base.load(typed(Model, keys), seed=3)
+
+
+def evaluator(data: Data | None = None, shots=None, **options) -> Evaluator:
+    loaded = tiny()
+    return Evaluator(loaded.model, loaded.tokenizer, Eval(**options), data or Data(), shots or {})
+
+
+ARC_ROW = {
+    "question": "Which is warm?",
+    "choices": {"text": ["the moon", "the sun at noon", "a stone"], "label": ["1", "2", "3"]},
+    "answerKey": "2",
+}
+LETTERED = ARC_ROW | {"choices": ARC_ROW["choices"] | {"label": ["A", "B", "C"]}, "answerKey": "B"}
+ROWS = {  # the hub's columns
+    "arc_easy": ARC_ROW,
+    "arc_challenge": ARC_ROW,
+    "commonsense_qa": LETTERED,
+    "openbookqa": {"question_stem" if k == "question" else k: v for k, v in LETTERED.items()},
+    "boolq": {"question": "is it warm", "answer": True, "passage": "The sun shines."},
+    "piqa": {"goal": "Get warm", "sol1": "Sit in the sun.", "sol2": "Sit on the moon.", "label": 0},
+    "siqa": {
+        "context": "Ann froze.", "question": "What will Ann do?", "answerA": "move", "answerB": "sleep",
+        "answerC": "sing", "label": "3",
+    },
+    "hellaswag": {
+        "activity_label": "Sun", "ctx": "A man sits. He", "endings": ["runs.", "eats.", "naps.", "flies"], "label": "3",
+    },
+    "winogrande": {"sentence": "Ann met Eve and _ smiled.", "option1": "Ann", "option2": "Eve", "answer": "2"},
+}  # fmt: skip
+WORDED = [(name, style) for name in ROWS for style in task(name).wordings]
+
+
+def example_of(name: str, id: str | None = None) -> Example:
+    return Reader.of(task(name))(ROWS[name], id or f"{name}/test/0")
+
+
+def questions(number: int, seed: int = 0) -> list[Example]:
+    """Questions and options of many lengths."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 60, (number, 5), generator=draw).tolist()
+    alphabet = "abcdefghij klmnop"
+
+    def text(size: int, start: int) -> str:
+        return "x" + "".join(alphabet[(start * 7 + i * i) % len(alphabet)] for i in range(size))
+
+    return [
+        Example(
+            id=f"t/test/{i}", task="t", question=text(row[0], i), answer="",
+            options=tuple(text(size % 19, i + j) for j, size in enumerate(row[1 : 3 + i % 3], start=1)), gold=0,
+        )
+        for i, row in enumerate(sizes)
+    ]  # fmt: skip
+
+
+CHOICE = replace(task("arc_easy"), name="t")
+TEXT = Task(
+    name="t", path="x", question="{q}", answer="a", answer_kind=Answer.text, metric="exact_match", max_new_tokens=8
+)
+
+
+# ---- the same scores however the work is split
+
+
+def slow_nats(model, choice: Choice) -> float:
+    """One forward over one prompt and one option."""
+    ids = [*choice.prompt.ids, *choice.answer_ids]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    first = len(choice.prompt.ids)
+    return sum(float(logits[i - 1, ids[i]]) for i in range(first, len(ids)))
+
+
+def test_a_tree_scores_as_one_forward_an_option():
+    """With one prompt, with prompts that differ at their end, and with prompts that share nothing."""
+    form = Formatter(tiny().tokenizer, Data())
+    asked = [form.choices(example) for example in questions(6)]
+    asked += [
+        [Choice(Prompt((9, 8, 7, 6, *end)), (11, 12, 13)[:n], "") for end, n in (((1, 2), 3), ((3,), 1), ((), 2))],
+        [Choice(Prompt(start), (11, 12), "") for start in ((9, 8, 7), (5, 4, 3, 2))],
+    ]
+    found = score_choices(tiny().model, asked, batch_size=3, batch_tokens=300, pad_id=0)
+    for choices, nats in zip(asked, found, strict=True):
+        assert nats == pytest.approx([slow_nats(tiny().model, choice) for choice in choices], abs=1e-4)
+
+
+def test_option_scores_do_not_depend_on_the_batch():
+    runs = [evaluator(batch_size=size)(CHOICE, questions(20), "") for size in (1, 3, 16)]
+    runs.append(evaluator(batch_tokens=500)(CHOICE, questions(20), ""))
+    for run in runs[1:]:
+        assert [p["prediction"] for p in run] == [p["prediction"] for p in runs[0]]
+        for one, other in zip(run, runs[0], strict=True):
+            assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8}])
+def test_generations_do_not_depend_on_the_batch(options):
+    examples = [replace(example, options=(), gold=None, answer="a") for example in questions(11)]
+    runs = [[p["prediction"] for p in evaluator(batch_size=size, **options)(TEXT, examples, "")] for size in (1, 3, 16)]
+    assert runs[0] == runs[1] == runs[2]
+    assert len(set(runs[0])) > 5
+    if options:
+        some = [p["prediction"] for p in evaluator(**options)(TEXT, examples[5:8], "")]
+        assert some == runs[0][5:8]
+
+
+def test_batches_keep_to_both_limits_and_lose_nothing():
+    lengths = [5, 90, 7, 7, 30, 200, 3, 3, 3, 3]
+    found = list(batches(lengths, 3, 100))
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) <= 3
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 100
+
+
+def test_a_missing_prediction_is_an_error():
+    examples = questions(3)
+    predictions = [{"id": example.id} for example in reversed(examples)]
+    assert [p["id"] for p in in_order(predictions, examples)] == [e.id for e in examples]
+    for wrong, message in (
+        (predictions[1:], "1 examples have no prediction: t/test/2"),
+        ([*predictions, {"id": "t/test/9"}], "1 predictions have no example: t/test/9"),
+        ([*predictions, predictions[0]], "t/test/2 has two predictions"),
+    ):
+        with pytest.raises(DataError, match=message):
+            in_order(wrong, examples)
+
+
+def test_a_process_without_examples_has_nothing_to_do():
+    """A set smaller than the number of processes leaves some of them with none."""
+    for kind in (CHOICE, TEXT):
+        assert evaluator()(kind, [], "") == []
+
+
+# ---- protocols
+
+
+def test_every_protocol_is_in_the_table_and_every_style_has_one():
+    assert {*PROTOCOLS, Protocol.auto} == set(Protocol)
+    assert set(BY_STYLE) == set(Style) == set(STYLES)
+    assert BY_STYLE[Style.letters].name is Protocol.letters
+
+
+@pytest.mark.parametrize(("name", "style"), WORDED)
+def test_a_wording_trains_what_its_protocol_reads(name, style):
+    """The right answer as training spells it is read as right; a wrong one as wrong."""
+    example, kind = example_of(name), STYLES[Style(style)]
+    protocol = BY_STYLE[Style(style)]
+    form = Formatter(tiny().tokenizer, Data(style=Style(style)))
+    turns = kind.turns(example)
+    assert kind.right(example) == turns[example.gold]
+    assert len(turns) == len(example.options)
+    assert "{" not in turns[0].question
+    shown = form.show(example)
+    assert turns[example.gold].answer in shown
+    assert "<|start|>" not in shown
+    if protocol.name is Protocol.llm_adapters:
+        labels, known = kind.labels(example)
+        read = [protocol.extract(turn.answer, known, example.options) for turn in turns]
+        assert read == list(labels)
+    if protocol.name is Protocol.moe_peft:
+        assert {turn.answer for turn in turns} <= set(kind.labels(example)[1])
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_a_protocol_scores_and_says_what_it_did(protocol):
+    scorer = evaluator(protocol=protocol)
+    arc = task("arc_easy", max_new_tokens=8)
+    predictions = scorer(arc, [example_of("arc_easy", f"arc_easy/test/{i}") for i in range(3)], "")
+    found = result(arc, predictions, scorer.protocol)
+    assert found["n"] == 3
+    assert found["metric"] in found["metrics"]
+    assert scorer.describe(arc)["name"] == (protocol.value if protocol is not Protocol.auto else "loglikelihood")
+    assert json.loads(json.dumps(predictions)) == predictions
+
+
+def test_no_two_protocols_share_a_fingerprint():
+    arc = task("arc_easy")
+    forms = {p: evaluator(protocol=p).fingerprint(arc) for p in PROTOCOLS if p is not Protocol.generate}
+    assert len(set(forms.values())) == len(forms)
+    shot = {"arc_easy": [example_of("arc_easy", "arc_easy/train/0")]}
+    assert evaluator(protocol=Protocol.lm_eval, shots=shot).fingerprint(arc) != forms[Protocol.lm_eval]
+
+
+def test_llm_adapters_prints_its_frame():
+    turn = STYLES[Style.llm_adapters].turns(example_of("winogrande"))[1]
+    blanks = " " * 16
+    assert turn.question + turn.cue + turn.answer == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n"
+        f"{blanks}### Instruction:\n{blanks}Please choose the correct answer to fill in the blank to complete the "
+        "given sentence: Ann met Eve and _ smiled.\n\nOption1: Ann Option2: Eve Answer format: option1/option2\n\n"
+        f"{blanks}### Response:\n{blanks}the correct answer is option2"
+    )
+    piqa = STYLES[Style.llm_adapters].turns(example_of("piqa"))[0].question
+    assert "Solution1: Sit in the sun.\n\nSolution2: Sit on the moon.\n\nAnswer format: solution1/solution2" in piqa
+
+
+def test_moe_peft_takes_the_likeliest_label_token():
+    example, scorer = example_of("arc_easy"), evaluator(protocol=Protocol.moe_peft)
+    (prediction,) = scorer(task("arc_easy"), [example], "")
+    listed = "(1) the moon (2) the sun at noon (3) a stone"
+    prompt = f"Please choose the correct answer to the question: Which is warm? {listed}\nAnswer:"
+    ids = tiny().tokenizer(prompt)["input_ids"]
+    with torch.no_grad():
+        logits = tiny().model(torch.tensor([ids])).logits[0, -1]
+    known = ["1", "2", "3", "4", "A", "B", "C", "D", "E"]
+    last = [tiny().tokenizer(" " + label)["input_ids"][-1] for label in known]
+    assert prediction["prediction"] == known[int(logits[last].argmax())]
+    assert prediction["target"] == "2"
+
+
+def test_a_task_without_options_is_asked_in_its_own_words():
+    example = replace(questions(1)[0], options=(), gold=None)
+    for style in Style:
+        form = Formatter(tiny().tokenizer, replace(Data(), style=style))
+        assert STYLES[style].turns(example)[0].question == example.question
+        assert tiny().tokenizer.decode(form.prompt(example).ids).count(example.question) == 1
+
+
+# ---- solved examples before the question
+
+
+def shots_of(number: int) -> list[Example]:
+    return [
+        replace(q, id=f"t/train/{i}", answer="yes", options=("yes", "no")) for i, q in enumerate(questions(number, 9))
+    ]
+
+
+def test_shots_are_drawn_by_seed_and_never_from_what_is_scored():
+    train = shots_of(40)
+    scored = [replace(train[i], id=f"t/test/{i}") for i in range(0, 40, 2)]
+    drawn = fewshot.draw("t", train, scored, 5, 0)
+    assert len({shot.id for shot in drawn}) == 5
+    assert all(int(shot.id.rpartition("/")[2]) % 2 for shot in drawn)
+    assert fewshot.draw("t", train, scored, 5, 0) == drawn
+    assert fewshot.draw("t", train, scored, 3, 0) == drawn[2:]
+    assert fewshot.draw("t", train, scored, 5, 1) != drawn
+    with pytest.raises(DataError, match=r"num_fewshot=21, but task t has 20"):
+        fewshot.draw("t", train, scored, 21, 0)
+
+
+@pytest.mark.parametrize("template", ["auto", "plain"])
+@pytest.mark.parametrize("style", [Style.cloze, Style.letters])
+def test_what_does_not_fit_loses_shots_first_and_never_the_end(template, style):
+    from mixlora.config.schema import Template
+
+    form = Formatter(tiny().tokenizer, Data(style=style, template=Template(template)))
+    example, shots = replace(questions(1)[0], question="the question " * 3), shots_of(3)
+    whole = form.choices(example, shots=shots)[0].prompt
+    bare = form.choices(example)[0].prompt
+    text = tiny().tokenizer.decode(whole.ids)
+    assert all(shot.question in text for shot in shots)
+    assert text.index(shots[0].question) < text.index(shots[2].question) < text.index(example.question)
+    longest = max(len(choice.answer_ids) for choice in form.choices(example))
+    for room in range(len(whole.ids), len(bare.ids) // 2, -1):
+        cut = form.choices(example, shots=shots, max_length=room + longest)[0].prompt
+        assert len(cut.ids) <= room
+        assert cut.ids[-5:] == whole.ids[-5:]
+        assert cut.tokens_cut == 0 or cut.shots_cut == 3
+        assert cut.tokens_cut == (max(0, len(bare.ids) - room) if cut.shots_cut == 3 else 0)
+    assert cut.tokens_cut > 0
+
+
+def test_what_was_cut_is_counted():
+    scorer = evaluator(shots={"t": shots_of(3)}, max_length=64)
+    predictions = scorer(CHOICE, questions(8), "")
+    found = result(CHOICE, predictions, scorer.protocol)["cut"]
+    assert found["shots"] == sum(p["shots_cut"] for p in predictions) > 0
+    assert found["tokens"] == sum(p["tokens_cut"] for p in predictions) > 0
+    assert 0 < found["prompts"] <= 8
+    assert scorer.describe(CHOICE)["shots"] == ["t/train/0", "t/train/1", "t/train/2"]
+
+
+# ---- parity with lm-evaluation-harness
+
+
+@lru_cache
+def golden() -> tuple[dict, base.Base, base.Base]:
+    recorded = json.loads((GOLDEN / "lm_eval_parity.json").read_text(encoding="utf-8"))["tasks"]
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / "tiny_model", dtype=torch.float32).eval()
+    with_bos, without = (AutoTokenizer.from_pretrained(GOLDEN / "tiny_model") for _ in range(2))
+    from tokenizers.processors import ByteLevel
+
+    without.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    assert without("a")["input_ids"] == with_bos("a")["input_ids"][1:]
+    return recorded, base.Base(model, with_bos, ""), base.Base(model, without, "")
+
+
+HARNESS = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "winogrande", "boolq")
+
+
+@needs_golden
+@pytest.mark.parametrize("bos", ["", "_no_bos"])
+@pytest.mark.parametrize("name", HARNESS)
+def test_scores_are_those_of_lm_evaluation_harness(name, bos):
+    recorded, with_bos, without = golden()
+    loaded = without if bos else with_bos
+    chosen = task(name, eval_only=True)
+    if name == "boolq":  # the harness reads SuperGLUE's copy
+        chosen = replace(chosen, path="aps/super_glue", config="boolq", answer="label", answer_values=[0, 1])
+    chosen = replace(chosen, splits=Splits(test=recorded[name]["split"]))
+    data = tasks.load_task(chosen, Data(source=str(HUB)))
+    assert data.fingerprints["test"] == recorded[name]["data_sha256"]
+    scorer = Evaluator(loaded.model, loaded.tokenizer, Eval(protocol=Protocol.lm_eval, batch_size=7), Data())
+    predictions = scorer(chosen, data.test[:50], "")
+    for prediction, doc in zip(predictions, recorded[name]["examples"], strict=True):
+        wanted = doc[f"ll{bos}"]
+        assert prediction["target"] == doc["gold"]
+        for found, ll in zip(prediction["log_likelihoods"], wanted, strict=True):
+            assert abs(found - ll) <= 1e-4 + 1e-6 * abs(ll), (name, doc["doc_id"])
+        assert (prediction["acc"], prediction["acc_norm"]) == (doc[f"acc{bos}"], doc[f"acc_norm{bos}"]), doc["doc_id"]
+    scores = result(chosen, predictions, scorer.protocol)["metrics"]
+    assert (scores["acc"], scores["acc_norm"]) == (recorded[name][f"acc{bos}"], recorded[name][f"acc_norm{bos}"])
+
+
+def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
+    def check(*names: str, data: Data | None = None, **options):
+        mixture = Mixture(name="mix", mixture={name: task(name) for name in names})
+        protocols.check(Config(tasks=mixture, data=data or Data(), eval=Eval(**options)))
+
+    check("boolq", "hellaswag", "gsm8k", "humaneval", protocol=Protocol.llm_adapters)
+    with pytest.raises(ConfigError, match=r"eval\.protocol=llm_adapters: task medqa has no wording.*it has: none"):
+        check("boolq", "medqa", protocol=Protocol.llm_adapters)
+    with pytest.raises(ConfigError, match=r"data\.style=lm_eval: task hellaswag.*llm_adapters, moe_peft"):
+        check("hellaswag", data=Data(style=Style.lm_eval))
+    with pytest.raises(ConfigError, match=r"eval\.num_fewshot must be at least 0"):
+        check("boolq", num_fewshot=-1)
+    with pytest.raises(ConfigError, match=r"no metric 'accc'.*Did you mean 'acc'"):
+        protocols.check(Config(tasks=Mixture(name="mix", mixture={"boolq": task("boolq", metric="accc")})))
+    with pytest.raises(ConfigError, match=r"eval\.protocol.*loglikelihood"):
+        typed(Eval, {"protocol": "nothing"}, "eval")

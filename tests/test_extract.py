@@ -1,0 +1,136 @@
+"""Golden answers: what each rule reads in a generated text, by table."""
+
+import pytest
+
+from mixlora.evaluation.extract import canonical_number, first_label, fold, last_number, option, strict_number
+from mixlora.evaluation.run import number_matches, text_matches
+
+LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        (" b", "B"),
+        ("(B)", "B"),
+        ("b.", "B"),
+        ("**B**", "B"),
+        ("B. the sun", "B"),
+        ("B) the sun", "B"),
+        ("B\nBecause it is warm.", "B"),
+        ("(B) the sun", "B"),
+        ("The answer is (B).", "B"),
+        ("The answer is B", "B"),
+        ("the answer is b.", "B"),
+        ("The correct answer is: C", "C"),
+        ("Answer: D", "D"),
+        ("I think it is (C), so the answer is C.", "C"),
+        ("The answer is A. No, wait, the answer is B.", "B"),
+        ("It must be (B) because of the heat.", "B"),
+        ("The Sun.", "B"),
+        ("a cat", "D"),
+        # no answer
+        ("", None),
+        ("I do not know.", None),
+        ("(A) or (B)", None),
+        ("A and B", None),
+        ("E", None),
+        ("The answer is E", None),
+        ("The answer is a dog", None),
+        ("A dog has four legs.", None),
+        ("1", None),
+    ],
+)
+def test_an_option_in_a_free_answer(text, letter):
+    assert option(text, LABELS, TEXTS) == letter
+
+
+def test_an_option_text_that_stands_twice_is_no_answer():
+    assert option("same", "AB", ("same", "same")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("the correct answer is answer2", "answer2"),
+        ("answer3 is wrong, answer1", "answer3"),
+        ("Answer2", None),
+        ("the answer is 2", None),
+        ("", None),
+        ("xanswer1y", "answer1"),
+    ],
+)
+def test_the_first_label(text, label):
+    assert first_label(text, ("answer1", "answer2", "answer3"), ()) == label
+
+
+NUMBERS = [  # (text, strict, flexible)
+    ("She has 3 left.\n#### 18", "18", "18"),
+    ("#### 1,234", "1234", "1234"),
+    ("####1234567.50", "1234567.5", "1234567.5"),
+    ("#### $18", "18", "18"),
+    ("#### -5", "-5", "-5"),
+    ("#### −5", "-5", "-5"),
+    ("#### -$5", "-5", "-5"),
+    ("#### $-5", "-5", "-5"),
+    ("#### 3/4", "0.75", "0.75"),
+    ("#### 3 / 4 cups", "0.75", "0.75"),
+    ("#### .5", "0.5", "0.5"),
+    ("#### 18 dollars and 3 cents", "18", "3"),
+    ("#### 72%", "72", "72"),
+    ("#### 10.", "10", "10"),
+    ("The answer is 42.", None, "42"),
+    ("First 7, then 1,000 apples", None, "1000"),
+    ("he pays 5, 6, and 7", None, "7"),
+    ("2,3", None, "3"),
+    ("10-3", None, "3"),
+    ("10 - 3 = 7", None, "7"),
+    ("x = -7", None, "-7"),
+    ("it costs $2.50 a kg", None, "2.5"),
+    ("18km", None, "18"),
+    ("018", None, "18"),
+    ("1/0", None, "1"),
+    ("5.0", None, "5"),
+    ("####", None, None),
+    ("no number", None, None),
+    ("", None, None),
+    ("#### eighteen", None, None),
+    ("#### 5\n#### 6", "5", "6"),
+]
+
+
+@pytest.mark.parametrize(("text", "strict", "flexible"), NUMBERS)
+def test_numbers(text, strict, flexible):
+    assert (strict_number(text), last_number(text)) == (strict, flexible)
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        ("... #### 1,234", 1, 1),
+        ("... the total is 1234 dollars", 0, 1),
+        ("#### 1234, which is 2 more", 1, 1),
+        ("#### 1235", 0, 0),
+        ("1234 and then 7", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_gsm8k_is_strict_and_flexible(text, strict, flexible):
+    assert number_matches(text, "<<1200+34=1234>>\n#### 1,234") == {"strict": strict, "flexible": flexible}
+
+
+def test_a_text_without_number_never_matches_one_without():
+    """None is no number, so two of them are not equal numbers."""
+    assert number_matches("nothing", "#### 0") == {"strict": 0, "flexible": 0}
+
+
+def test_texts_are_compared_folded():
+    assert text_matches(" The  Sun. ", "the sun") == {"exact_match": 1}
+    assert text_matches("", "the sun") == {"exact_match": 0}
+    assert fold(' "A B"! ') == "a b"
+
+
+def test_equal_numbers_have_one_spelling():
+    same = ["0.5", ".5", "1/2", "0.50", "$0.5"]
+    assert len({canonical_number(text) for text in same}) == 1
