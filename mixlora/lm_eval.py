@@ -7,6 +7,8 @@ so its own `lm_eval` command cannot know this one.) Every switch of the harness 
 import importlib.util
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 from mixlora.errors import ConfigError, MixloraError
 
@@ -32,9 +34,24 @@ def register() -> None:
     from lm_eval.api.registry import model_registry
 
     if "mixlora" not in model_registry:
-        from mixlora.evaluation.harness import mixture_lm_class
-
         model_registry.register("mixlora", target=mixture_lm_class())
+
+
+def mixture_lm_class() -> type:
+    """The model that `--model mixlora --model_args run=FOLDER` names."""
+    from lm_eval.models.huggingface import HFLM
+
+    class MixtureLM(HFLM):
+        """A run folder of mixlora: base model, adapter and gates."""
+
+        def __init__(self, run: str, device: str | None = None, **options: Any):
+            from mixlora import loading
+
+            place = device or "cpu"
+            loaded = loading.load(Path(run), device=place)
+            super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, device=place, **options)
+
+    return MixtureLM
 
 
 if __name__ == "__main__":

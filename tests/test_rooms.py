@@ -110,4 +110,8 @@ def test_no_code_knows_a_methods_name():
 
 
 # What PEFT calls its files, and this package's own name.
-ALLOWED = {"mixlora.adapters.files": {"LORA", "MIXLORA"}, "mixlora.experiment": {"mixlora"}}
+ALLOWED = {
+    "mixlora.adapters.files": {"LORA", "MIXLORA"},
+    "mixlora.experiment": {"mixlora"},
+    "mixlora.lm_eval": {"mixlora"},
+}

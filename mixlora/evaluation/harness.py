@@ -1,13 +1,12 @@
 """lm-evaluation-harness as a backend: its tasks, its prompts and its scoring on our model. An extra, `lm-eval`.
 
-`MixtureLM` is what the harness sees. Its data comes from the hub, so `eval.backend=lm_eval` needs one, or its cache.
+Its data comes from the hub, so `eval.backend=lm_eval` needs one, or its cache.
 """
 
 import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mixlora.config.schema import Eval, Task
@@ -43,23 +42,6 @@ def mixture_lm(model: Any, tokenizer: Any, **options: Any) -> Any:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return HFLM(pretrained=model.eval(), tokenizer=tokenizer, **options)
-
-
-def mixture_lm_class() -> type:
-    """The model that `--model mixlora --model_args run=FOLDER` names."""
-    from lm_eval.models.huggingface import HFLM
-
-    class MixtureLM(HFLM):
-        """A run folder of mixlora: base model, adapter and gates."""
-
-        def __init__(self, run: str, device: str | None = None, **options: Any):
-            from mixlora import loading
-
-            place = device or "cpu"
-            loaded = loading.load(Path(run), device=place)
-            super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, device=place, **options)
-
-    return MixtureLM
 
 
 @dataclass(frozen=True)
