@@ -4,7 +4,7 @@
 
 The two take turns, task by task, and medians are printed. The bound is what shared prompts save in products with
 weights: tokens that the harness feeds to the model over tokens that a tree feeds, with the logits of each. Both see the
-prompts of `eval.protocol=lm_eval`; their log-likelihoods and choices are compared. On an accelerator both run in bfloat16.
+prompts of `eval.protocol=lm_eval`; log-likelihoods and choices are compared. On an accelerator both run in bfloat16.
 """
 
 import argparse
