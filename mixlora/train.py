@@ -12,7 +12,12 @@ def main(cfg: DictConfig) -> None:
     from mixlora.config.load import config_of
 
     config = config_of(cfg)
-    from mixlora.experiment import Experiment  # torch is imported only when the configuration is right
+    from mixlora import gates, losses  # torch is imported only when all that needs no torch is right
+
+    losses.build(config.aux_loss)
+    if config.method.gate is not None:
+        gates.check(config.method.gate)
+    from mixlora.experiment import Experiment  # and transformers, datasets, accelerate only then
 
     Experiment(config, command(sys.argv)).run()
 
