@@ -61,7 +61,9 @@ def measure(name: str, d: int, options) -> list[Row]:
     ]
     kept = {key: saved_bytes(partial(model, x_TD), *model.parameters()) for key, model in models.items()}
     found = kept["gated"] / kept["peft"], kept["gated_dropout"] / kept["peft_dropout"], kept["gated"] / kept["loop"]
-    for figure, value, goal in zip(("/ PEFT", "with dropout / PEFT's", "/ loop"), found, (1.02, 0.55, None), strict=True):
+    for figure, value, goal in zip(
+        ("/ PEFT", "with dropout / PEFT's", "/ loop"), found, (1.02, 0.55, None), strict=True
+    ):
         rows.append(Row(f"one linear: saved bytes {figure}", setting, value, goal))
         say(rows[-1])
     return rows

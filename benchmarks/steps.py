@@ -1,4 +1,4 @@
-"""A whole training step of every method against PEFT's LoRA of the same total rank in the same loop, and its peak memory.
+"""A whole training step of every method, and its peak memory, against PEFT's LoRA of the same total rank in our loop.
 
 CPU: SmolLM2-135M in float32, eight commonsense rows, packed. GPU: a LLaMA of about 1B with random weights in bfloat16,
 8 rows of 1024 tokens. Peak memory is read in a process of its own for each variant.

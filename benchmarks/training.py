@@ -78,7 +78,9 @@ def long_rows(length: int, number: int) -> list[Row]:
     return [Row(str(i), "a", tuple(row[: length // 2]), tuple(row[length // 2 :])) for i, row in enumerate(ids)]
 
 
-def ours(model: str, device: str, dtype: str, method: str, compute: Compute = Compute.fast) -> tuple[nn.Module, dict, dict]:
+def ours(
+    model: str, device: str, dtype: str, method: str, compute: Compute = Compute.fast
+) -> tuple[nn.Module, dict, dict]:
     """The model with a method as its file gives it, its adapter, and its auxiliary losses."""
     chosen = config(method, "tiny" if model == "llama_1b" else model)
     chosen.method.compute = compute
@@ -86,7 +88,9 @@ def ours(model: str, device: str, dtype: str, method: str, compute: Compute = Co
     return built, attach(built, chosen.method), losses.build(chosen.aux_loss)
 
 
-def peft_like(model: str, device: str, dtype: str, method: str, dropout: float | None = None) -> tuple[nn.Module, dict, dict]:
+def peft_like(
+    model: str, device: str, dtype: str, method: str, dropout: float | None = None
+) -> tuple[nn.Module, dict, dict]:
     """PEFT's LoRA on the same linears with the same total rank and dropout, adapters in float32 masters as ours are."""
     like, _, _ = ours(model, device, dtype, method)
     ranks = {}
@@ -97,7 +101,9 @@ def peft_like(model: str, device: str, dtype: str, method: str, dropout: float |
     p = config(method, "tiny" if model == "llama_1b" else model).method.lora_dropout if dropout is None else dropout
     most = max(ranks.values())
     lora = LoraConfig(r=most, lora_alpha=2 * most, lora_dropout=p, target_modules=list(ranks), rank_pattern=ranks)
-    built = get_peft_model(copy.deepcopy(loaded(model, device, dtype).model), lora, autocast_adapter_dtype=dtype == "float32")
+    built = get_peft_model(
+        copy.deepcopy(loaded(model, device, dtype).model), lora, autocast_adapter_dtype=dtype == "float32"
+    )
     return built, {name: t for name, t in built.named_parameters() if t.requires_grad}, {}
 
 
@@ -106,7 +112,8 @@ def trainer(parts: tuple[nn.Module, dict, dict], rows: list[Row], size: int, mic
     model, adapter, aux = parts
     settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro, "learning_rate": 1e-6}
     return Trainer(
-        model=model, adapter=adapter, aux=aux, tasks=sorted({row.task for row in rows}), train=Train(**settings, **options),
+        model=model, adapter=adapter, aux=aux, tasks=sorted({row.task for row in rows}),
+        train=Train(**settings, **options),
         rows=lambda first, number: [rows[(first + i) % len(rows)] for i in range(number)],
         steps=10**6, seed=0, pad_id=0, folder=Path(tempfile.gettempdir()), accelerator=Accelerator(),
     )  # fmt: skip
