@@ -43,14 +43,16 @@ def config(method: str, model: str, *overrides: str) -> Config:
 
 
 @cache
-def loaded(model: str, device: str, dtype: str) -> Any:
+def loaded(model: str, device: str, dtype: str) -> base.Base:
     """The base model, once; copied for every variant. `llama_1b` has random weights and needs no download."""
     if model == "llama_1b":
         chosen = config("lora", "tiny", "model.dtype=" + dtype).model
         chosen.random = dict(ABOUT_1B)
     else:
         chosen = config("lora", model, "model.dtype=" + dtype).model
-    return base.load(chosen, device=device)
+    found = base.load(chosen, device=device)
+    found.model.is_quantized = False  # a GGUF file was dequantised; transformers' Trainer would refuse it all the same
+    return found
 
 
 @cache
