@@ -56,7 +56,7 @@ class AnswerLosses:
 @contextmanager
 def instead(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Calls of `module` compute `forward` inside the block; its hooks stay in effect."""
-    module.forward = forward  # type: ignore[assignment]
+    module.forward = forward
     try:
         yield
     finally:
