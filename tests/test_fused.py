@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mixlora import gates
 from mixlora.adapters import dropout, experts, fused
 from mixlora.adapters.attach import attach, paths
 from mixlora.adapters.dropout import Mask, Places, Whole
 from mixlora.adapters.modules import FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear
 from mixlora.config.schema import Compute, Method
 from mixlora.config.typed import typed
-from mixlora.gates import Gate, check
 from mixlora.lowrank import LowRank
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "method"
@@ -57,11 +57,6 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).detach().norm() / b.detach().norm())
 
 
-def build(options: dict, in_features: int, num_experts: int, top_k: int | None, **factory) -> Gate:
-    kind, typed_options = check(options)
-    return kind(in_features, num_experts, top_k, typed_options, **factory)
-
-
 # ---- the functions
 
 
@@ -78,13 +73,18 @@ def test_a_whole_model_has_the_gradients_of_the_plain_equation(name, compute):
         assert far(gradient, expected[tensor_name]) < 1e-10, tensor_name
 
 
+def build(gate: dict, D: int, E: int) -> gates.Gate:
+    kind, options = gates.check(gate)
+    return kind(D, E, None if gate["kind"] == "dense" else 2, options)
+
+
 def one_linear(kind: type, dtype: torch.dtype, *, gate: dict | None, bias: bool = True, p: float = 0.0) -> nn.Module:
     torch.manual_seed(3)
     base = nn.Linear(D, O, bias=bias, dtype=dtype).requires_grad_(False)
     E = 1 if gate is None else 6
     delta = LowRank(D, O, r=4, num_experts=E, scale=0.5, dropout=p, dtype=torch.float32)
     nn.init.normal_(delta.B_OR, std=0.3)
-    built = kind(base, delta) if gate is None else kind(base, delta, build(gate, D, E, 2))
+    built = kind(base, delta) if gate is None else kind(base, delta, build(gate, D, E))
     return built.to(dtype) if dtype is torch.float64 else built
 
 
@@ -195,7 +195,7 @@ def test_a_gated_linear_keeps_x_and_its_low_rank_image(p):
     layer = FusedGatedLinear(
         nn.Linear(512, 256, bias=False).requires_grad_(False),
         LowRank(512, 256, r=8, num_experts=8, dropout=p),
-        build({"kind": "topk"}, 512, 8, 2),
+        build({"kind": "topk"}, 512, 8),
     )
     x_TD = torch.randn(64, 512, requires_grad=True)
     kept = saved_bytes(lambda: layer(x_TD), *layer.parameters())
@@ -259,7 +259,7 @@ def test_routing_on_a_bfloat16_base_is_the_float32_routers(native, monkeypatch):
     monkeypatch.setattr(fused, "native", lambda dtype: native)
     torch.manual_seed(0)
     base = nn.Linear(256, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
-    layer = FusedGatedLinear(base, LowRank(256, 64, r=8, num_experts=8), build({"kind": "topk"}, 256, 8, 2))
+    layer = FusedGatedLinear(base, LowRank(256, 64, r=8, num_experts=8), build({"kind": "topk"}, 256, 8))
     x_TD = torch.randn(2048, 256).bfloat16().requires_grad_()
     y_TO = layer(x_TD)
     assert y_TO.dtype is torch.bfloat16

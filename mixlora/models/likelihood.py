@@ -8,7 +8,7 @@ scale) is asked for its last positions instead.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,29 +21,46 @@ from mixlora.tasks.collate import IGNORED, Batch
 CHUNK = 2**23  # logits at a time
 
 
-class AnswerLosses(nn.Module):
-    """Batch -> summed cross-entropy in nats and number of label tokens of each row: [B], [B].
+class AnswerLosses:
+    """Summed cross-entropy in nats and number of label tokens of each row: [B], [B].
 
-    A module, so that what wraps a model for several devices wraps this: the model is entered in the middle.
+    The model is entered at its front, so that what wraps it for several devices is in effect; inside, its head is told
+    to turn hidden states into nats at once.
     """
 
-    model: Any
-
     def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self.direct = plain_head(model)
+        self.head = plain_head(model)
         self.keep_logits = keeps_logits(model)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if not self.direct:
-            return answer_losses(self.model, batch, keep_logits=self.keep_logits)
-        hidden_BSD = self.model.get_decoder()(**model_inputs(batch))[0]
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`model` is the one that this was made for, or a wrapper of it."""
+        head = self.head
+        if head is None:
+            return answer_losses(model, batch, keep_logits=self.keep_logits)
         row_N, place_N = (batch.labels_BS != IGNORED).nonzero(as_tuple=True)
-        head = self.model.get_output_embeddings()
-        target_N = batch.labels_BS[row_N, place_N]
-        nats_N = ChunkedNats.apply(hidden_BSD[row_N, place_N - 1], head.weight, head.bias, target_N)
+        target_N, first = batch.labels_BS[row_N, place_N], int(place_N.min()) - 1
+        inputs = model_inputs(batch)
+        if self.keep_logits:
+            inputs["logits_to_keep"] = batch.labels_BS.shape[1] - first
+
+        def nats(hidden_BKD: Tensor) -> Tensor:
+            before = batch.labels_BS.shape[1] - hidden_BKD.shape[1]
+            hidden_ND = hidden_BKD[row_N, place_N - 1 - before]  # the label at t is predicted at t - 1
+            return ChunkedNats.apply(hidden_ND, head.weight, head.bias, target_N)
+
+        with instead(head, nats):
+            nats_N = model(**inputs).logits
         return summed(nats_N, batch.row_BS[row_N, place_N], len(batch.ids))
+
+
+@contextmanager
+def instead(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Calls of `module` compute `forward` inside the block; its hooks stay in effect."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 class ChunkedNats(torch.autograd.Function):
@@ -89,14 +106,20 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def plain_head(model: Any) -> bool:
-    """Whether the logits are the head's product with the last hidden states and no more: tried on two tokens."""
-    if not hasattr(model, "get_decoder") or type(model.get_output_embeddings()) is not nn.Linear:
-        return False
-    head, ids = model.get_output_embeddings(), torch.tensor([[0, 1]], device=model.device)
-    with evaluated(model):
-        expected, found = model(input_ids=ids).logits, head(model.get_decoder()(input_ids=ids)[0])
-    return bool(torch.equal(expected, found))
+def plain_head(model: Any) -> nn.Linear | None:
+    """The model's head, if the logits are what it returns and nothing is done to them after: tried on two tokens."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if type(head) is not nn.Linear:
+        return None
+    found: list[Tensor] = []
+
+    def recorded(hidden: Tensor) -> Tensor:
+        found.append(F.linear(hidden, head.weight, head.bias))
+        return found[-1]
+
+    with evaluated(model), instead(head, recorded):
+        logits = model(input_ids=torch.tensor([[0, 1]], device=model.device)).logits
+    return head if len(found) == 1 and torch.equal(logits, found[0]) else None
 
 
 @torch.no_grad()

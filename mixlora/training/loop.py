@@ -86,11 +86,11 @@ class Trainer:
         )
         warmup = round(train.warmup_ratio * self.steps)
         self.scheduler = get_scheduler(train.lr_scheduler.value, self.optimizer, warmup, self.steps)
-        losses = AnswerLosses(self.model)
+        self.answer_losses = AnswerLosses(self.model)
         with packing.by_row(self.model):
             self.packed = train.packing and packs_rows(self.model)
         clear_records(self.model)
-        self.wrapped = self.accelerator.prepare(losses) if self.parameters else losses
+        self.wrapped = self.accelerator.prepare(self.model) if self.parameters else self.model
         self.totals = Totals()
         self.bad_in_a_row = 0
 
@@ -126,7 +126,7 @@ class Trainer:
             last = i == len(batches) - 1
             unsynced = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
             with packing.by_row(self.model), unsynced:
-                nats_B, count_B = self.wrapped(batch)
+                nats_B, count_B = self.answer_losses(self.wrapped, batch)
                 routings = gates.pop_routings(self.model)
                 # DDP averages over ranks; the loss is a sum over all ranks' tokens.
                 loss = nats_B.sum() / label_tokens * self.accelerator.num_processes

@@ -1,0 +1,121 @@
+"""What whole training steps share: the base model, the rows, and a method beside PEFT's LoRA of the same total rank."""
+
+import copy
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from common import HERE
+from hydra import compose, initialize_config_dir
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from mixlora import losses, tasks
+from mixlora.adapters.attach import adapted, attach
+from mixlora.config.load import config_of
+from mixlora.config.schema import Compute, Config, Train
+from mixlora.models import base
+from mixlora.tasks.collate import Row
+from mixlora.tasks.mixture import plan
+from mixlora.tasks.prompts import Formatter
+from mixlora.training.loop import Trainer
+
+CONFIGS = HERE.parent / "configs"
+SHARED = HERE.parents[1] / "shared" / "data" / "hub"
+ABOUT_1B = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def data_source() -> str:
+    return str(SHARED) if SHARED.is_dir() else "sample"
+
+
+@cache
+def config(method: str, model: str, *overrides: str) -> Config:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        values = ["method=" + method, "tasks=commonsense", "model=" + model, *overrides]
+        return config_of(compose("train", overrides=values))
+
+
+@cache
+def loaded(model: str, device: str, dtype: str) -> base.Base:
+    """The base model, once; copied for every variant. `llama_1b` has random weights and needs no download."""
+    if model == "llama_1b":
+        chosen = config("lora", "tiny", "model.dtype=" + dtype).model
+        chosen.random = dict(ABOUT_1B)
+    else:
+        chosen = config("lora", model, "model.dtype=" + dtype).model
+    found = base.load(chosen, device=device)
+    found.model.is_quantized = False  # a GGUF file was dequantised; transformers' Trainer would refuse it all the same
+    return found
+
+
+@cache
+def training_rows(model: str, device: str, dtype: str, number: int) -> list[Row]:
+    """Rows as training draws them from the eight commonsense tasks."""
+    chosen = config("lora", "tiny" if model == "llama_1b" else model, "data.source=" + data_source())
+    data = {name: d for name, d in tasks.load(chosen.tasks, chosen.data, 0).items() if d.train}
+    sizes = {name: len(d.train) for name, d in data.items()}
+    drawn = plan(
+        sizes, dict.fromkeys(sizes, 1.0), sampling=chosen.tasks.sampling, temperature=2.0, size_cap=None,
+        caps=dict.fromkeys(sizes), total=number, seed=0,
+    ).draws(0, number)  # fmt: skip
+    formatter = Formatter(loaded(model, device, dtype).tokenizer, chosen.data)
+    found = []
+    for name, index in drawn:
+        encoded = formatter.encode(data[name].train[index], max_length=2048)
+        found.append(Row(f"{name}-{index}", name, tuple(encoded.prompt_ids), tuple(encoded.answer_ids)))
+    return found
+
+
+def long_rows(length: int, number: int) -> list[Row]:
+    """Rows of one length of random tokens, the second half an answer."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 250, (number, length), generator=generator).tolist()
+    return [Row(str(i), "a", tuple(row[: length // 2]), tuple(row[length // 2 :])) for i, row in enumerate(ids)]
+
+
+def ours(
+    model: str, device: str, dtype: str, method: str, compute: Compute = Compute.fast
+) -> tuple[nn.Module, dict, dict]:
+    """The model with a method as its file gives it, its adapter, and its auxiliary losses."""
+    chosen = config(method, "tiny" if model == "llama_1b" else model)
+    chosen.method.compute = compute
+    built = copy.deepcopy(loaded(model, device, dtype).model)
+    return built, attach(built, chosen.method), losses.build(chosen.aux_loss)
+
+
+def peft_like(
+    model: str, device: str, dtype: str, method: str, dropout: float | None = None
+) -> tuple[nn.Module, dict, dict]:
+    """PEFT's LoRA on the same linears with the same total rank and dropout, adapters in float32 masters as ours are."""
+    like, _, _ = ours(model, device, dtype, method)
+    ranks = {}
+    for name, wrapper in adapted(like).items():
+        for part, module in wrapper.named_children():
+            if hasattr(module, "B_OR"):
+                ranks[name if part == "delta" else f"{name}.{part}"] = module.B_OR.shape[1]
+    p = config(method, "tiny" if model == "llama_1b" else model).method.lora_dropout if dropout is None else dropout
+    most = max(ranks.values())
+    lora = LoraConfig(r=most, lora_alpha=2 * most, lora_dropout=p, target_modules=list(ranks), rank_pattern=ranks)
+    built = get_peft_model(
+        copy.deepcopy(loaded(model, device, dtype).model), lora, autocast_adapter_dtype=dtype == "float32"
+    )
+    return built, {name: t for name, t in built.named_parameters() if t.requires_grad}, {}
+
+
+def trainer(parts: tuple[nn.Module, dict, dict], rows: list[Row], size: int, micro: int = 1, **options: Any) -> Trainer:
+    """Our loop over `rows`, again and again; the learning rate is too small to change anything."""
+    model, adapter, aux = parts
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro, "learning_rate": 1e-6}
+    return Trainer(
+        model=model, adapter=adapter, aux=aux, tasks=sorted({row.task for row in rows}),
+        train=Train(**settings, **options),
+        rows=lambda first, number: [rows[(first + i) % len(rows)] for i in range(number)],
+        steps=10**6, seed=0, pad_id=0, folder=Path(tempfile.gettempdir()), accelerator=Accelerator(),
+    )  # fmt: skip
