@@ -289,7 +289,6 @@ class Eval:
     backend: Backend = Backend.own
     allow_code_execution: bool = False
     temperature: float = 0.0  # 0 is greedy
-    num_samples: int = 1
 
 
 class Tracker(Enum):
