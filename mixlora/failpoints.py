@@ -1,7 +1,7 @@
 """Places where a test can make a run die, hang or run out of something; without the variable they do nothing.
 
-    MIXLORA_FAIL=checkpoint.after_rename:kill        kill -9 there
-    MIXLORA_FAIL=1/step.forward@3:hang               on rank 1, the third time it gets there
+MIXLORA_FAIL=checkpoint.after_rename:kill        kill -9 there
+MIXLORA_FAIL=1/step.forward@3:hang               on rank 1, the third time it gets there
 """
 
 import errno

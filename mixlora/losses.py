@@ -6,14 +6,13 @@ loss logs its own value. Means over tokens run over all ranks, so a rank with fe
     T tokens (any leading shape)   E experts   N real tokens   f_i share of expert i   P_i its mean probability
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 
 from mixlora.config.typed import suggest, typed
@@ -55,15 +54,17 @@ class LoadBalance:
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
-        return reduced([self.one(group, mask_T) for group in grouped(routings, self.over)], self.reduce)
+        groups = list(grouped(routings, self.over))
+        p_NE = [torch.cat([r.probs_TE[mask_T] for r in group]) for group in groups]
+        f_NE = [torch.cat([self.counted(r)[mask_T] for r in group]) for group in groups]
+        means = token_means([*p_NE, *f_NE])
+        pairs = zip(means[: len(groups)], means[len(groups) :], strict=True)
+        return reduced([self.one(P_E, f_E) for P_E, f_E in pairs], self.reduce)
 
-    def one(self, group: list[Routing], mask_T: Tensor) -> Tensor:
-        p_NE = torch.cat([r.probs_TE[mask_T] for r in group])
-        f_NE = torch.cat([self.counted(r)[mask_T] for r in group])
-        P_E, f_E = token_mean(p_NE), token_mean(f_NE.to(p_NE.dtype))
+    def one(self, P_E: Tensor, f_E: Tensor) -> Tensor:
         if self.share is Share.assignments:
             f_E = f_E / f_E.sum()
-        return p_NE.shape[-1] * (f_E * P_E).sum()
+        return len(P_E) * (f_E * P_E).sum()
 
     def counted(self, routing: Routing) -> Tensor:
         if self.share is Share.soft:
@@ -85,8 +86,8 @@ class TsallisEntropy:
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
-        means = [token_mean(tsallis_entropy(r.probs_TE, self.q, eps=self.eps)[mask_T]) for r in routings.values()]
-        return reduced(means, Reduce.mean)
+        values = [tsallis_entropy(r.probs_TE, self.q, eps=self.eps)[mask_T] for r in routings.values()]
+        return reduced(token_means(values), Reduce.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,8 @@ class RouterZ:
     coef: float = 1e-3
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
-        means = [token_mean(r.logits_TS.logsumexp(-1).square()[mask_T]) for r in routings.values()]
-        return reduced(means, Reduce.mean)
+        values = [r.logits_TS.logsumexp(-1).square()[mask_T] for r in routings.values()]
+        return reduced(token_means(values), Reduce.mean)
 
 
 AuxLoss = LoadBalance | TsallisEntropy | RouterZ
@@ -134,10 +135,31 @@ def reduced(values: list[Tensor], reduce: Reduce) -> Tensor:
     return stacked.sum() if reduce is Reduce.sum else stacked.mean()
 
 
-def token_mean(values_N: Tensor) -> Tensor:
-    """Mean over the first axis, over all ranks: [N, ...] -> [...]. Its gradient is right under DDP's averaging."""
-    total, count = values_N.sum(0), torch.tensor(float(len(values_N)), device=values_N.device)
+def token_means(values: Sequence[Tensor]) -> list[Tensor]:
+    """Means over the first axis, over all ranks: each [N, ...] -> [...], all of them in one reduction.
+
+    Their gradient is right under the averaging over ranks that data-parallel wrappers do.
+    """
+    dtype = torch.promote_types(values[0].dtype, torch.float32)
+    counts = torch.tensor([float(len(v)) for v in values], dtype=dtype, device=values[0].device)
+    sums = torch.cat([counts, *(v.to(dtype).sum(0).flatten() for v in values)])
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        total = differentiable.all_reduce(total)
-        dist.all_reduce(count)
-    return total / count.to(total.dtype)
+        sums = OverRanks.apply(sums)
+    counts, *totals = sums.split([len(values), *(v.shape[1:].numel() for v in values)])
+    return [t.view(v.shape[1:]) / count for t, v, count in zip(totals, values, counts.detach(), strict=True)]
+
+
+class OverRanks(torch.autograd.Function):
+    """The sum over ranks. Every rank's loss contains it, so its gradient is the sum over ranks as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone()
+        dist.all_reduce(gradient)
+        return gradient

@@ -132,7 +132,7 @@ class Watch:
     def start(self) -> None:
         self.rank, self.world = rank(), world()
         # A connection of its own: the main thread may hold the other one while it waits.
-        self.store = dist.PrefixStore("mixlora", dist.distributed_c10d._get_default_store().clone())
+        self.store = dist.PrefixStore("mixlora", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
         self.heard: dict[int, tuple[str, float]] = {}
         self.thread = threading.Thread(target=self.keep_watch, name="mixlora-watch", daemon=True)
         self.thread.start()

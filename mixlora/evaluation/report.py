@@ -34,9 +34,7 @@ def print_results(folder: Path) -> None:
 def notes(results: dict[str, Any]) -> list[str]:
     """What the table's numbers and marks mean."""
     metrics = sorted({r["metric"] for r in results.values() if r["value"] is not None})
-    lines = [
-        f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer; change: paired"
-    ]
+    lines = [f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer; change: paired"]
     if any(not r.get("trained", True) for r in results.values()):
         lines.append("* not trained: the task has no training rows")
     if any(not r.get("complete", True) for r in results.values()):

@@ -86,7 +86,7 @@ def clean(folder: Path) -> None:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Remove what lies after the step that a run goes on from: damaged ones must not count among those that are kept."""
+    """Remove what lies after the step that a run goes on from: a damaged one must not count among those kept."""
     for path in steps(folder):
         if step_of(path) > step:
             shutil.rmtree(path)
@@ -114,7 +114,7 @@ def damage(path: Path) -> str | None:
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint and what is wrong with the ones after it."""
-    wrong = []
+    wrong: list[str] = []
     for path in reversed(steps(folder)):
         reason = damage(path)
         if reason is None:
