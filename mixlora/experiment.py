@@ -223,8 +223,8 @@ class Experiment:
         self.evaluate(evaluator, self.folder, "after")
         loads = self.routing(loaded)
         if trainer.main:
-            write_json(self.folder / "routing.json", loads)
             reach("finish")
+            write_json(self.folder / "routing.json", loads)
             self.record("finished", loaded, sizes, totals, time.monotonic() - began)
             print_results(self.folder)
 
@@ -426,6 +426,7 @@ class Experiment:
             loaded, sizes, totals, seconds = parts
             values |= {
                 "weights_sha256": loaded.sha256,
+                "sharded": ranks.sharded(loaded.model),
                 "parameters": sizes,
                 "tokens": totals.tokens,
                 "label_tokens": dict(totals.label_tokens),

@@ -119,10 +119,12 @@ def train(configs: Path, run_dir: Path, *overrides: str, **env: str) -> Done:
 
 def ranks(configs: Path, run_dir: Path, *overrides: str, processes: int = 2, **env: str) -> list[Started]:
     """As `srun` would start them: nobody ends the other ranks when one dies."""
+    return [Started(configs, run_dir, *overrides, **env, **place) for place in environments(processes)]
+
+
+def environments(processes: int) -> list[dict[str, str]]:
     job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-    return [
-        Started(configs, run_dir, *overrides, **env, **job, RANK=str(i), LOCAL_RANK=str(i)) for i in range(processes)
-    ]
+    return [job | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
 
 
 def train_on(configs: Path, run_dir: Path, *overrides: str, processes: int = 2, **env: str) -> list[Done]:

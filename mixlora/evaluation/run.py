@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mixlora import ranks
 from mixlora.config.schema import Answer, Data, Eval, Task
 from mixlora.console import bar
 from mixlora.evaluation import scores
@@ -38,9 +39,15 @@ class Evaluator:
     seed: int = 0
 
     def __call__(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
-        """One prediction an example, in their order, the same on every rank; each rank works on its share."""
+        """One prediction an example, in their order, the same on every rank; each rank works on its share.
+
+        Where the model lies in parts on the ranks, every forward needs all of them, so all do all the work in step.
+        """
         predict = {Answer.options: self.choices, Answer.code: self.programs}.get(task.answer_kind, self.texts)
         state = PartialState()
+        if ranks.sharded(self.model):
+            with evaluating(self.model):
+                return predict(task, examples, label)
         with evaluating(self.model):
             mine = predict(task, examples[state.process_index :: state.num_processes], label)
         place = {example.id: i for i, example in enumerate(examples)}

@@ -10,7 +10,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from mixlora.models.likelihood import answer_losses, keeps_logits
 from mixlora.records import append_line, read_lines, sync_file, write_lines
 from mixlora.tasks.collate import Batch, Row, collate
 from mixlora.training import checkpoint
+from mixlora.training.distribute import distribute, synchronised
 from mixlora.training.schedule import factor
 from mixlora.training.tally import Tally, over_ranks
 
@@ -83,7 +83,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         train = self.train
-        self.wrapped = self.accelerator.prepare(self.model)
+        self.wrapped = distribute(self.model, self.accelerator)
         # FSDP puts parameters of its own into the model, so they are looked up after it.
         self.adapter = adapter_tensors(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -165,7 +165,7 @@ class Trainer:
             self.at(f"step {step}, forward {i + 1} of {len(batches)}")
             reach("step.forward")
             torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
-            with nullcontext() if i == len(batches) - 1 else self.accelerator.no_sync(self.wrapped):
+            with synchronised(self.wrapped, self.accelerator, last=i == len(batches) - 1):
                 nats_B, count_B = answer_losses(self.wrapped, batch, keep_logits=self.keep_logits)
                 routings = gates.pop_routings(self.model)
                 # Gradients are averaged over ranks; the loss is a sum over all ranks' tokens.
