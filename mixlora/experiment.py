@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from importlib import metadata
@@ -74,7 +74,7 @@ class Experiment:
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        tracker = self.config.tracker.value
+        tracker = "none" if self.config.dry_run else self.config.tracker.value
         accelerator = Accelerator(
             # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
             cpu=not torch.accelerator.is_available(),
@@ -161,6 +161,10 @@ class Experiment:
             self.accelerator  # noqa: B018  starts the process group
             with ranks.together(self.config.rank_timeout) as self.watch:
                 reach("start")
+                if self.config.dry_run:
+                    self.announce()
+                    self.rehearse()
+                    return
                 if ranks.agree(self.finished()):
                     say(f"This configuration is finished: {self.folder}")
                     if self.accelerator.is_main_process:
@@ -171,6 +175,27 @@ class Experiment:
                     self.begin()
                     self.work()
             self.accelerator.end_training()
+
+    def rehearse(self) -> None:
+        """One step on rows as long as a row can be, and what an example looks like; writes nothing."""
+        example = next(iter(self.trained.values())).train[0]
+        say(f"{example.id}, with the tokens that carry loss marked:")
+        say(self.formatter.show(example, max_length=self.config.train.max_length))
+        loaded = base.load(self.config.model, device=self.accelerator.device)
+        sizes = self.attach(loaded)
+        say(f"{sizes['total']:,} parameters in all")
+        trainer = self.trainer(loaded, self.evaluator(loaded))
+        trainer.rows = lambda first, number: [
+            longest(row, self.config.train.max_length) for row in self.rows(0, number)
+        ]
+        began = time.monotonic()
+        line, _ = trainer.step(1)
+        peak = peak_memory(self.accelerator.device) / 2**30
+        say(
+            f"One step of {self.rows_a_step} rows of {self.config.train.max_length} tokens, "
+            f"{trainer.totals.micro_batch_size} in a forward: loss {line['loss']:.3f}, "
+            f"{time.monotonic() - began:.1f} s, peak memory {peak:.2f} GiB. Nothing was trained or written"
+        )
 
     def finished(self) -> bool:
         record = self.folder / "run.json"
@@ -479,6 +504,12 @@ def at(values: Any, dotted: str) -> str:
     for key in dotted.split("."):
         values = values.get(key) if isinstance(values, Mapping) else None
     return str(values)[:80]
+
+
+def longest(row: Row, length: int) -> Row:
+    """The row with its prompt repeated up to `length` tokens."""
+    room = max(1, length - len(row.answer_ids))
+    return replace(row, prompt_ids=(row.prompt_ids * room)[:room])
 
 
 def copy_results(source: Path, target: Path) -> None:

@@ -152,9 +152,9 @@ class Watch:
                 for other in range(1, self.world) if self.rank == 0 else [0]:
                     if self.silent_for(other) > self.timeout:
                         self.give_up(other)
-            except RuntimeError as error:  # the store is gone, and with it the rank or the launcher that held it
+            except RuntimeError:  # the store is gone, and with it the rank or the launcher that held it
                 if not self.stopped.is_set():
-                    self.end(f"the job's store cannot be reached ({first_line(error)}): its process is gone", 1)
+                    self.end(str(store_gone()), LostRank.status)
 
     def silent_for(self, other: int) -> float:
         """Seconds since a rank's last sign of life."""
@@ -169,35 +169,47 @@ class Watch:
     def give_up(self, other: int) -> None:
         place = json.loads(self.said(other) or '[0, 0, "start"]')[2]
         message = f"rank {other} has given no sign of life for {self.timeout:.0f} s (last seen: {place}). {REMEDY}"
-        self.claim({"rank": self.rank, "status": LostRank.status, "message": message})
+        self.claim({"status": LostRank.status, "message": message})
         self.end(message, LostRank.status)
 
     def follow(self, failed: dict[str, Any]) -> None:
-        """End this process as the rank that failed ends."""
+        """End this process as the rank that failed ends. Rank 0 speaks for the job."""
+        if self.rank == 0:
+            tell(failed["message"])
         self.store.set(f"followed {self.rank}", "1")
-        # Rank 0 speaks for the job; where it is the one that failed, it does so by itself.
-        self.end(f"rank {failed['rank']}: {failed['message']}" if self.rank == 0 else None, failed["status"])
+        time.sleep(4 * BEAT_SECONDS if self.rank == 0 else 0)  # the others may hear of it from a store that it holds
+        self.end(None, failed["status"])
 
     def end(self, message: str | None, status: int) -> None:
         if message is not None:
-            print(f"mixlora: {message}", file=sys.stderr, flush=True)
+            tell(message)
         os._exit(status)
 
     def fail(self, error: BaseException) -> None:
         """Tell the others, wait until they have heard, and raise."""
+        # A store whose process is stopped answers nothing, not even with an error.
+        limit = threading.Timer(60 * BEAT_SECONDS, lambda: self.end(str(store_gone()), LostRank.status))
+        limit.daemon = True
+        limit.start()
         if isinstance(error, RuntimeError) and LOST.search(str(error)):
             error = self.lost(error)
         self.stopped.set()
         self.thread.join(2 * BEAT_SECONDS)
+        who = "" if isinstance(error, LostRank) else f"rank {self.rank}: "
+        message = f"{who}{str(error) or type(error).__name__}"
+        told = False
         try:
-            status = getattr(error, "status", 1)
-            self.claim({"rank": self.rank, "status": status, "message": str(error) or type(error).__name__})
+            self.claim({"status": getattr(error, "status", 1), "message": message})
             self.store.set(f"followed {self.rank}", "1")
             self.wait_for_the_others()
+            told = self.store.check(["followed 0"])
         except RuntimeError:
             pass  # without a store every rank is on its own
+        limit.cancel()
         if isinstance(error, MixloraError) and self.rank > 0:
-            sys.exit(error.status)  # rank 0 has said it
+            if not told:
+                tell(message)
+            sys.exit(error.status)
         raise error
 
     def claim(self, failed: dict[str, Any]) -> None:
@@ -210,8 +222,14 @@ class Watch:
         while time.monotonic() < until and not self.store.check(names):
             time.sleep(BEAT_SECONDS / 5)
 
-    def lost(self, error: RuntimeError) -> MixloraError:
+    def lost(self, error: RuntimeError) -> LostRank:
         """Which rank a broken or endless wait was for: one that is silent, else the one that is furthest behind."""
+        try:
+            return self.blamed(error)
+        except RuntimeError:
+            return store_gone()
+
+    def blamed(self, error: RuntimeError) -> LostRank:
         before = {other: self.said(other) for other in range(self.world) if other != self.rank}
         time.sleep(4 * BEAT_SECONDS)
         silent = [other for other, said in before.items() if self.said(other) == said]
@@ -225,6 +243,14 @@ class Watch:
 
 
 REMEDY = "The same command goes on from the last checkpoint; rank_timeout sets how long a rank may take"
+
+
+def store_gone() -> LostRank:
+    return LostRank(f"rank 0, or the launcher that holds the job together, is gone. {REMEDY}")
+
+
+def tell(message: str) -> None:
+    print(f"mixlora: {message}", file=sys.stderr, flush=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from tiny_runs import REPOSITORY, Started, command, contents, task_folder, train
 
 from mixlora.failpoints import POINTS
 
-OFTEN = ["step.before_optimizer@5", "checkpoint.before_rename@2", "checkpoint.after_rename@3", "results.write@2"]
+OFTEN = ["step.before_optimizer@5", "adapter.write", "checkpoint.before_rename@2", "results.write@2"]
 METHOD = ("method=mole", "train.eval_steps=3", "train.load_best=true", "train.eval_limit=4")
 
 
@@ -207,7 +207,7 @@ def test_two_runs_in_one_folder(configs, tmp_path):
     assert train(configs, run, *METHOD).returncode == 0
 
 
-@pytest.mark.parametrize("point", ["checkpoint.optimizer@2", "checkpoint.before_rename@2"])
+@pytest.mark.parametrize("point", ["checkpoint.before_rename@2"])
 def test_a_full_disk_leaves_the_earlier_checkpoint(configs, whole, tmp_path, point):
     run = tmp_path / "run"
     done = train(configs, run, *METHOD, MIXLORA_FAIL=f"{point}:full")
@@ -243,6 +243,16 @@ def test_out_of_memory_is_recorded_and_the_rows_stay_the_same(configs, whole, tm
     record = json.loads((run / "run.json").read_text())
     assert record["micro_batch_size"] == 1
     assert record["rows"] == json.loads((whole / "run.json").read_text())["rows"]
+
+
+def test_a_rehearsal_writes_nothing(configs, tmp_path):
+    done = train(configs, tmp_path / "run", *METHOD, "dry_run=true", "train.max_length=64")
+    assert done.returncode == 0, done.stderr
+    assert "One step of 4 rows of 64 tokens, 2 in a forward" in done.stdout
+    assert "peak memory" in done.stdout
+    assert not (tmp_path / "run").exists()
+    small = train(configs, tmp_path / "run", *METHOD, "dry_run=true", MIXLORA_FAIL="step.forward:oom")
+    assert "1 in a forward" in small.stdout
 
 
 def test_strays_of_a_killed_run_go(configs, whole, half):

@@ -76,7 +76,7 @@ class Started:
         assert self.process.pid is not None
         return self.process.pid
 
-    def wait(self, seconds: float = 240) -> int | None:
+    def wait(self, seconds: float = 150) -> int | None:
         """The exit status; None while the process is still alive."""
         self.process.join(seconds)
         return self.process.exitcode
@@ -95,7 +95,7 @@ class Started:
 
 @functools.cache
 def server() -> multiprocessing.context.ForkServerContext:
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mixlora.experiment", "mixlora.train", "transformers.models.llama.modeling_llama"])
     return context
@@ -129,6 +129,15 @@ def environments(processes: int) -> list[dict[str, str]]:
 
 def train_on(configs: Path, run_dir: Path, *overrides: str, processes: int = 2, **env: str) -> list[Done]:
     return [rank.done() for rank in ranks(configs, run_dir, *overrides, processes=processes, **env)]
+
+
+def first_of(started: list[Started]) -> Done:
+    """Rank 0's end; the others are ended then, as launchers do."""
+    done = started[0].done()
+    for other in started[1:]:
+        other.process.terminate()
+        other.wait()
+    return done
 
 
 def free_port() -> int:

@@ -51,6 +51,8 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
             sys.argv[1:] = normalise(sys.argv[1:])
             # With this set Hydra raises instead of printing its own traceback; the messages below are ours.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            # torch reports a lost connection with a stack of its own besides; mixlora.ranks says which rank is gone.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             store_single_tasks(sys.argv[1:])
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
