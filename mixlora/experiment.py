@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -18,22 +20,23 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import PreTrainedTokenizerBase
 
-from mixlora import gates, losses, tasks
+from mixlora import gates, losses, ranks, signals, tasks
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach, count, paths
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
-from mixlora.errors import CheckpointError, ConfigError
+from mixlora.errors import CheckpointError, ConfigError, MixloraError, ResourceError
 from mixlora.evaluation import protocols
 from mixlora.evaluation.report import print_results
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result, scorer
+from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, evaluating, result, scorer
+from mixlora.failpoints import reach
 from mixlora.models import base
-from mixlora.records import owned, read_json, write_json, write_lines, write_text
+from mixlora.records import disk_error, owned, read_json, remove_strays, write_json, write_lines, write_text
 from mixlora.tasks import fewshot
 from mixlora.tasks.collate import Row
 from mixlora.tasks.example import Example
@@ -63,6 +66,7 @@ class Experiment:
     command: str
 
     def __post_init__(self) -> None:
+        self.watch = ranks.Watch(self.config.rank_timeout)
         self.folder = configs.run_folder(self.config)
         self.losses = losses.build(self.config.aux_loss)
         if self.config.method.gate is not None:
@@ -73,11 +77,13 @@ class Experiment:
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        tracker = self.config.tracker.value
+        tracker = "none" if self.config.dry_run else self.config.tracker.value
         accelerator = Accelerator(
-            gradient_accumulation_steps=1,
+            # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
+            cpu=not torch.accelerator.is_available(),
             log_with=None if tracker == "none" else tracker,
             project_dir=str(self.folder),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=self.config.rank_timeout))],
         )
         if tracker != "none":
             flat = {"config": json.dumps(configs.plain(self.config))}
@@ -88,6 +94,7 @@ class Experiment:
 
     @cached_property
     def data(self) -> Mapping[str, tasks.TaskData]:
+        reach("data.load")
         return tasks.load(self.config.tasks, self.config.data, self.config.seed)
 
     @cached_property
@@ -162,17 +169,45 @@ class Experiment:
 
     def run(self) -> None:
         """Train and evaluate, or go on, or show what is already there."""
-        if self.finished():
-            say(f"This configuration is finished: {self.folder}")
-            print_results(self.folder)
-            return
-        self.announce()
-        if not self.accelerator.is_main_process:
-            self.work()
-            return
-        with owned(self.folder):
-            self.begin()
-            self.work()
+        with signals.raised(), named(self.folder):
+            self.accelerator  # noqa: B018  starts the process group
+            with ranks.together(self.config.rank_timeout) as self.watch:
+                reach("start")
+                if self.config.dry_run:
+                    self.announce()
+                    self.rehearse()
+                    return
+                if ranks.agree(self.finished()):
+                    say(f"This configuration is finished: {self.folder}")
+                    if self.accelerator.is_main_process:
+                        print_results(self.folder)
+                    return
+                self.announce()
+                with owned(self.folder) if self.accelerator.is_main_process else nullcontext():
+                    self.begin()
+                    self.work()
+            self.accelerator.end_training()
+
+    def rehearse(self) -> None:
+        """One step on rows as long as a row can be, and what an example looks like; writes nothing."""
+        example = next(iter(self.trained.values())).train[0]
+        say(f"{example.id}, with the tokens that carry loss marked:")
+        say(self.formatter.show(example, max_length=self.config.train.max_length))
+        loaded = base.load(self.config.model, device=self.accelerator.device)
+        sizes = self.attach(loaded)
+        say(f"{sizes['total']:,} parameters in all")
+        trainer = self.trainer(loaded, self.evaluator(loaded))
+        trainer.rows = lambda first, number: [
+            longest(row, self.config.train.max_length) for row in self.rows(0, number)
+        ]
+        began = time.monotonic()
+        line, _ = trainer.step(1)
+        peak = peak_memory(self.accelerator.device) / 2**30
+        say(
+            f"One step of {self.rows_a_step} rows of {self.config.train.max_length} tokens, "
+            f"{trainer.totals.micro_batch_size} in a forward: loss {line['loss']:.3f}, "
+            f"{time.monotonic() - began:.1f} s, peak memory {peak:.2f} GiB. Nothing was trained or written"
+        )
 
     def finished(self) -> bool:
         record = self.folder / "run.json"
@@ -184,6 +219,9 @@ class Experiment:
 
     def begin(self) -> None:
         """Write the configuration; refuse a folder that another configuration began."""
+        if not self.accelerator.is_main_process:
+            return
+        remove_strays(self.folder)
         path = self.folder / "config.yaml"
         text = yaml.safe_dump(configs.plain(self.config), sort_keys=False, allow_unicode=True)
         if path.is_file():
@@ -210,7 +248,28 @@ class Experiment:
         loaded = base.load(config.model, device=self.accelerator.device)
         if config.eval.before:
             self.evaluate_base(self.evaluator(loaded))
-        adapter = attach(loaded.model, config.method, config.model)
+        sizes = self.attach(loaded)
+        evaluator = self.evaluator(loaded)
+        trainer = self.trainer(loaded, evaluator)
+        totals = self.train(trainer)
+        reach("adapter.write")
+        adapter = trainer.tensors()
+        if trainer.main:
+            files.save(self.folder / "adapter", adapter, loaded.model, config.method, origin(config))
+        reach("evaluate.after")
+        self.evaluate(evaluator, self.folder, "after")
+        loads = self.routing(loaded)
+        if trainer.main:
+            reach("finish")
+            write_json(self.folder / "routing.json", loads)
+            self.record("finished", loaded, sizes, totals, time.monotonic() - began)
+            print_results(self.folder)
+
+    def attach(self, loaded: base.Base) -> dict[str, int]:
+        """Put the method's adapter into the model, the same for one seed whatever was computed before."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        attach(loaded.model, config.method, config.model)
         if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         sizes = count(loaded.model)
@@ -218,27 +277,15 @@ class Experiment:
             f"{config.method.name}: {sizes['trainable']:,} trainable parameters "
             f"({sizes['trainable'] / sizes['total']:.2%}), {sizes['activated']:,} activated by a token"
         )
-        evaluator = self.evaluator(loaded)
-        trainer = self.trainer(loaded, adapter, evaluator)
-        totals = self.train(trainer)
-        if self.accelerator.is_main_process:
-            files.save(self.folder / "adapter", adapter, loaded.model, config.method, origin(config))
-        self.evaluate(evaluator, self.folder, "after")
-        loads = self.routing(loaded)
-        if self.accelerator.is_main_process:
-            write_json(self.folder / "routing.json", loads)
-            self.record("finished", loaded, sizes, totals, time.monotonic() - began)
-            print_results(self.folder)
-        self.accelerator.end_training()
+        return sizes
 
     def evaluator(self, loaded: base.Base) -> Evaluator:
         config = self.config
         return Evaluator(loaded.model, loaded.tokenizer, config.eval, config.data, self.shots, config.seed)
 
-    def trainer(self, loaded: base.Base, adapter: Mapping[str, torch.Tensor], evaluator: Evaluator) -> Trainer:
+    def trainer(self, loaded: base.Base, evaluator: Evaluator) -> Trainer:
         return Trainer(
             model=loaded.model,
-            adapter=adapter,
             aux=self.losses,
             rows=self.rows,
             tasks=sorted(self.trained),
@@ -248,34 +295,49 @@ class Experiment:
             pad_id=int(loaded.tokenizer.pad_token_id),
             folder=self.folder,
             accelerator=self.accelerator,
+            origin=self.origin(loaded.sha256),
             score=lambda step: self.validation(evaluator, step),
+            at=self.watch.at,
         )
+
+    def origin(self, weights_sha256: str) -> dict[str, Any]:
+        """What a run must share with the checkpoint that it goes on from."""
+        return {
+            "config": configs.decisive(self.config),
+            "data": {name: data.fingerprints for name, data in sorted(self.data.items())},
+            "weights": weights_sha256,
+            "world_size": self.accelerator.num_processes,
+        }
 
     def train(self, trainer: Trainer) -> Totals:
         """Go on from the newest whole checkpoint, or from the one that `resume` names, or start."""
-        if self.config.resume:
-            trainer.restore(saved := checkpoint.read(Path(self.config.resume)))
+        path = ranks.agree(self.checkpoint())
+        start = 0
+        if path is not None:
+            saved = checkpoint.read(path)
+            same_origin(path, saved.state["origin"], trainer.origin)
+            trainer.restore(saved)
             start = saved.step
-        else:
-            path, wrong = checkpoint.newest(self.folder / "checkpoints")
-            for reason in wrong:
-                say(f"Not used: {reason}")
-            start = 0
-            if path is not None:
-                trainer.restore(checkpoint.read(path))
-                start = int(path.name.removeprefix("step-"))
-                say(f"Going on after step {start}")
-            elif trainer.main:
-                (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            say(f"Going on after step {start}")
+        elif trainer.main:
+            trainer.metrics.unlink(missing_ok=True)
+        reach("data.tokenise")
         with bar("train", self.steps, start) as shown:
             trainer.on_step = lambda line: self.log(line, shown)
             totals = trainer.run(start)
-        if self.config.train.load_best:
-            best, _ = checkpoint.newest(self.folder / "best")
-            if best is not None:
-                trainer.restore_tensors(checkpoint.read(best))
-                say(f"Best validation score at step {best.name.removeprefix('step-')}; that adapter is kept")
+        if self.config.train.load_best and totals.best is not None:
+            trainer.restore_best()
+            say(f"Best validation score at step {totals.best_step}; that adapter is kept")
         return totals
+
+    def checkpoint(self) -> Path | None:
+        """Where to go on from; whatever is damaged is named."""
+        if self.config.resume:
+            return Path(self.config.resume)
+        path, wrong = checkpoint.newest(self.folder / "checkpoints")
+        for reason in wrong:
+            say(f"Not used: {reason}")
+        return path
 
     def log(self, line: Mapping[str, Any], shown: Any) -> None:
         shown.advance(1, f"loss {line['loss']:.3f}" if isinstance(line["loss"], float) else f"loss {line['loss']}")
@@ -287,6 +349,7 @@ class Experiment:
         for name, data in self.evaluated.items():
             examples = data.validation[: self.config.train.eval_limit]
             if examples and self.runnable(data):
+                self.watch.at(f"step {step}, validate {name}")
                 predictions = evaluator(data.task, examples, f"validate {name}")
                 found[name] = result(data.task, predictions, evaluator.protocol)["value"]
         return found
@@ -298,9 +361,11 @@ class Experiment:
         """
         folder, main = self.folder / "before", self.accelerator.is_main_process
         shared = Path(self.config.output_root) / "base" / f"{self.config.model.name}-{self.protocol_digest()[:12]}"
-        if (folder / "results.json").is_file():
+        there, known = ranks.agree([(place / "results.json").is_file() for place in (folder, shared)])
+        if there:
             return
-        if not (shared / "results.json").is_file():
+        reach("evaluate.before")
+        if not known:
             self.evaluate(evaluator, folder, "before")
             if main:
                 copy_results(folder, shared)
@@ -327,6 +392,7 @@ class Experiment:
                 reason = "generated code is run only with eval.allow_code_execution=true"
                 results[name] = {"metric": data.task.metric, "value": None, "n": 0, "reason": reason}
                 continue
+            self.watch.at(f"{when} {name}")
             predictions = scorer(evaluator)(data.task, self.examples(data), f"{when:6} {name}")
             found = result(data.task, predictions, evaluator.protocol)
             results[name] = found | {
@@ -338,6 +404,7 @@ class Experiment:
             }
             if main:
                 write_lines(folder / "predictions" / f"{name}.jsonl", predictions)
+        reach("results.write")
         if main:
             write_json(folder / "results.json", results)
 
@@ -349,13 +416,16 @@ class Experiment:
             name: [self.row(name, example) for example in self.examples(data)[:ROUTING_ROWS]]
             for name, data in self.evaluated.items()
         }
-        return expert_loads(loaded.model, rows, batch_size=8, pad_id=int(loaded.tokenizer.pad_token_id))
+        with evaluating(loaded.model):
+            return expert_loads(loaded.model, rows, batch_size=8, pad_id=int(loaded.tokenizer.pad_token_id))
 
     # ---- what is said and kept
 
     def announce(self) -> None:
         say(f"Run folder: {self.folder}")
         self.notes()
+        ranks.same("configuration", configs.digest(self.config))
+        ranks.same("data", {name: data.fingerprints for name, data in self.data.items()})
         if not self.trained:
             raise ConfigError(f"tasks={self.config.tasks.name} has no training rows")
         say(f"{self.steps} steps of {self.rows_a_step} rows from {len(self.trained)} tasks:")
@@ -394,6 +464,7 @@ class Experiment:
             loaded, sizes, totals, seconds = parts
             values |= {
                 "weights_sha256": loaded.sha256,
+                "sharded": ranks.sharded(loaded.model),
                 "parameters": sizes,
                 "computed": paths(loaded.model),
                 "tokens": totals.tokens,
@@ -401,12 +472,58 @@ class Experiment:
                 "rows": {name: drawn.rows for name, drawn in self.plan.drawn().items()},
                 "passes": {name: round(drawn.passes, 4) for name, drawn in self.plan.drawn().items()},
                 "skipped_steps": totals.skipped,
+                "micro_batch_size": totals.micro_batch_size,
                 "seconds": round(seconds, 1),
                 "training_seconds": round(totals.seconds, 1),
                 "tokens_per_second": round(totals.tokens / max(totals.seconds, 1e-9), 1),
                 "peak_memory_bytes": peak_memory(self.accelerator.device),
             }
         write_json(path, values)
+
+
+@contextmanager
+def named(folder: Path) -> Iterator[None]:
+    """Errors of the machine as errors that name their remedy."""
+    try:
+        yield
+    except MixloraError:
+        raise
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    except (RuntimeError, MemoryError) as error:
+        if not ranks.is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            "out of memory outside a training step. Lower eval.batch_size, or choose model.quantization=nf4 or "
+            "model.dtype=bfloat16 where the model itself does not fit"
+        ) from error
+
+
+def same_origin(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that another configuration, world size, model or data left.
+
+    Raises:
+        CheckpointError: naming what differs, with both values where there is room.
+    """
+    differ = sorted(differences(saved, json.loads(json.dumps(now))))
+    if differ:
+        shown = [f"{key.removeprefix('config.')} was {at(saved, key)}, now {at(now, key)}" for key in differ[:4]]
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(shown)}{'; ...' if differ[4:] else ''}. "
+            "Use the old values, or set run_dir to a new folder"
+        )
+
+
+def at(values: Any, dotted: str) -> str:
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return str(values)[:80]
+
+
+def longest(row: Row, length: int) -> Row:
+    """The row with its prompt repeated up to `length` tokens."""
+    room = max(1, length - len(row.answer_ids))
+    return replace(row, prompt_ids=(row.prompt_ids * room)[:room])
 
 
 def copy_results(source: Path, target: Path) -> None:

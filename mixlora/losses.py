@@ -6,14 +6,13 @@ loss logs its own value. Means over tokens run over all ranks, so a rank with fe
     T tokens (any leading shape)   E experts   N real tokens   f_i share of expert i   P_i its mean probability
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 
 from mixlora.config.typed import suggest, typed
@@ -55,16 +54,18 @@ class LoadBalance:
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
-        return reduced([self.one(group, mask_T) for group in grouped(routings, self.over)], self.reduce)
+        P = token_means({name: r.probs_TE for name, r in routings.items()}, mask_T)
+        f = token_means({name: self.counted(r).to(P[name].dtype) for name, r in routings.items()}, mask_T)
+        return reduced([self.one(P, f, group) for group in grouped(P, self.over)], self.reduce)
 
-    def one(self, group: list[Routing], mask_T: Tensor) -> Tensor:
-        if len(experts := {r.probs_TE.shape[-1] for r in group}) > 1:
+    def one(self, P: Mapping[str, Tensor], f: Mapping[str, Tensor], group: list[str]) -> Tensor:
+        """Every router of a group saw the same tokens, so means over routers are means over all of them."""
+        if len(experts := {len(P[name]) for name in group}) > 1:
             raise ConfigError(
                 f"aux_loss.load_balance.over={self.over.value} puts routers of {sorted(experts)} experts together, "
                 "but needs one number of experts. Use aux_loss.load_balance.over=router, or layer"
             )
-        P_E = token_mean([r.probs_TE for r in group], mask_T)
-        f_E = token_mean([self.counted(r).to(P_E.dtype) for r in group], mask_T)
+        P_E, f_E = (torch.stack([means[name] for name in group]).mean(0) for means in (P, f))
         if self.share is Share.assignments:
             f_E = f_E / f_E.sum()
         return len(P_E) * (f_E * P_E).sum()
@@ -93,8 +94,8 @@ class TsallisEntropy:
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
-        means = [token_mean([tsallis_entropy(r.probs_TE, self.q, eps=self.eps)], mask_T) for r in routings.values()]
-        return reduced(means, Reduce.mean)
+        values = {name: tsallis_entropy(r.probs_TE, self.q, eps=self.eps) for name, r in routings.items()}
+        return reduced(token_means(values, mask_T).values(), Reduce.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,8 @@ class RouterZ:
     coef: float = 1e-3
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
-        means = [token_mean([r.logits_TS.logsumexp(-1).square()], mask_T) for r in routings.values()]
-        return reduced(means, Reduce.mean)
+        values = {name: r.logits_TS.logsumexp(-1).square() for name, r in routings.items()}
+        return reduced(token_means(values, mask_T).values(), Reduce.mean)
 
 
 AuxLoss = LoadBalance | TsallisEntropy | RouterZ
@@ -122,11 +123,11 @@ def build(aux_loss: Mapping[str, Mapping[str, Any]]) -> dict[str, AuxLoss]:
     return built
 
 
-def grouped(routings: Mapping[str, Routing], over: Over) -> Iterable[list[Routing]]:
-    groups: dict[str, list[Routing]] = {}
-    for name, routing in routings.items():
+def grouped(names: Iterable[str], over: Over) -> Iterable[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
         key = {Over.router: name, Over.layer: layer_of(name), Over.model: ""}[over]
-        groups.setdefault(key, []).append(routing)
+        groups.setdefault(key, []).append(name)
     return groups.values()
 
 
@@ -137,21 +138,39 @@ def layer_of(name: str) -> str:
     return ".".join(parts[: end + 1])
 
 
-def reduced(values: list[Tensor], reduce: Reduce) -> Tensor:
-    stacked = torch.stack(values)
+def reduced(values: Iterable[Tensor], reduce: Reduce) -> Tensor:
+    stacked = torch.stack(list(values))
     return stacked.sum() if reduce is Reduce.sum else stacked.mean()
 
 
-def token_mean(values: Sequence[Tensor], mask_T: Tensor) -> Tensor:
-    """Mean over the real tokens of all ranks, and over `values`: several of [T, ...] -> [...].
+def token_means(values: Mapping[str, Tensor], mask_T: Tensor) -> dict[str, Tensor]:
+    """Means over the real tokens of all ranks, each [T, ...] -> [...], all of them in one reduction.
 
-    A product with the mask, not a selection: that would copy, and cost a scatter in backward. Its gradient is right
-    under DDP's averaging.
+    A product with the mask, not a selection: that would copy, and cost a scatter in backward. The gradient is right
+    under the averaging over ranks that data-parallel wrappers do.
     """
-    mask_N = mask_T.flatten().to(values[0].dtype)
-    total = torch.stack([mask_N @ value.flatten(0, mask_T.dim() - 1) for value in values]).sum(0)
-    count = mask_N.sum() * len(values)
+    dtype = torch.promote_types(next(iter(values.values())).dtype, torch.float32)
+    mask_N = mask_T.flatten().to(dtype)
+    rows = [value.to(dtype).reshape(len(mask_N), -1) for value in values.values()]
+    sums = torch.cat([mask_N.sum()[None], *(mask_N @ row for row in rows)])
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        total = differentiable.all_reduce(total)
-        dist.all_reduce(count)
-    return total / count
+        sums = OverRanks.apply(sums)
+    means = (sums[1:] / sums[0].detach()).split([row.shape[1] for row in rows])
+    shapes = (value.shape[mask_T.dim() :] for value in values.values())
+    return {name: mean.view(shape) for name, mean, shape in zip(values, means, shapes, strict=True)}
+
+
+class OverRanks(torch.autograd.Function):
+    """The sum over ranks. Every rank's loss contains it, so its gradient is the sum over ranks as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone()
+        dist.all_reduce(gradient)
+        return gradient

@@ -5,12 +5,13 @@ JSON is written beside its name, synced and renamed. One process at a time owns 
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mixlora.errors import ConfigError, ResourceError
 
@@ -77,43 +78,62 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def append_line(path: Path, row: Any) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise disk_error(path, error) from None
+
+
+def sync_file(path: Path) -> None:
+    """What was appended is on disk before anything relies on it."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove what killed processes left beside the files that they were writing."""
+    for stray in folder.rglob(".*.tmp"):
+        stray.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own `folder` while the block runs; a lock whose process is gone is taken over.
+    """Own `folder` while the block runs. The system lets go of the lock of a process that is gone, however it went.
 
     Raises:
         ConfigError: another process owns it.
     """
-    lock = folder / ".lock"
+    path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = locked(path)
     except OSError as error:
         raise disk_error(folder, error) from None
-    mine: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
-    owner: dict[str, Any] = mine
-    with contextlib.suppress(OSError, ValueError):
-        owner = read_json(lock)
-    if owner != mine and (owner["host"] != mine["host"] or process_exists(owner["pid"])):
-        raise ConfigError(
-            f"{folder} is in use by process {owner['pid']} on {owner['host']}. "
-            f"Wait for it, set run_dir to another folder, or remove {lock} if it is gone"
-        )
-    write_json(lock, mine)
     try:
+        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        lock.flush()
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        lock.close()
 
 
-def process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def locked(path: Path) -> TextIO:
+    """The lock file, open and locked."""
+    while True:
+        lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  closing it lets go of the lock
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            raise ConfigError(
+                f"{path.parent} is in use by another run: {owner}. Wait for it, or set run_dir to another folder"
+            ) from None
+        if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            lock.truncate(0)
+            return lock
+        lock.close()  # its owner finished and took the file away between our two calls

@@ -1,15 +1,14 @@
 """Files of a run folder are whole, and one process owns the folder."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mixlora import records
-from mixlora.errors import ConfigError
+from mixlora.errors import ConfigError, ResourceError
 
 
 def test_replaces_in_one_step(tmp_path):
@@ -34,13 +33,28 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
 
 
 def test_a_living_owner_is_respected_and_a_dead_one_is_not(tmp_path):
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    own = f"import time; from mixlora import records as r; l = r.owned(r.Path({str(tmp_path)!r})); l.__enter__()"
+    owner = subprocess.Popen([sys.executable, "-c", f"{own}; print('mine', flush=True); time.sleep(60)"], stdout=-1)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"mine\n"
     lock = tmp_path / ".lock"
-    lock.write_text(json.dumps({"pid": sleeper.pid, "host": socket.gethostname()}))
-    with pytest.raises(ConfigError, match=f"process {sleeper.pid}"), records.owned(tmp_path):
+    with pytest.raises(ConfigError, match=f'"pid": {owner.pid}'), records.owned(tmp_path):
         pass
-    sleeper.kill()
-    sleeper.wait()
+    owner.kill()
+    owner.communicate()
+    assert lock.exists()
     with records.owned(tmp_path):
         assert records.read_json(lock)["pid"] == os.getpid()
     assert not lock.exists()
+
+
+def test_strays_go(tmp_path):
+    records.write_json(tmp_path / "a" / "x.json", {"n": 1})
+    (tmp_path / "a" / ".x.json.77.tmp").write_text("{")
+    records.remove_strays(tmp_path)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.json"]
+
+
+def test_a_full_disk_says_so(tmp_path):
+    with pytest.raises(ResourceError, match="no space left"):
+        records.append_line(Path("/dev/full"), {"step": 1})

@@ -7,6 +7,7 @@ known groups before Hydra looks, so both spellings work, in sweeps too.
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mixlora.config import explain
 from mixlora.errors import ConfigError, MixloraError
 
+RANK_SECONDS = 10.0  # that other ranks leave rank 0 to say what is wrong
 GROUPS = frozenset({"model", "method", "tasks", "aux_loss", "experiment"})
 
 
@@ -42,11 +44,17 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
     def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(run)
         def main() -> None:
+            try:
+                refuse_sweep_of_ranks(sys.argv[1:])
+            except ConfigError as error:
+                leave(error)
             sys.argv[1:] = normalise(sys.argv[1:])
             # With this set Hydra raises instead of printing its own traceback; the messages below are ours.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             if not sys.stderr.isatty():
                 os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries fill a log file with noise
+            # torch reports a lost connection with a stack of its own besides; mixlora.ranks says which rank is gone.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             store_single_tasks(sys.argv[1:])
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
@@ -75,9 +83,30 @@ def leave(error: Exception) -> NoReturn:
         error = ConfigError(explain.hydra_error(error))
     if not isinstance(error, MixloraError):
         raise error
-    if is_main_process():
-        print(f"mixlora: {error}", file=sys.stderr)
+    if not is_main_process():
+        # Rank 0 meets the same mistake and says it; its launcher then ends this process during the wait.
+        time.sleep(RANK_SECONDS)
+    place = "" if is_main_process() else f"rank {os.environ.get('RANK', '?')}: "
+    print(f"mixlora: {place}{error}", file=sys.stderr)
     sys.exit(error.status)
+
+
+def refuse_sweep_of_ranks(argv: Sequence[str]) -> None:
+    """Every rank would run a sweep of its own.
+
+    Raises:
+        ConfigError: -m inside a process group, with the command to use instead.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"-m", "--multirun"} & set(argv):
+        raise ConfigError(
+            "a sweep (-m) inside torchrun or accelerate launch would run once on every rank. Start it as one process, "
+            f"which gives each point its devices: python -m {module_name()} {' '.join(argv)}"
+        )
+
+
+def module_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else "mixlora.train"
 
 
 def is_main_process() -> bool:

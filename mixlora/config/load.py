@@ -17,7 +17,7 @@ from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
 # What does not change a result and so is left out of a run's name.
-NAMELESS = ("output_root", "run_dir", "tracker", "launcher", "jobs", "resume", "dry_run")
+NAMELESS = ("output_root", "run_dir", "tracker", "launcher", "jobs", "resume", "dry_run", "rank_timeout")
 NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps")
 
 
@@ -59,10 +59,16 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def digest(config: Config) -> str:
-    """sha256 of everything in the configuration that decides the result."""
+def decisive(config: Config) -> dict[str, Any]:
+    """Everything in the configuration that decides the result, as plain data."""
     values = {k: v for k, v in plain(config).items() if k not in NAMELESS}
     values["train"] = {k: v for k, v in values["train"].items() if k not in NAMELESS_TRAIN}
+    return values
+
+
+def digest(config: Config) -> str:
+    """sha256 of everything in the configuration that decides the result."""
+    values = decisive(config)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -157,5 +163,7 @@ def check_train(config: Config) -> None:
             raise ConfigError(f"train.{key} must be a positive number, got {value}")
     if config.eval.limit is not None and config.eval.limit < 1:
         raise ConfigError(f"eval.limit must be at least 1, got {config.eval.limit}")
+    if config.rank_timeout < 1:
+        raise ConfigError(f"rank_timeout must be at least 1 second, got {config.rank_timeout}")
     if train.load_best and train.eval_steps is None:
         raise ConfigError("train.load_best=true needs train.eval_steps: how often to score the validation split")

@@ -319,3 +319,4 @@ class Config:
     launcher: Launcher = Launcher.local
     jobs: int | None = None
     tracker: Tracker = Tracker.none
+    rank_timeout: int = 1800  # seconds that the ranks of a job wait for one of them

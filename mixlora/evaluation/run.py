@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mixlora import ranks
 from mixlora.config.load import plain
 from mixlora.config.schema import Answer, Backend, Data, Eval, Task
 from mixlora.console import bar
@@ -60,7 +61,10 @@ class Evaluator:
         return min(window, self.options.max_length or window)
 
     def __call__(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
-        """One prediction an example, in their order, the same on every rank; each rank works on its share."""
+        """One prediction an example, in their order, the same on every rank; each rank works on its share.
+
+        Where the model lies in parts on the ranks, every forward needs all of them, so all do all the work in step.
+        """
         predict = {
             Reading.likelihood: self.likeliest,
             Reading.label_token: self.label_tokens,
@@ -68,6 +72,9 @@ class Evaluator:
             Reading.run: self.programs,
         }[self.protocol.reads(task)]
         state = PartialState()
+        if ranks.sharded(self.model):
+            with evaluating(self.model):
+                return predict(task, examples, label)
         with evaluating(self.model):
             mine = predict(task, examples[state.process_index :: state.num_processes], label)
         return in_order(gather_object(mine), examples)

@@ -17,7 +17,9 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from mixlora import ranks
 from mixlora.errors import CheckpointError
+from mixlora.failpoints import reach
 from mixlora.records import read_json, sync_folder, write_bytes, write_json
 
 MANIFEST = "manifest.json"
@@ -40,18 +42,25 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     clean(folder)
     partial.mkdir(parents=True)
     try:
+        reach("checkpoint.adapter")
         write_bytes(partial / "adapter.safetensors", save_safetensors(on_cpu(checkpoint.adapter)))
+        reach("checkpoint.optimizer")
         write_bytes(partial / "optimizer.safetensors", save_safetensors(on_cpu(checkpoint.optimizer)))
+        reach("checkpoint.state")
         write_json(partial / "state.json", {"step": checkpoint.step, **checkpoint.state})
+        reach("checkpoint.before_manifest")
         write_json(partial / MANIFEST, {p.name: fingerprint(p) for p in sorted(partial.iterdir())})
+        reach("checkpoint.before_rename")
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
         sync_folder(folder)
+        reach("checkpoint.after_rename")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     for old in steps(folder)[:-keep]:
+        reach("checkpoint.prune")
         shutil.rmtree(old)
     return final
 
@@ -67,13 +76,24 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def steps(folder: Path) -> list[Path]:
     """The checkpoints' folders, oldest first; temporary ones are not among them."""
     found = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
 
 
 def clean(folder: Path) -> None:
     """Remove what a killed process left half-written."""
     for stray in folder.glob("step-*.tmp-*"):
         shutil.rmtree(stray, ignore_errors=True)
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Remove what lies after the step that a run goes on from: a damaged one must not count among those kept."""
+    for path in steps(folder):
+        if step_of(path) > step:
+            shutil.rmtree(path)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def damage(path: Path) -> str | None:
@@ -118,21 +138,21 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(state.pop("step"), adapter, optimizer, state)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
-    """AdamW's moments and step counts by parameter name; `names` maps id(parameter) to its name."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """AdamW's moments and step counts by the name of their parameter, whole on every rank."""
     return {
-        f"{names[id(parameter)]}|{key}": value
+        f"{names[parameter]}|{key}": ranks.whole(value)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[int, str]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[Tensor, str]
 ) -> None:
-    parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    parameters = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
     for full, value in tensors.items():
         name, _, key = full.rpartition("|")
         parameter = parameters[name]
-        device = parameter.device if value.dim() else value.device  # AdamW keeps its step count on the CPU
-        optimizer.state[parameter][key] = value.to(device)
+        # AdamW keeps its step count, the one value without a dimension, on the CPU.
+        optimizer.state[parameter][key] = ranks.spread_as(parameter, value) if value.dim() else value

@@ -1,34 +1,38 @@
 """The training loop: draw, forward, two kinds of loss, backward, clip, step, move the gates, record.
 
 Everything random is a function of (seed, step, rank): which rows a step sees comes from the mixture's plan, dropout
-from a generator that is seeded anew for each micro-batch. So a resumed run does not need to know how it got here.
+from a generator that is seeded anew for each micro-batch, the learning rate from the step. So a resumed run does not
+need to know how it got here.
 """
 
 import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import get_scheduler
 
-from mixlora import gates
+from mixlora import gates, ranks, signals
+from mixlora.adapters.attach import adapter_tensors
 from mixlora.config.schema import Train
-from mixlora.errors import CheckpointError, Interrupted, NumericsError
+from mixlora.console import say
+from mixlora.errors import CheckpointError, Interrupted, NumericsError, ResourceError
+from mixlora.failpoints import reach
 from mixlora.losses import AuxLoss
 from mixlora.models import packing
 from mixlora.models.likelihood import AnswerLosses, packs_rows
-from mixlora.records import append_line, read_lines, write_lines
+from mixlora.records import append_line, read_lines, sync_file, write_lines
 from mixlora.tasks.collate import Batch, Row, collate, pack, packs, packs_within, padded_batches
 from mixlora.training import checkpoint
+from mixlora.training.distribute import distribute, synchronised
+from mixlora.training.schedule import factor
+from mixlora.training.tally import Tally, over_ranks
 
 Rows = Callable[[int, int], list[Row]]  # (first draw, count) -> tokenised rows
 MOST_BAD_STEPS = 3
@@ -36,15 +40,17 @@ MOST_BAD_STEPS = 3
 
 @dataclass
 class Totals:
-    """What has happened since the first step; saved with every checkpoint."""
+    """What has happened since the first step, over all ranks; saved with every checkpoint."""
 
     tokens: int = 0  # real tokens that went through the model
     label_tokens: Counter[str] = field(default_factory=Counter)  # tokens with loss, by task
     rows: Counter[str] = field(default_factory=Counter)
     skipped: int = 0  # steps that were not taken because a number was not finite
+    bad_in_a_row: int = 0
     seconds: float = 0.0
-    best: float = -math.inf
+    best: float | None = None  # mean validation score
     best_step: int = 0
+    micro_batch_size: int = 0  # rows of a forward: below train.per_device_train_batch_size after memory ran out
 
 
 @dataclass
@@ -53,14 +59,15 @@ class Trainer:
 
     Args:
         model: with the adapter attached; only its trainable parameters move.
-        adapter: every tensor that belongs to the adapter, by name, as `attach` returned them.
         rows: tokenised training rows by draw, the same on every rank.
         tasks: their names, in one order on every rank.
-        score: mean validation score of the current model; called every `train.eval_steps` steps.
+        origin: what a checkpoint must share with a run that goes on from it.
+        score: validation scores of the current model; called every `train.eval_steps` steps.
+        on_step: hears each line of metrics; on every rank.
+        at: hears where this rank is.
     """
 
     model: nn.Module
-    adapter: Mapping[str, Tensor]
     aux: Mapping[str, AuxLoss]
     rows: Rows
     tasks: Sequence[str]
@@ -70,13 +77,23 @@ class Trainer:
     pad_id: int
     folder: Path
     accelerator: Accelerator
+    origin: Mapping[str, Any] = field(default_factory=dict)
     score: Callable[[int], Mapping[str, float]] | None = None
     on_step: Callable[[Mapping[str, Any]], None] = lambda line: None
+    at: Callable[[str], None] = lambda place: None
 
     def __post_init__(self) -> None:
         train = self.train
+        # What the model can do is tried before it is spread over devices.
+        self.answer_losses = AnswerLosses(self.model)
+        with packing.by_row(self.model):
+            self.packed = train.packing and packs_rows(self.model)
+        clear_records(self.model)
+        self.wrapped = distribute(self.model, self.accelerator)
+        # FSDP puts parameters of its own into the model, so they are looked up after it.
+        self.adapter = adapter_tensors(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.names = {id(t): name for name, t in self.adapter.items()}
+        self.names = {tensor: name for name, tensor in self.adapter.items()}
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=train.learning_rate,
@@ -84,227 +101,215 @@ class Trainer:
             eps=train.adam_epsilon,
             weight_decay=train.weight_decay,
         )
-        warmup = round(train.warmup_ratio * self.steps)
-        self.scheduler = get_scheduler(train.lr_scheduler.value, self.optimizer, warmup, self.steps)
-        self.answer_losses = AnswerLosses(self.model)
-        with packing.by_row(self.model):
-            self.packed = train.packing and packs_rows(self.model)
-        clear_records(self.model)
-        self.wrapped = self.accelerator.prepare(self.model) if self.parameters else self.model
-        self.totals = Totals()
-        self.bad_in_a_row = 0
+        self.warmup = round(train.warmup_ratio * self.steps)
+        self.totals = Totals(micro_batch_size=train.per_device_train_batch_size)
 
     # ---- the run
 
     def run(self, start: int = 0) -> Totals:
         """Train from after step `start` to the last step."""
         self.model.train()
-        with interruptions() as interrupted:
+        with signals.collected() as seen:
             for step in range(start + 1, self.steps + 1):
                 began = time.monotonic()
-                line = self.step(step)
+                line, stop = self.step(step, seen)
                 self.totals.seconds += time.monotonic() - began
-                line |= self.validate(step)
-                if self.main:
-                    if step % self.train.logging_steps == 0 or step == self.steps:
-                        append_line(self.folder / "metrics.jsonl", line)
-                    self.on_step(line)
-                if step % self.train.save_steps == 0 or step == self.steps or interrupted:
+                line |= {"seconds": round(self.totals.seconds, 3)} | self.validate(step)
+                reach("step.metrics")
+                if self.main and (step % self.train.logging_steps == 0 or step == self.steps):
+                    append_line(self.metrics, line)
+                self.on_step(line)
+                if step % self.train.save_steps == 0 or step == self.steps or stop:
                     self.save(step)
-                if interrupted:
-                    raise Interrupted(f"saved after step {step}; the same command goes on from there", interrupted[0])
+                if stop:
+                    number = seen[0] if seen else signal.SIGTERM
+                    raise Interrupted(f"saved after step {step}; the same command goes on from there", number)
         return self.totals
 
-    def step(self, step: int) -> dict[str, Any]:
-        """One optimizer step over all micro-batches of this rank; returns its line of metrics."""
+    def step(self, step: int, seen: Sequence[int] = ()) -> tuple[dict[str, Any], bool]:
+        """One optimizer step over all micro-batches; its line of metrics, and whether a rank was told to stop."""
+        rate = self.train.learning_rate * factor(self.train.lr_scheduler, step, warmup=self.warmup, steps=self.steps)
+        batches, tally, aux_losses = self.gradients_that_fit(step)
+        norm = float(ranks.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm)))
+        tally.signals += len(seen)
+        tally.reduce(self.accelerator.device)
+        reach("step.before_optimizer")
+        self.move(step, rate, math.isfinite(norm) and math.isfinite(tally.loss), tally, batches)
+        line = {
+            "step": step,
+            "loss": finite_or_text(tally.loss),
+            "task_losses": {task: finite_or_text(value) for task, value in tally.task_losses().items()},
+            "aux_losses": {name: finite_or_text(value) for name, value in aux_losses.items()},
+            "learning_rate": rate,
+            "grad_norm": finite_or_text(norm),
+            "tokens": self.totals.tokens,
+            "label_tokens": int(tally.count.sum()),
+            "expert_load": tally.balance(),
+            "skipped": self.totals.skipped,
+        }
+        return line, bool(tally.signals)
+
+    def gradients_that_fit(self, step: int) -> tuple[list[Batch], Tally, dict[str, float]]:
+        """The step's gradients; where memory runs out, again in smaller micro-batches of the same rows."""
+        while True:
+            try:
+                return self.gradients(step)
+            except (RuntimeError, MemoryError) as error:
+                if not ranks.is_out_of_memory(error):
+                    raise
+            self.release()
+            self.use_smaller_micro_batches(step)
+
+    def gradients(self, step: int) -> tuple[list[Batch], Tally, dict[str, float]]:
+        """Forward and backward over this rank's micro-batches."""
         batches = self.batches(step)
-        label_tokens = self.total(torch.tensor(sum(b.label_tokens for b in batches)))
-        sums, loads = Sums(self.tasks), Loads()
-        aux_sums = dict.fromkeys(self.aux, 0.0)
+        own_labels = torch.tensor(float(sum(b.label_tokens for b in batches)), device=self.accelerator.device)
+        label_tokens = over_ranks(own_labels)
+        tally, aux_losses = Tally(self.tasks), dict.fromkeys(self.aux, 0.0)
         for i, batch in enumerate(batches):
+            self.at(f"step {step}, forward {i + 1} of {len(batches)}")
+            reach("step.forward")
             torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
             last = i == len(batches) - 1
-            unsynced = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-            with packing.by_row(self.model), unsynced:
+            with packing.by_row(self.model), synchronised(self.wrapped, self.accelerator, last=last):
                 nats_B, count_B = self.answer_losses(self.wrapped, batch)
                 routings = gates.pop_routings(self.model)
-                # DDP averages over ranks; the loss is a sum over all ranks' tokens.
+                # Gradients are averaged over ranks; the loss is a sum over all ranks' tokens.
                 loss = nats_B.sum() / label_tokens * self.accelerator.num_processes
                 for name, aux in self.aux.items():
                     if routings:
-                        value = aux(routings, batch.mask_BS)
-                        loss = loss + aux.coef * value / len(batches)
-                        aux_sums[name] += value.item() / len(batches)
+                        value = aux(routings, batch.mask_BS) / len(batches)
+                        loss = loss + aux.coef * value
+                        aux_losses[name] += value.item()
+                self.at(f"step {step}, backward {i + 1} of {len(batches)}")
                 self.accelerator.backward(loss)
-            sums.add(batch, nats_B.detach(), count_B)
-            loads.add(routings, batch.mask_BS)
+            tally.add(batch, nats_B, count_B, routings)
         clear_records(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm)
-        rate = self.scheduler.get_last_lr()[0]
-        self.move(step, norm, sums, loads, batches)
-        return self.line(step, sums, aux_sums, loads, rate, float(norm))
+        return batches, tally, aux_losses
 
-    def move(self, step: int, norm: Tensor, sums: "Sums", loads: "Loads", batches: Sequence[Batch]) -> None:
+    def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
-        finite = bool(torch.isfinite(norm)) and math.isfinite(float(self.total(sums.nats).sum()))
-        self.totals.tokens += int(self.total(torch.tensor(sum(int(b.mask_BS.sum()) for b in batches))))
-        self.totals.label_tokens.update(sums.by_task(self.total, sums.count))
-        self.totals.rows.update(Counter(task for b in batches for task in b.tasks))
-        loads.reduce(self.total)
+        totals = self.totals
+        totals.tokens += int(tally.tokens)
+        totals.label_tokens.update(tally.by_task(tally.count))
+        totals.rows.update(tally.by_task(tally.rows))
         if finite:
-            self.bad_in_a_row = 0
+            totals.bad_in_a_row = 0
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
             self.optimizer.step()
             for name, gate in gates.gates_of(self.model).items():
-                gate.after_step(loads.by_gate[name])
+                gate.after_step(tally.loads[name])
         else:
-            self.totals.skipped += 1
-            self.bad_in_a_row += 1
-            if self.bad_in_a_row >= MOST_BAD_STEPS:
-                ids = [row_id for batch in batches for row_id in batch.ids]
-                raise NumericsError(
-                    f"loss or gradients were not finite in {MOST_BAD_STEPS} steps in a row (the last is {step}); rows "
-                    f"of that step: {', '.join(ids)}. Lower train.learning_rate, or look at these rows"
-                )
-        self.scheduler.step()
+            totals.skipped += 1
+            totals.bad_in_a_row += 1
         self.optimizer.zero_grad(set_to_none=True)
+        if totals.bad_in_a_row >= MOST_BAD_STEPS:
+            ids = sorted(row_id for share in ranks.gathered([i for b in batches for i in b.ids]) for row_id in share)
+            raise NumericsError(
+                f"loss or gradients were not finite in {MOST_BAD_STEPS} steps in a row (the last is {step}); rows "
+                f"of that step: {', '.join(ids)}. Lower train.learning_rate, or look at these rows"
+            )
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of one step, as many as every other rank has."""
-        size, micro, world = self.train.per_device_train_batch_size, self.micro, self.accelerator.num_processes
-        rows = self.rows((step - 1) * size * micro * world, size * micro * world)
+        size, world = self.totals.micro_batch_size, self.accelerator.num_processes
+        number = self.train.per_device_train_batch_size * self.train.gradient_accumulation_steps * world
+        rows = self.rows((step - 1) * number, number)
         if not self.packed:
             found = [collate(batch, self.pad_id) for batch in padded_batches(rows, size)]
         elif self.train.max_tokens is None:
-            found = [pack(batch) for batch in packs(rows, micro * world)]
+            found = [pack(batch) for batch in packs(rows, -(-number // (size * world)) * world)]
         else:
-            found = [pack(batch) for batch in packs_within(rows, self.train.max_tokens, world)]
+            max_tokens = self.train.max_tokens * size // self.train.per_device_train_batch_size
+            found = [pack(batch) for batch in packs_within(rows, max_tokens, world)]
         return [batch.to(self.accelerator.device) for batch in found[self.accelerator.process_index :: world]]
 
+    # ---- memory
+
+    def release(self) -> None:
+        """Let go of what a failed forward or backward holds."""
+        self.optimizer.zero_grad(set_to_none=True)
+        clear_records(self.model)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def use_smaller_micro_batches(self, step: int) -> None:
+        """Halve the rows of a forward: the same rows make up the step.
+
+        Raises:
+            ResourceError: one row is already too much, or other ranks would have to follow.
+        """
+        size, world = self.totals.micro_batch_size, self.accelerator.num_processes
+        if world > 1:
+            raise ResourceError(
+                f"out of memory in step {step}. Lower train.per_device_train_batch_size={size} and raise "
+                "train.gradient_accumulation_steps by as much"
+            )
+        if size == 1:
+            raise ResourceError(
+                f"out of memory in step {step} with one row in a micro-batch. Lower train.max_length="
+                f"{self.train.max_length}, or set model.gradient_checkpointing=true"
+            )
+        self.totals.micro_batch_size = size // 2
+        say(f"Out of memory in step {step}: from here on {size // 2} rows a micro-batch, not {size}; the same a step")
+
+    # ---- validation and checkpoints
+
     def validate(self, step: int) -> dict[str, Any]:
-        """Validation scores where they are due, and whether this is the best step so far."""
+        """Validation scores where they are due; the best adapter so far is kept."""
         every = self.train.eval_steps
         if self.score is None or every is None or (step % every and step != self.steps):
             return {}
         scores = dict(self.score(step))
         self.model.train()
+        if not scores:
+            return {}
         mean = sum(scores.values()) / len(scores)
-        if mean > self.totals.best:
+        if self.totals.best is None or mean > self.totals.best:
             self.totals.best, self.totals.best_step = mean, step
-            if self.main and self.train.load_best:
-                checkpoint.save(self.folder / "best", self.snapshot(step), keep=1)
+            if self.train.load_best:
+                self.save(step, "best", keep=1)
         return {"validation": scores, "validation_mean": mean}
 
-    def line(
-        self, step: int, sums: "Sums", aux: Mapping[str, float], loads: "Loads", rate: float, norm: float
-    ) -> dict[str, Any]:
-        count = self.total(sums.count)
-        nats = self.total(sums.nats)
-        loss = float(nats.sum() / count.sum())
-        tasks = {t: float(n / c) for t, n, c in zip(sums.tasks, nats, count, strict=True) if c > 0}
-        return {
-            "step": step,
-            "loss": finite_or_text(loss),
-            "task_losses": {task: finite_or_text(value) for task, value in sorted(tasks.items())},
-            "aux_losses": {name: finite_or_text(value) for name, value in aux.items()},
-            "learning_rate": rate,
-            "grad_norm": finite_or_text(norm),
-            "tokens": self.totals.tokens,
-            "label_tokens": int(count.sum()),
-            "expert_load": loads.summary(),
-            "skipped": self.totals.skipped,
-            "seconds": round(self.totals.seconds, 3),
-        }
-
-    # ---- checkpoints
-
-    def save(self, step: int) -> None:
-        self.accelerator.wait_for_everyone()
-        if self.main:
-            checkpoint.save(self.folder / "checkpoints", self.snapshot(step), keep=self.train.save_total_limit)
-        self.accelerator.wait_for_everyone()
-
-    def snapshot(self, step: int) -> checkpoint.Checkpoint:
-        state = {"totals": vars(self.totals) | {"best": None if self.totals.best == -math.inf else self.totals.best}}
+    def save(self, step: int, name: str = "checkpoints", keep: int | None = None) -> None:
+        self.at(f"checkpoint of step {step}")
         optimizer = checkpoint.optimizer_tensors(self.optimizer, self.names)
-        return checkpoint.Checkpoint(step, self.adapter, optimizer, state)
+        state = {"totals": dict(vars(self.totals)), "origin": self.origin}
+        saved = checkpoint.Checkpoint(step, self.tensors(), optimizer, state)
+        if self.main:
+            sync_file(self.metrics)
+            checkpoint.save(self.folder / name, saved, keep=keep or self.train.save_total_limit)
+        self.accelerator.wait_for_everyone()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Go back to the state after `saved.step`: tensors, optimizer, schedule, totals, and the metrics file."""
+        """Go back to the state after `saved.step`: tensors, optimizer, totals, and the files of the run folder."""
         load_tensors(self.adapter, saved.adapter)
-        checkpoint.restore_optimizer(
-            self.optimizer, saved.optimizer, {id(p): self.names[id(p)] for p in self.parameters}
-        )
-        for _ in range(saved.step):
-            self.scheduler.step()
+        checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
         totals = dict(saved.state["totals"])
-        totals |= {"best": -math.inf if totals["best"] is None else totals["best"]}
-        totals |= {key: Counter(totals[key]) for key in ("label_tokens", "rows")}
-        self.totals = Totals(**totals)
-        path = self.folder / "metrics.jsonl"
+        self.totals = Totals(**totals | {key: Counter(totals[key]) for key in ("label_tokens", "rows")})
         if self.main:
-            write_lines(path, [line for line in read_lines(path) if line["step"] <= saved.step])
+            kept = [line for line in read_lines(self.metrics) if line["step"] <= saved.step]
+            write_lines(self.metrics, kept)
+            checkpoint.forget_after(self.folder / "checkpoints", saved.step)
+            checkpoint.forget_after(self.folder / "best", saved.step)
+        self.accelerator.wait_for_everyone()
 
-    def restore_tensors(self, saved: checkpoint.Checkpoint) -> None:
-        """Only the adapter, as it was after `saved.step`."""
-        load_tensors(self.adapter, saved.adapter)
+    def restore_best(self) -> None:
+        """The adapter as it was at the best validation score."""
+        load_tensors(self.adapter, checkpoint.read(self.folder / "best" / f"step-{self.totals.best_step}").adapter)
 
-    # ---- ranks
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole adapter; every rank must ask for it."""
+        return {name: ranks.whole(tensor.detach()) for name, tensor in self.adapter.items()}
 
     @property
-    def micro(self) -> int:
-        return self.train.gradient_accumulation_steps
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
 
     @property
     def main(self) -> bool:
         return self.accelerator.is_main_process
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """Sum over all ranks."""
-        tensor = tensor.to(self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
-
-
-class Sums:
-    """Cross-entropy and label tokens of one step, by task (the tasks in one order on every rank)."""
-
-    def __init__(self, tasks: Sequence[str]) -> None:
-        self.tasks = list(tasks)
-        self.nats = torch.zeros(len(self.tasks), dtype=torch.float64)
-        self.count = torch.zeros(len(self.tasks), dtype=torch.float64)
-
-    def add(self, batch: Batch, nats_B: Tensor, count_B: Tensor) -> None:
-        index_B = torch.tensor([self.tasks.index(task) for task in batch.tasks])
-        self.nats.index_add_(0, index_B, nats_B.double().cpu())
-        self.count.index_add_(0, index_B, count_B.double().cpu())
-
-    def by_task(self, total: Callable[[Tensor], Tensor], values: Tensor) -> dict[str, int]:
-        return {task: int(v) for task, v in zip(self.tasks, total(values), strict=True) if v}
-
-
-class Loads:
-    """How many real tokens chose each expert of each gate, over micro-batches and ranks."""
-
-    def __init__(self) -> None:
-        self.by_gate: dict[str, Tensor] = {}
-
-    def add(self, routings: Mapping[str, gates.Routing], mask_BS: Tensor) -> None:
-        for name, routing in routings.items():
-            load_E = gates.load(routing, mask_BS)
-            self.by_gate[name] = self.by_gate[name] + load_E if name in self.by_gate else load_E
-
-    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
-        self.by_gate = {name: total(load_E).double() for name, load_E in self.by_gate.items()}
-
-    def summary(self) -> dict[str, float]:
-        """Over all gates: variation coefficient of the load (0 is balanced), share of experts that nobody chose."""
-        if not self.by_gate:
-            return {}
-        spread = [float(load.std(unbiased=False) / load.mean()) for load in self.by_gate.values()]
-        idle = [float((load == 0).double().mean()) for load in self.by_gate.values()]
-        return {"cv_mean": sum(spread) / len(spread), "cv_max": max(spread), "idle": sum(idle) / len(idle)}
 
 
 def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
@@ -323,7 +328,7 @@ def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> N
             raise CheckpointError(f"saved tensor {name} holds values that are not finite")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            into[name].copy_(tensor)
+            into[name].copy_(ranks.spread_as(into[name], tensor))
 
 
 def clear_records(model: nn.Module) -> None:
@@ -343,26 +348,3 @@ def mixed(*numbers: int) -> int:
 def finite_or_text(value: float) -> float | str:
     """JSON has no NaN."""
     return value if math.isfinite(value) else str(value)
-
-
-@contextmanager
-def interruptions() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM while the block runs; a second one ends the process at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if seen:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        seen.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, which alone may handle signals
-        yield seen
-        return
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,264 @@
+"""The processes of one job: what they agree on, what ends them, and tensors that lie spread over them.
+
+A rank that fails says so in the job's store; a thread on every other rank reads that and ends its process with the same
+exit status, even while it waits for the lost one. A rank that no longer gives signs of life is named in the same way.
+"""
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mixlora.errors import ConfigError, MixloraError
+
+T = TypeVar("T")
+BEAT_SECONDS = 0.5
+# What the backends say when another rank does not answer or is gone.
+LOST = re.compile(r"gloo|nccl|connection (closed|reset)|timed out|broken pipe", re.IGNORECASE)
+
+
+class LostRank(MixloraError):
+    """Another process of the job died, hangs or cannot be reached."""
+
+    status = 1
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world() > 1 else 0
+
+
+# ---- what the ranks agree on
+
+
+def agree(value: T) -> T:
+    """Rank 0's value, on every rank: ranks must not each look at a disk that is being written to."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gathered(value: T) -> list[T]:
+    """Every rank's value, in the order of the ranks."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def same(what: str, value: Any) -> None:
+    """Raise on every rank where the ranks do not see the same value.
+
+    Raises:
+        ConfigError: naming the ranks that differ from rank 0.
+    """
+    values = gathered(value)
+    differ = [i for i, other in enumerate(values) if other != values[0]]
+    if differ:
+        named = ", ".join(f"rank {i}" for i in differ)
+        raise ConfigError(f"{named} has another {what} than rank 0. Start every rank with one command on one disk")
+
+
+# ---- tensors that FSDP has spread over the ranks
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether no rank holds all of the model, so that every rank must take part in each forward."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor; every rank must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_as(like: Tensor, value: Tensor) -> Tensor:
+    """A full tensor, the same on every rank, laid out as `like`."""
+    value = value.to(like.device, like.dtype)
+    return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value
+
+
+# ---- how a job ends
+
+
+@contextmanager
+def together(timeout: float) -> Iterator["Watch"]:
+    """What ends the block on one rank ends it on all, with one message and one exit status.
+
+    `timeout` is how many seconds a rank may be silent before the others give it up.
+    """
+    watch = Watch(timeout)
+    if world() == 1:
+        yield watch
+        return
+    watch.start()
+    try:
+        yield watch
+        dist.barrier()
+    except BaseException as error:
+        watch.fail(error)
+    finally:
+        watch.stop()
+
+
+class Watch:
+    """Signs of life of this rank, and an eye on the others'."""
+
+    def __init__(self, timeout: float):
+        self.timeout = timeout
+        self.marks, self.place = 0, "start"
+        self.stopped = threading.Event()
+
+    def at(self, place: str) -> None:
+        """Say where this rank is: told to the user should the others wait for it in vain."""
+        self.marks, self.place = self.marks + 1, place
+
+    def start(self) -> None:
+        self.rank, self.world = rank(), world()
+        # A connection of its own: the main thread may hold the other one while it waits.
+        self.store = dist.PrefixStore("mixlora", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
+        self.heard: dict[int, tuple[str, float]] = {}
+        self.thread = threading.Thread(target=self.keep_watch, name="mixlora-watch", daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def keep_watch(self) -> None:
+        beat = 0
+        while not self.stopped.wait(BEAT_SECONDS):
+            beat += 1
+            try:
+                self.store.set(f"rank {self.rank}", json.dumps([beat, self.marks, self.place]))
+                if self.store.check(["failed"]):
+                    self.follow(json.loads(self.store.get("failed")))
+                # Rank 0 looks at all the others and they at it: the store is asked twice a rank, not rank times rank.
+                for other in range(1, self.world) if self.rank == 0 else [0]:
+                    if self.silent_for(other) > self.timeout:
+                        self.give_up(other)
+            except RuntimeError:  # the store is gone, and with it the rank or the launcher that held it
+                if not self.stopped.is_set():
+                    self.end(str(store_gone()), LostRank.status)
+
+    def silent_for(self, other: int) -> float:
+        """Seconds since a rank's last sign of life."""
+        said, now = self.said(other), time.monotonic()
+        if other not in self.heard or self.heard[other][0] != said:
+            self.heard[other] = said, now
+        return now - self.heard[other][1]
+
+    def said(self, other: int) -> str:
+        return self.store.get(f"rank {other}").decode() if self.store.check([f"rank {other}"]) else ""
+
+    def give_up(self, other: int) -> None:
+        place = json.loads(self.said(other) or '[0, 0, "start"]')[2]
+        message = f"rank {other} has given no sign of life for {self.timeout:.0f} s (last seen: {place}). {REMEDY}"
+        self.claim({"status": LostRank.status, "message": message})
+        self.end(message, LostRank.status)
+
+    def follow(self, failed: dict[str, Any]) -> None:
+        """End this process as the rank that failed ends. Rank 0 speaks for the job."""
+        if self.rank == 0:
+            tell(failed["message"])
+        self.store.set(f"followed {self.rank}", "1")
+        time.sleep(4 * BEAT_SECONDS if self.rank == 0 else 0)  # the others may hear of it from a store that it holds
+        self.end(None, failed["status"])
+
+    def end(self, message: str | None, status: int) -> None:
+        if message is not None:
+            tell(message)
+        os._exit(status)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others, wait until they have heard, and raise."""
+        # A store whose process is stopped answers nothing, not even with an error.
+        limit = threading.Timer(60 * BEAT_SECONDS, lambda: self.end(str(store_gone()), LostRank.status))
+        limit.daemon = True
+        limit.start()
+        if isinstance(error, RuntimeError) and LOST.search(str(error)):
+            error = self.lost(error)
+        self.stopped.set()
+        self.thread.join(2 * BEAT_SECONDS)
+        who = "" if isinstance(error, LostRank) else f"rank {self.rank}: "
+        message = f"{who}{str(error) or type(error).__name__}"
+        told = False
+        try:
+            self.claim({"status": getattr(error, "status", 1), "message": message})
+            self.store.set(f"followed {self.rank}", "1")
+            self.wait_for_the_others()
+            told = self.store.check(["followed 0"])
+        except RuntimeError:
+            pass  # without a store every rank is on its own
+        limit.cancel()
+        if isinstance(error, MixloraError) and self.rank > 0:
+            if not told:
+                tell(message)
+            sys.exit(error.status)
+        raise error
+
+    def claim(self, failed: dict[str, Any]) -> None:
+        """Only the first failure counts: the others follow from it."""
+        self.store.compare_set("failed", "", json.dumps(failed))
+
+    def wait_for_the_others(self) -> None:
+        until = time.monotonic() + 10 * BEAT_SECONDS
+        names = [f"followed {other}" for other in range(self.world)]
+        while time.monotonic() < until and not self.store.check(names):
+            time.sleep(BEAT_SECONDS / 5)
+
+    def lost(self, error: RuntimeError) -> LostRank:
+        """Which rank a broken or endless wait was for: one that is silent, else the one that is furthest behind."""
+        try:
+            return self.blamed(error)
+        except RuntimeError:
+            return store_gone()
+
+    def blamed(self, error: RuntimeError) -> LostRank:
+        before = {other: self.said(other) for other in range(self.world) if other != self.rank}
+        time.sleep(4 * BEAT_SECONDS)
+        silent = [other for other, said in before.items() if self.said(other) == said]
+        seen = {other: json.loads(said or '[0, 0, "start"]') for other, said in before.items()}
+        seen[self.rank] = [0, self.marks, self.place]
+        fewest = min(marks for _, marks, _ in seen.values())
+        blamed = silent or [other for other, (_, marks, _) in seen.items() if marks == fewest and other != self.rank]
+        named = " and ".join(f"rank {other} (last seen: {seen[other][2]})" for other in sorted(blamed))
+        verb = "died" if silent else f"did not arrive within {self.timeout:.0f} s"
+        return LostRank(f"{named or 'another rank'} {verb}; {first_line(error)}. {REMEDY}")
+
+
+REMEDY = "The same command goes on from the last checkpoint; rank_timeout sets how long a rank may take"
+
+
+def store_gone() -> LostRank:
+    return LostRank(f"rank 0, or the launcher that holds the job together, is gone. {REMEDY}")
+
+
+def tell(message: str) -> None:
+    print(f"mixlora: {message}", file=sys.stderr, flush=True)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """An accelerator's own error, or that of the CPU's allocator."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )

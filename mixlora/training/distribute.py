@@ -1,0 +1,58 @@
+"""One model on many devices: a copy on each (DDP), or a part on each (FSDP2, with Accelerate's `use_fsdp`).
+
+FSDP2 is called here rather than by Accelerate, which would want the optimizer first and knows no FSDP on a CPU.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from mixlora.errors import ConfigError
+
+
+def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model to call in training; parameters of `model` itself are replaced where it is cut into parts.
+
+    Raises:
+        ConfigError: a way to distribute that is not supported.
+    """
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"{accelerator.distributed_type.value} is not supported. Use configs/accelerate/fsdp2.yaml, which cuts the "
+            "same things into parts"
+        )
+    if accelerator.num_processes == 1 or not switched_on("ACCELERATE_USE_FSDP"):
+        return accelerator.prepare(model)
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    reshard = switched_on("FSDP_RESHARD_AFTER_FORWARD", "true")
+    blocks = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def switched_on(name: str, default: str = "false") -> bool:
+    return os.environ.get(name, default).lower() in ("1", "true", "yes")
+
+
+@contextmanager
+def synchronised(model: nn.Module, accelerator: Accelerator, last: bool) -> Iterator[None]:
+    """Add gradients up over ranks in the last micro-batch of a step alone."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        yield
+    elif last:
+        yield
+    else:
+        with accelerator.no_sync(model):
+            yield

@@ -1,0 +1,70 @@
+"""What one optimizer step counts: on each micro-batch, then over all ranks in one reduction.
+
+E experts of a gate   B rows of a micro-batch
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mixlora import gates
+from mixlora.tasks.collate import Batch
+
+
+class Tally:
+    """Cross-entropy, label tokens and rows by task; real tokens; how many of them chose each expert of each gate."""
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = list(tasks)
+        self.nats, self.count, self.rows = (torch.zeros(len(self.tasks), dtype=torch.float64) for _ in range(3))
+        self.tokens = torch.zeros(1, dtype=torch.float64)
+        self.signals = torch.zeros(1, dtype=torch.float64)  # SIGINT and SIGTERM that a rank has received
+        self.loads: dict[str, Tensor] = {}
+
+    def add(self, batch: Batch, nats_B: Tensor, count_B: Tensor, routings: Mapping[str, gates.Routing]) -> None:
+        index_B = torch.tensor([self.tasks.index(task) for task in batch.tasks])
+        self.nats.index_add_(0, index_B, nats_B.detach().double().cpu())
+        self.count.index_add_(0, index_B, count_B.double().cpu())
+        self.rows.index_add_(0, index_B, torch.ones(len(index_B), dtype=torch.float64))
+        self.tokens += int(batch.mask_BS.sum())
+        for name, routing in routings.items():
+            load_E = gates.load(routing, batch.mask_BS)
+            self.loads[name] = self.loads[name] + load_E if name in self.loads else load_E
+
+    def reduce(self, device: torch.device) -> None:
+        """Sum over all ranks; the gates stand in one order on each of them."""
+        parts = [self.nats, self.count, self.rows, self.tokens, self.signals, *self.loads.values()]
+        summed = over_ranks(torch.cat([part.to(device, torch.float64) for part in parts]))
+        nats, count, rows, tokens, signals, *loads = summed.split([len(part) for part in parts])
+        self.nats, self.count, self.rows = nats.cpu(), count.cpu(), rows.cpu()
+        self.tokens, self.signals = tokens.cpu(), signals.cpu()
+        self.loads = dict(zip(self.loads, loads, strict=True))
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of a label token."""
+        return float(self.nats.sum() / self.count.sum())
+
+    def task_losses(self) -> dict[str, float]:
+        values = zip(self.tasks, self.nats.tolist(), self.count.tolist(), strict=True)
+        return {task: nats / count for task, nats, count in values if count}
+
+    def by_task(self, values: Tensor) -> dict[str, int]:
+        return {task: int(value) for task, value in zip(self.tasks, values.tolist(), strict=True) if value}
+
+    def balance(self) -> dict[str, float]:
+        """Over all gates: variation coefficient of the load (0 is balanced), share of experts that nobody chose."""
+        if not self.loads:
+            return {}
+        spread = [float(load_E.std(unbiased=False) / load_E.mean()) for load_E in self.loads.values()]
+        idle = [float((load_E == 0).double().mean()) for load_E in self.loads.values()]
+        return {"cv_mean": sum(spread) / len(spread), "cv_max": max(spread), "idle": sum(idle) / len(idle)}
+
+
+def over_ranks(tensor: Tensor) -> Tensor:
+    """The sum over all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,204 @@
+"""Two processes are one run: the same losses, one folder, one message, one end."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import (
+    METHODS,
+    REPOSITORY,
+    TORCHRUN,
+    Started,
+    contents,
+    environments,
+    first_of,
+    launched,
+    ranks,
+    task_folder,
+    train,
+    train_on,
+)
+
+from mixlora.records import read_lines
+
+# Global micro-batches are the same rows: 4 on one process, 2 on each of two.
+ONE = ("train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=2")
+TWO = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2")
+STEPS = ("train.max_steps=20", "train.save_steps=50", "method.lora_dropout=0", "eval.before=false")
+# In float64 rounding cannot hide a term that is wrong, nor AdamW blow it up.
+PRECISE = ("model.dtype=float64", "method.adapter_dtype=float64")
+OFTEN = ["mixlora", "smora"]
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    return task_folder(tmp_path_factory.mktemp("configs"))
+
+
+def ended(done) -> None:
+    assert [rank.returncode for rank in done] == [0] * len(done), done
+
+
+def agree(one, two) -> None:
+    """Two run folders hold the same training."""
+    ours, theirs = read_lines(one / "metrics.jsonl"), read_lines(two / "metrics.jsonl")
+    assert len(ours) == len(theirs) == 20
+    for a, b in zip(ours, theirs, strict=True):
+        for key in ("loss", "task_losses", "aux_losses", "label_tokens", "tokens"):
+            assert b[key] == pytest.approx(a[key], rel=1e-9), (a["step"], key)
+    adapters = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two)]
+    assert adapters[0].keys() == adapters[1].keys()
+    for name, tensor in adapters[0].items():
+        assert torch.dist(adapters[1][name], tensor) <= 1e-7 * tensor.norm(), name
+    record, other = (json.loads((folder / "run.json").read_text()) for folder in (one, two))
+    assert other["rows"] == record["rows"]
+    assert other["label_tokens"] == record["label_tokens"]
+    results = [json.loads((folder / "results.json").read_text())["sums"] for folder in (one, two)]
+    assert results[0]["n"] == results[1]["n"] == 10
+    ids = [[line["id"] for line in read_lines(folder / "predictions" / "sums.jsonl")] for folder in (one, two)]
+    assert ids[0] == ids[1]
+
+
+def compare(configs, folder, method, **env) -> None:
+    alone = train(configs, folder / "one" / "run", f"method={method}", *STEPS, *PRECISE, *ONE)
+    assert alone.returncode == 0, alone.stderr
+    both = train_on(configs, folder / "two" / "run", f"method={method}", *STEPS, *PRECISE, *TWO, **env)
+    ended(both)
+    assert both[1].stdout == ""
+    agree(folder / "one" / "run", folder / "two" / "run")
+
+
+@pytest.mark.parametrize("method", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.full) for m in METHODS])
+def test_two_processes_train_as_one(configs, tmp_path, method):
+    compare(configs, tmp_path, method)
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+@pytest.mark.parametrize("method", [m if m == "mole" else pytest.param(m, marks=pytest.mark.full) for m in METHODS])
+def test_a_model_in_shards_trains_as_one(configs, tmp_path, method):
+    compare(configs, tmp_path, method, **FSDP)
+    assert json.loads((tmp_path / "two" / "run" / "run.json").read_text())["sharded"] is True
+
+
+@pytest.mark.full
+def test_a_model_in_shards_goes_on_and_mixes_dtypes(configs, tmp_path):
+    """A bfloat16 base under float32 adapters, killed and resumed."""
+    job = ("method=mola", *TWO, "model.dtype=bfloat16", "train.max_steps=4", "train.save_steps=2", "rank_timeout=20")
+    ended(train_on(configs, tmp_path / "whole", *job, **FSDP))
+    dead = train_on(configs, tmp_path / "run", *job, **FSDP, MIXLORA_FAIL="1/step.forward@7:kill")
+    assert all(rank.returncode for rank in dead)
+    ended(train_on(configs, tmp_path / "run", *job, **FSDP))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+# ---- how a job ends
+
+
+SMALL = ("method=mole", "train.max_steps=4", "eval.before=false")
+
+
+def test_a_mistake_is_said_once(configs, tmp_path):
+    done = first_of(ranks(configs, tmp_path / "run", "method=mole", "train.learning_rat=1"))
+    assert done.returncode == 2
+    assert "Did you mean 'train.learning_rate'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+ERRORS = [("data", 3, "a bad row"), ("oom", 5, "batch_size=2")]
+
+
+@pytest.mark.parametrize(
+    ("rank", "error"), [(1, 0), *(pytest.param(*x, marks=pytest.mark.full) for x in ((0, 0), (0, 1), (1, 1)))]
+)
+def test_an_error_of_one_rank_ends_all_with_its_status(configs, tmp_path, rank, error):
+    action, status, message = ERRORS[error]
+    done = train_on(configs, tmp_path / "run", *SMALL, MIXLORA_FAIL=f"{rank}/step.forward@3:{action}")
+    assert [one.returncode for one in done] == [status, status], done
+    assert done[0].stderr.count(message) == 1
+    assert "Traceback" not in done[0].stderr + done[1].stderr
+    assert done[1].stderr == ""
+    if rank == 1:
+        assert "rank 1: " in done[0].stderr
+
+
+ENDS = [(rank, action) for action in ("kill", "hang", "stop") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rank", "action"), [x if x == (1, "kill") else pytest.param(*x, marks=pytest.mark.full) for x in ENDS]
+)
+def test_a_rank_that_dies_or_hangs_is_named_and_all_end(configs, tmp_path, action, rank):
+    began = time.monotonic()
+    started = ranks(configs, tmp_path / "run", *SMALL, "rank_timeout=6", MIXLORA_FAIL=f"{rank}/step.forward@3:{action}")
+    other = started[1 - rank].done()
+    if action != "hang":
+        started[rank].process.kill()
+    said = other.stderr
+    assert other.returncode not in (None, 0)
+    if action == "hang":  # its own watch sees that the job is over
+        lost = started[rank].done()
+        assert lost.returncode
+        said += lost.stderr
+    assert time.monotonic() - began < 60
+    assert f"mixlora: rank {rank}" in said, said
+    assert said.count("mixlora: ") == 1
+    started[rank].wait()
+
+
+def test_a_signal_to_one_rank_saves_on_all(configs, tmp_path):
+    started = ranks(configs, tmp_path / "run", *SMALL, MIXLORA_FAIL="1/step.forward@3:term")
+    done = [rank.done() for rank in started]
+    assert [rank.returncode for rank in done] == [128 + signal.SIGTERM] * 2, done
+    assert "saved after step 2" in done[0].stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+
+
+@pytest.mark.full
+def test_ranks_with_other_data_or_configuration_are_named(configs, tmp_path):
+    started = [
+        Started(configs, tmp_path / "run", *SMALL, f"seed={i}", **environment)
+        for i, environment in enumerate(environments(2))
+    ]
+    done = [rank.done() for rank in started]
+    assert [rank.returncode for rank in done] == [2, 2]
+    assert "rank 1 has another configuration" in done[0].stderr
+
+
+def test_a_sweep_inside_a_process_group_is_refused_with_the_right_command(configs, tmp_path):
+    done = first_of(ranks(configs, tmp_path / "run", "-m", "method=mole,lora"))
+    assert done.returncode == 2
+    assert "python -m mixlora.train" in done.stderr
+    assert "method=mole,lora" in done.stderr
+
+
+# ---- real launchers
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(p.stem for p in (REPOSITORY / "configs" / "accelerate").glob("*.yaml")))
+def test_accelerate_launch_with_each_config(configs, tmp_path, name):
+    file = REPOSITORY / "configs" / "accelerate" / f"{name}.yaml"
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file), "--cpu"]
+    done = launched([*launcher, "--num_processes=2"], configs, tmp_path / "run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["world_size"], record["sharded"]) == (2, "fsdp" in name)
+
+
+@pytest.mark.full
+def test_torchrun(configs, tmp_path):
+    done = launched(TORCHRUN, configs, tmp_path / "run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Run folder") == 1
+    mistake = launched(TORCHRUN, configs, tmp_path / "other", *SMALL, "train.learning_rat=1")
+    assert mistake.returncode != 0
+    assert mistake.stderr.count("Did you mean 'train.learning_rate'") == 1

@@ -1,0 +1,279 @@
+"""Laws of one optimizer step and of a whole run, on one process."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
+
+from mixlora import losses
+from mixlora.adapters.attach import attach
+from mixlora.config.schema import Dtype, Method, Schedule, Train
+from mixlora.errors import CheckpointError, NumericsError, ResourceError
+from mixlora.records import read_lines
+from mixlora.tasks.collate import Row
+from mixlora.training import checkpoint
+from mixlora.training.loop import Trainer
+from mixlora.training.schedule import factor
+
+GATED = Method(
+    name="a", r=2, num_experts=4, top_k=2, gate={"kind": "balanced", "bias_rate": 0.01}, adapter_dtype=Dtype.float64
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **sizes)).double()
+
+
+def rows(first: int, number: int) -> list[Row]:
+    """Row i has its own length and its own number of answer tokens."""
+    made = []
+    for i in range(first, first + number):
+        ids = torch.randint(3, 64, (4 + i % 7 + 1 + i % 3,), generator=torch.Generator().manual_seed(i)).tolist()
+        made.append(Row(f"row {i}", "ab"[i % 2], tuple(ids[: 4 + i % 7]), tuple(ids[4 + i % 7 :])))
+    return made
+
+
+def trainer(folder, *, steps=8, aux=None, score=None, **train) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "save_steps": 3} | train
+    model = llama()
+    torch.manual_seed(1)
+    adapter = attach(model, GATED)
+    with torch.no_grad():
+        for name, tensor in adapter.items():
+            if name.endswith("B_OR"):
+                tensor.normal_(std=0.3)
+    return Trainer(
+        model=model,
+        aux=losses.build(aux or {}),
+        rows=rows,
+        tasks=["a", "b"],
+        train=Train(**options),
+        steps=steps,
+        seed=0,
+        pad_id=0,
+        folder=folder,
+        accelerator=Accelerator(cpu=True),
+        score=score,
+    )
+
+
+def gradients(made: Trainer) -> torch.Tensor:
+    made.gradients(1)
+    return torch.cat([p.grad.flatten() for p in made.parameters])
+
+
+# ---- one step
+
+
+def test_gradients_do_not_depend_on_how_a_step_is_cut(tmp_path):
+    want = gradients(trainer(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1))
+    for size in (4, 2, 1):
+        cut = trainer(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+        torch.testing.assert_close(gradients(cut), want, rtol=1e-6, atol=1e-12)
+
+
+def test_every_label_token_of_the_step_weighs_the_same(tmp_path):
+    """Against the plain definition: the mean over all answer tokens of single unpadded rows."""
+    made = trainer(tmp_path)
+    nats, count = torch.zeros((), dtype=torch.float64), 0
+    for row in rows(0, 8):
+        ids = torch.tensor([[*row.prompt_ids, *row.answer_ids]])
+        logits = made.model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1]
+        nats = nats + nn.functional.cross_entropy(logits, torch.tensor(row.answer_ids), reduction="sum")
+        count += len(row.answer_ids)
+    want = torch.autograd.grad(nats / count, made.parameters)
+    torch.testing.assert_close(gradients(made), torch.cat([g.flatten() for g in want]), rtol=1e-6, atol=1e-12)
+
+
+def test_gates_move_once_a_step_by_all_micro_batches(tmp_path):
+    whole = trainer(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    cut = trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    whole.step(1), cut.step(1)
+    biases = {name: t for name, t in whole.adapter.items() if name.endswith("bias_E")}
+    assert biases
+    assert all(torch.equal(t, cut.adapter[name]) for name, t in biases.items())
+    assert all(math.isclose(float(t.abs().max()), 0.01, rel_tol=1e-5) for t in biases.values())
+
+
+def test_an_aux_loss_reaches_the_router_and_is_logged_without_its_coefficient(tmp_path):
+    plain, with_aux = gradients(trainer(tmp_path)), trainer(tmp_path, aux={"load_balance": {"coef": 0.5}})
+    _, _, values = with_aux.gradients(1)
+    assert values["load_balance"] > 0.9  # 1 is balanced
+    got = torch.cat([p.grad.flatten() for p in with_aux.parameters])
+    assert not torch.allclose(got, plain, rtol=1e-3)
+
+
+# ---- numbers that are not finite
+
+
+class Poisoned(Trainer):
+    """In some steps one gradient is not finite."""
+
+    bad: set = set()  # noqa: RUF012
+    value = math.nan
+
+    def gradients(self, step):
+        found = super().gradients(step)
+        if step in self.bad:
+            self.parameters[0].grad[0, 0] = self.value
+        return found
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_bad_gradient_never_reaches_the_weights(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(Poisoned, "bad", {2})
+    monkeypatch.setattr(Poisoned, "value", value)
+    made = trainer(tmp_path)
+    made.__class__ = Poisoned
+    made.step(1)
+    before = {name: t.clone() for name, t in made.tensors().items()}
+    line, _ = made.step(2)
+    assert line["skipped"] == 1
+    assert all(torch.equal(before[name], t) for name, t in made.tensors().items())
+    made.step(3)
+    assert not all(torch.equal(before[name], t) for name, t in made.tensors().items())
+
+
+def test_three_bad_steps_in_a_row_stop_the_run_and_two_do_not(tmp_path, monkeypatch):
+    made = trainer(tmp_path)
+    made.__class__ = Poisoned
+    monkeypatch.setattr(Poisoned, "bad", {2, 3, 5, 6, 7})
+    with pytest.raises(NumericsError, match=r"the last is 7.*row 48.*row 55") as raised:
+        made.run()
+    assert raised.value.status == 6
+    assert [line["skipped"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1, 2, 2, 3, 4]
+
+
+def test_bad_steps_are_counted_across_an_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(Poisoned, "bad", {5, 6, 7})
+    made = trainer(tmp_path)
+    made.__class__ = Poisoned
+    with pytest.raises(NumericsError):
+        made.run()
+    again = trainer(tmp_path)
+    again.__class__ = Poisoned
+    again.restore(checkpoint.read(tmp_path / "checkpoints" / "step-6"))
+    with pytest.raises(NumericsError, match="the last is 7"):
+        again.run(6)
+
+
+# ---- schedules
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("cosine",) * 2, ("linear",) * 2, ("constant", "constant_with_warmup")])
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_schedules_have_the_shapes_of_transformers(kind, theirs, warmup):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(theirs, optimizer, warmup, 20)
+    for step in range(1, 21):
+        assert math.isclose(factor(Schedule(kind), step, warmup=warmup, steps=20), scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+
+
+# ---- runs
+
+
+def state(made: Trainer) -> dict:
+    return made.tensors() | checkpoint.optimizer_tensors(made.optimizer, made.names)
+
+
+def metrics(folder) -> list:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("start", [3, 6])
+def test_going_on_from_a_checkpoint_changes_no_bit(tmp_path, start):
+    whole = trainer(tmp_path / "whole", save_total_limit=9)
+    whole.run()
+    again = trainer(tmp_path / "whole", save_total_limit=9)
+    again.restore(checkpoint.read(tmp_path / "whole" / "checkpoints" / f"step-{start}"))
+    assert len(metrics(tmp_path / "whole")) == start
+    again.run(start)
+    assert state(again).keys() == state(whole).keys()
+    assert all(torch.equal(state(again)[name], t) for name, t in state(whole).items())
+    assert vars(again.totals) | {"seconds": 0} == vars(whole.totals) | {"seconds": 0}
+    fresh = trainer(tmp_path / "fresh")
+    fresh.run()
+    assert metrics(tmp_path / "fresh") == metrics(tmp_path / "whole")
+
+
+def test_the_best_adapter_is_kept_though_later_steps_are_worse(tmp_path):
+    seen = {}
+
+    def score(step):
+        seen[step] = {name: t.clone() for name, t in made.tensors().items()}
+        return {"a": {2: 0.3, 4: 0.9, 6: 0.8, 8: 0.9}[step]}
+
+    made = trainer(tmp_path, eval_steps=2, load_best=True, score=score)
+    totals = made.run()
+    assert (totals.best, totals.best_step) == (0.9, 4)
+    made.restore_best()
+    assert all(torch.equal(seen[4][name], t) for name, t in made.tensors().items())
+
+
+def test_a_checkpoint_of_another_model_changes_nothing(tmp_path):
+    made = trainer(tmp_path)
+    made.save(1)
+    saved = checkpoint.read(tmp_path / "checkpoints" / "step-1")
+    name = sorted(saved.adapter)[0]
+    saved.adapter[name] = saved.adapter[name][:1]
+    before = {name: t.clone() for name, t in made.tensors().items()}
+    with pytest.raises(CheckpointError, match="shape"):
+        made.restore(saved)
+    assert all(torch.equal(before[name], t) for name, t in made.tensors().items())
+
+
+# ---- memory
+
+
+class Small(Trainer):
+    """A machine on which a forward of more than `fits` rows runs out of memory."""
+
+    fits = 1
+
+    def gradients(self, step):
+        for batch in self.batches(step):
+            if len(batch.ids) > self.fits:
+                super().gradients(step)  # what was computed before must not count twice
+                raise torch.OutOfMemoryError("out of memory")
+        return super().gradients(step)
+
+
+def test_smaller_micro_batches_after_memory_ran_out_give_the_same_run(tmp_path, capsys):
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    small = trainer(tmp_path / "small")
+    small.__class__ = Small
+    totals = small.run()
+    assert totals.micro_batch_size == 1
+    assert "from here on 2 rows" in capsys.readouterr().out
+    assert totals.rows == whole.totals.rows
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(small.tensors()[name], tensor, rtol=1e-5, atol=1e-7)
+    again = trainer(tmp_path / "small")
+    again.restore(checkpoint.read(tmp_path / "small" / "checkpoints" / "step-6"))
+    assert again.totals.micro_batch_size == 1
+
+
+def test_one_row_that_does_not_fit_names_the_setting(tmp_path, monkeypatch):
+    made = trainer(tmp_path)
+    made.__class__ = Small
+    monkeypatch.setattr(Small, "fits", 0)
+    with pytest.raises(ResourceError, match=r"train\.max_length") as raised:
+        made.run()
+    assert raised.value.status == 5

@@ -1,0 +1,262 @@
+"""Killed at any moment, the same command ends in the same bytes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import REPOSITORY, Started, command, contents, task_folder, train, train_on
+
+from mixlora.failpoints import POINTS
+
+OFTEN = ["step.before_optimizer@5", "adapter.write", "checkpoint.before_rename@2", "results.write@2"]
+METHOD = ("method=mole", "train.eval_steps=3", "train.load_best=true", "train.eval_limit=4")
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory) -> Path:
+    return task_folder(tmp_path_factory.mktemp("configs"))
+
+
+@pytest.fixture(scope="module")
+def whole(configs, tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = train(configs, folder, *METHOD)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def killed(configs: Path, run: Path, point: str) -> None:
+    done = train(configs, run, *METHOD, MIXLORA_FAIL=f"{point}:kill")
+    assert done.returncode == -signal.SIGKILL, f"{point} was not reached\n{done.stderr}"
+
+
+def goes_on_to(whole: Path, configs: Path, run: Path) -> None:
+    done = train(configs, run, *METHOD)
+    assert done.returncode == 0, done.stderr
+    assert_same(contents(run), contents(whole))
+
+
+def assert_same(got: dict, want: dict) -> None:
+    assert got.keys() == want.keys()
+    differ = [name for name in want if got[name] != want[name]]
+    assert not differ, differ
+
+
+@pytest.mark.parametrize("point", OFTEN)
+def test_kill_at_a_point(configs, whole, tmp_path, point):
+    killed(configs, tmp_path / "run", point)
+    goes_on_to(whole, configs, tmp_path / "run")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("time", [1, 2, 4])
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_at_every_point(configs, whole, tmp_path, point, time):
+    run = tmp_path / "run"
+    done = train(configs, run, *METHOD, MIXLORA_FAIL=f"{point}@{time}:kill")
+    assert done.returncode == -signal.SIGKILL or (time > 1 and done.returncode == 0), done.stderr
+    goes_on_to(whole, configs, run)
+
+
+@pytest.mark.full
+def test_kill_again_and_again(configs, whole, tmp_path):
+    """One run that dies at every point, one after the other."""
+    for point in POINTS:
+        train(configs, tmp_path / "run", *METHOD, MIXLORA_FAIL=f"{point}:kill")
+    goes_on_to(whole, configs, tmp_path / "run")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("point", ["data.load", "step.forward@5", "step.before_optimizer@3", "evaluate.after"])
+def test_kill_of_a_rank(configs, tmp_path, point, rank):
+    assert [done.returncode for done in train_on(configs, tmp_path / "whole", *METHOD)] == [0, 0]
+    dead = train_on(configs, tmp_path / "run", *METHOD, "rank_timeout=20", MIXLORA_FAIL=f"{rank}/{point}:kill")
+    assert all(done.returncode for done in dead)
+    again = train_on(configs, tmp_path / "run", *METHOD)
+    assert [done.returncode for done in again] == [0, 0], again
+    assert_same(contents(tmp_path / "run"), contents(tmp_path / "whole"))
+
+
+def test_the_same_command_twice_gives_the_same_bytes_and_a_finished_run_is_not_run_again(configs, whole, tmp_path):
+    other = tmp_path / "run"
+    assert train(configs, other, *METHOD, "train.save_steps=5").returncode == 0
+    ours, theirs = contents(other), contents(whole)
+    del ours["names"], theirs["names"]  # of the checkpoints
+    assert_same(ours, theirs)
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    done = train(configs, whole, *METHOD)
+    assert "finished" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+@pytest.fixture
+def half(configs, tmp_path) -> Path:
+    """A run that was killed after the checkpoint of step 4."""
+    killed(configs, tmp_path / "run", "step.forward@10")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-2", "step-4"]
+    return tmp_path / "run"
+
+
+def test_a_damaged_checkpoint(configs, whole, half):
+    file = half / "checkpoints" / "step-4" / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    asked = train(configs, half, *METHOD, f"resume={file.parent}")
+    assert asked.returncode == 4
+    assert str(file) in asked.stderr
+    assert "Traceback" not in asked.stderr
+    by_itself = train(configs, half, *METHOD)
+    assert by_itself.returncode == 0, by_itself.stderr
+    said = " ".join(by_itself.stdout.split())
+    assert f"Not used: {file}" in said
+    assert "Going on after step 2" in said
+    assert_same(contents(half), contents(whole))
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(configs, half, tmp_path):
+    saved = half / "checkpoints" / "step-4"
+    other = train(configs, tmp_path / "other", *METHOD, "train.learning_rate=0.1", f"resume={saved}")
+    assert other.returncode == 4
+    assert "train.learning_rate was 0.0005, now 0.1" in other.stderr
+    same_folder = train(configs, half, *METHOD, "train.learning_rate=0.1")
+    assert same_folder.returncode == 4
+    assert "train.learning_rate" in same_folder.stderr
+
+    own = task_folder(tmp_path / "configs")
+    text = (own / "sums.jsonl").read_text()
+    for path in (own / "task").glob("*.yaml"):  # the same task file, other rows behind it
+        path.write_text(path.read_text().replace(str(own), str(configs)))
+    shutil.copy(configs / "sums.jsonl", tmp_path / "kept")
+    try:
+        (configs / "sums.jsonl").write_text(text.replace("What is", "How much is"))
+        changed = train(configs, half, *METHOD)
+    finally:
+        shutil.copy(tmp_path / "kept", configs / "sums.jsonl")
+    assert changed.returncode == 4
+    assert "data.sums.train" in changed.stderr
+
+
+def test_another_world_size_is_refused(configs, half):
+    path = half / "checkpoints" / "step-4" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["origin"]["world_size"] == 1
+    done = train_on(configs, half, *METHOD)
+    assert [rank.returncode for rank in done] == [4, 4]
+    assert "world_size was 1, now 2" in done[0].stderr
+    assert done[1].stderr == ""
+
+
+@pytest.mark.parametrize(("action", "status"), [("term", 143), ("int", 130)])
+def test_a_signal_saves_and_the_run_goes_on(configs, whole, tmp_path, action, status):
+    run = tmp_path / "run"
+    done = train(configs, run, *METHOD, MIXLORA_FAIL=f"step.forward@6:{action}")
+    assert done.returncode == status, done.stderr
+    assert "saved after step 3" in done.stderr
+    assert (run / "checkpoints" / "step-3" / "manifest.json").is_file()
+    assert not (run / ".lock").exists()
+    assert train(configs, run, *METHOD).returncode == 0
+    ours, theirs = contents(run), contents(whole)
+    del ours["names"], theirs["names"]  # the extra checkpoint may still be among the newest two
+    assert_same(ours, theirs)
+
+
+def test_a_second_signal_ends_at_once(configs, tmp_path):
+    run = tmp_path / "run"
+    process = Started(configs, run, *METHOD, MIXLORA_FAIL="step.forward@6:hang")
+    wait_for(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") == 2)
+    time.sleep(0.5)
+    process.send(signal.SIGTERM)
+    assert process.wait(1) is None
+    process.send(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM
+
+
+def test_outside_training_a_signal_ends_at_once(configs, tmp_path):
+    done = train(configs, tmp_path / "run", *METHOD, MIXLORA_FAIL="evaluate.before:int")
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
+def wait_for(condition, seconds=120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_two_runs_in_one_folder(configs, tmp_path):
+    run = tmp_path / "run"
+    first = Started(configs, run, *METHOD, MIXLORA_FAIL="step.forward:hang")
+    try:
+        wait_for((run / "run.json").is_file)
+        second = train(configs, run, *METHOD)
+    finally:
+        first.send(signal.SIGKILL)
+        first.wait()
+    assert second.returncode == 2
+    assert f'"pid": {first.pid}' in second.stderr
+    assert train(configs, run, *METHOD).returncode == 0
+
+
+@pytest.mark.parametrize("point", ["checkpoint.before_rename@2"])
+def test_a_full_disk_leaves_the_earlier_checkpoint(configs, whole, tmp_path, point):
+    run = tmp_path / "run"
+    done = train(configs, run, *METHOD, MIXLORA_FAIL=f"{point}:full")
+    assert done.returncode == 5, done.stderr
+    assert "no space left" in done.stderr
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-2"]
+    goes_on_to(whole, configs, run)
+
+
+@pytest.mark.full
+def test_a_disk_that_is_really_full(configs, tmp_path):
+    """A tmpfs that holds the first checkpoint and not the second."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    inner = f"mount -t tmpfs -o size=1500k none {mount} && exec " + " ".join(
+        [sys.executable, *(f"'{part}'" for part in command(configs, mount / "run", *METHOD, "eval.before=false"))]
+    )
+    report = f"; status=$?; ls {mount}/run/checkpoints; exit $status"
+    line = ["unshare", "--map-root-user", "--mount", "sh", "-c", inner.replace("exec ", "") + report]
+    if not shutil.which("unshare") or subprocess.run([*line[:3], "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    done = subprocess.run(line, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    assert done.returncode == 5, done.stderr
+    assert "no space left" in done.stderr
+    assert "tmp" not in done.stdout.splitlines()[-1]
+
+
+def test_out_of_memory_is_recorded_and_the_rows_stay_the_same(configs, whole, tmp_path):
+    run = tmp_path / "run"
+    done = train(configs, run, *METHOD, MIXLORA_FAIL="step.forward@4:oom")
+    assert done.returncode == 0, done.stderr
+    assert "Out of memory in step 2" in done.stdout
+    record = json.loads((run / "run.json").read_text())
+    assert record["micro_batch_size"] == 1
+    assert record["rows"] == json.loads((whole / "run.json").read_text())["rows"]
+
+
+def test_a_rehearsal_writes_nothing(configs, tmp_path):
+    done = train(configs, tmp_path / "run", *METHOD, "dry_run=true", "train.max_length=64")
+    assert done.returncode == 0, done.stderr
+    assert "One step of 4 rows of 64 tokens, 2 in a forward" in done.stdout
+    assert "peak memory" in done.stdout
+    assert not (tmp_path / "run").exists()
+    small = train(configs, tmp_path / "run", *METHOD, "dry_run=true", MIXLORA_FAIL="step.forward:oom")
+    assert "1 in a forward" in small.stdout
+
+
+def test_strays_of_a_killed_run_go(configs, whole, half):
+    (half / "checkpoints" / "step-9.tmp-1").mkdir()
+    (half / ".run.json.77.tmp").write_text("{")
+    goes_on_to(whole, configs, half)
+    assert not [name for name in os.listdir(half / "checkpoints") if "tmp" in name]
