@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mixlora import gates, losses, ranks, signals, tasks
 from mixlora.adapters import files
-from mixlora.adapters.attach import attach, count, paths
+from mixlora.adapters.attach import count, paths, place, prepared
+from mixlora.adapters.modules import Wrapper
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
@@ -183,9 +184,11 @@ class Experiment:
                         print_results(self.folder)
                     return
                 self.announce()
+                began = time.monotonic()
+                loaded, adapter = self.load()
                 with owned(self.folder) if self.accelerator.is_main_process else nullcontext():
                     self.begin()
-                    self.work()
+                    self.work(loaded, adapter, began)
             self.accelerator.end_training()
 
     def rehearse(self) -> None:
@@ -193,8 +196,8 @@ class Experiment:
         example = next(iter(self.trained.values())).train[0]
         say(f"{example.id}, with the tokens that carry loss marked:")
         say(self.formatter.show(example, max_length=self.config.train.max_length))
-        loaded = base.load(self.config.model, device=self.accelerator.device)
-        sizes = self.attach(loaded)
+        loaded, adapter = self.load()
+        sizes = self.attach(loaded, adapter)
         say(f"{sizes['total']:,} parameters in all")
         trainer = self.trainer(loaded, self.evaluator(loaded))
         trainer.rows = lambda first, number: [
@@ -240,22 +243,30 @@ class Experiment:
             "Use the old values, or set run_dir to a new folder"
         )
 
-    def work(self) -> None:
-        began = time.monotonic()
+    def load(self) -> tuple[base.Base, dict[str, Wrapper]]:
+        """The base model, and the adapter that fits it: what cannot fit is said before anything is scored or written.
+
+        The adapter begins the same for one seed, whatever was computed before.
+        """
         config = self.config
         self.formatter  # noqa: B018  the tokenizer is quick to load and shows many mistakes
         say(f"Loading {config.model.name} ...")
         loaded = base.load(config.model, device=self.accelerator.device)
+        torch.manual_seed(config.seed)
+        return loaded, prepared(loaded.model, config.method, config.model)
+
+    def work(self, loaded: base.Base, adapter: Mapping[str, Wrapper], began: float) -> None:
+        config = self.config
         if config.eval.before:
             self.evaluate_base(self.evaluator(loaded))
-        sizes = self.attach(loaded)
+        sizes = self.attach(loaded, adapter)
         evaluator = self.evaluator(loaded)
         trainer = self.trainer(loaded, evaluator)
         totals = self.train(trainer)
         reach("adapter.write")
-        adapter = trainer.tensors()
+        tensors = trainer.tensors()
         if trainer.main:
-            files.save(self.folder / "adapter", adapter, loaded.model, config.method, origin(config))
+            files.save(self.folder / "adapter", tensors, loaded.model, config.method, origin(config))
         reach("evaluate.after")
         self.evaluate(evaluator, self.folder, "after")
         loads = self.routing(loaded)
@@ -265,11 +276,10 @@ class Experiment:
             self.record("finished", loaded, sizes, totals, time.monotonic() - began)
             print_results(self.folder)
 
-    def attach(self, loaded: base.Base) -> dict[str, int]:
-        """Put the method's adapter into the model, the same for one seed whatever was computed before."""
+    def attach(self, loaded: base.Base, adapter: Mapping[str, Wrapper]) -> dict[str, int]:
+        """Put the adapter into the model; its numbers of parameters."""
         config = self.config
-        torch.manual_seed(config.seed)
-        attach(loaded.model, config.method, config.model)
+        place(loaded.model, adapter)
         if config.model.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         sizes = count(loaded.model)

@@ -1,6 +1,7 @@
 """Attach a method to a model: freeze it, wrap the chosen modules, return the tensors that belong to the adapter."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,15 +35,23 @@ def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict
         ConfigError: a target that matches nothing, a pattern that does not fit, a gate option that does not exist, a
             model that carries an adapter already.
     """
+    place(model, prepared(model, method, names))
+    return adapter_tensors(model)
+
+
+def prepared(model: nn.Module, method: Method, names: Model | None = None) -> dict[str, Wrapper]:
+    """Every wrapper by the name of the module that it will replace; the model is as it was. Raises as `attach` does."""
     check_method(method)
     if adapted(model):
         raise ConfigError("this model carries an adapter already. Load the base model anew, or merge the adapter first")
-    names = names or Model(name="model")
-    built = wrappers(model, Plan(model, method), names)
+    return wrappers(model, Plan(model, method), names or Model(name="model"))
+
+
+def place(model: nn.Module, built: Mapping[str, Wrapper]) -> None:
+    """Freeze the model and put the wrappers into it."""
     model.requires_grad_(False)
     for name, wrapper in built.items():
         model.set_submodule(name, wrapper)
-    return adapter_tensors(model)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -56,7 +65,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]:
-    """Every wrapper by the name of the module it replaces; nothing is replaced before all of them could be built."""
+    """What `prepared` says, for one plan."""
     method, linears = plan.method, targets.linears(model)
     chosen = targets.select(linears, method.target_modules, names, "method.target_modules")
     if method.scope is Scope.linear:
