@@ -2,9 +2,9 @@
 
     points = models × mixtures × methods × learning rates × seeds, less what an exception leaves out
 
-A point is a list of Hydra overrides, the same ones a person would type. Where there is more than one learning rate, the
-rate of each (model, mixture, method) is chosen on the validation split with the first seed, and the other seeds run with
-that rate only.
+A point is a list of Hydra overrides, the same ones a person would type. Where there is more than one learning rate,
+the rate of each (model, mixture, method) is chosen on the validation split with the first seed, and the other seeds run
+with that rate only.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

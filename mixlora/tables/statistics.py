@@ -97,7 +97,7 @@ def without_spread(mean: float, n: int) -> float:
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p of each comparison: the i-th smallest of m is multiplied by m − i + 1, and none is below an earlier."""
+    """Adjusted p of each comparison: the i-th smallest of m is multiplied by m − i + 1, never below the one before."""
     adjusted, highest = {}, 0.0
     for i, name in enumerate(sorted(p, key=lambda name: (p[name], name))):
         highest = max(highest, min(1.0, p[name] * (len(p) - i)))

@@ -4,7 +4,9 @@ Only files are read (config.yaml, run.json, results.json, metrics.jsonl, predict
 point's folder is found by composing its configuration through the door of training.
 """
 
+import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 from collections import Counter
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -104,13 +107,16 @@ class Study:
     @cached_property
     def group_configs(self) -> dict[Group, Config]:
         """The configuration of each group; seed and rate are laid in by `config`."""
-        search = [] if self.config_folder is None else [f"hydra.searchpath=[file://{self.config_folder}]"]
-        cli.store_single_tasks([] if self.config_folder is None else [f"--config-dir={self.config_folder}"])
+        place = None if self.config_folder is None else str(self.config_folder)
+        cli.store_single_tasks([] if place is None else [f"--config-dir={place}"])
         found = {}
-        with initialize_config_dir(cli.config_dir(), version_base="1.3"):
-            for group in self.groups:
-                overrides = recipes.merged([*recipes.group_overrides(self.recipe, group), *self.overrides])
-                found[group] = composed(self.recipe.name, group, [*cli.normalise(overrides), *search])
+        for group in self.groups:
+            overrides = recipes.merged([*recipes.group_overrides(self.recipe, group), *self.overrides])
+            try:
+                found[group] = composed(tuple(cli.normalise(overrides)), place)
+            except ConfigError as error:
+                where = f"recipe {self.recipe.name}, {group.model} · {group.mixture} · {group.method}"
+                raise ConfigError(f"{where}: {error}") from None
         return found
 
     def config(self, point: Point) -> Config:
@@ -137,7 +143,7 @@ class Study:
             self.__dict__.pop(name, None)
 
     def rate(self, group: Group) -> float | None:
-        """The learning rate of a group: the only one, or the best on validation (of equals the first); None while open."""
+        """The learning rate of a group: the only one, or the best on validation; None while that is open."""
         rates = self.recipe.learning_rates
         if len(rates) < 2:
             return rates[0] if rates else None
@@ -183,14 +189,27 @@ class Study:
         return found
 
 
-def composed(name: str, group: Group, overrides: list[str]) -> Config:
+@functools.cache
+def composed(overrides: tuple[str, ...], config_folder: str | None) -> Config:
+    """The configuration that training composes from `overrides`; nobody may change what is returned."""
+    search = [] if config_folder is None else [f"hydra.searchpath=[file://{config_folder}]"]
     try:
-        return configs.config_of(compose("train", overrides=overrides))
+        with outside_hydra(), initialize_config_dir(cli.config_dir(), version_base="1.3"):
+            return configs.config_of(compose("train", overrides=[*overrides, *search]))
     except (HydraException, OmegaConfBaseException) as error:
-        reason = explain.hydra_error(error)
-    except ConfigError as error:
-        reason = str(error)
-    raise ConfigError(f"recipe {name}, {group.model} · {group.mixture} · {group.method}: {reason}")
+        raise ConfigError(explain.hydra_error(error)) from None
+
+
+@contextlib.contextmanager
+def outside_hydra() -> Iterator[None]:
+    """A door runs inside Hydra, which composes for one command only; step out of it while the block runs."""
+    here = GlobalHydra.instance()
+    before = here.hydra
+    here.clear()
+    try:
+        yield
+    finally:
+        here.hydra = before
 
 
 def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
@@ -229,7 +248,7 @@ def validation_score(folder: Path, best: bool) -> float | None:
 
 # ---- may these runs stand in one table?
 
-PROTOCOL = ("metric", "n", "protocol")
+PARTS = ("data", "metric", "n", "protocol")  # of a task's result: the same in all runs
 
 
 def compare(runs: Sequence[Run], recipe: Recipe) -> None:
@@ -237,32 +256,31 @@ def compare(runs: Sequence[Run], recipe: Recipe) -> None:
 
     What the table is made of is pinned by the recipe, or else what most of its runs have (of equals, the first).
     """
-    done = [run for run in runs if run.state == DONE]
     for run in runs:
         run.others = {}
     for task in recipe.table.columns:
-        scored = [run for run in done if run.results.get(task, {}).get("value") is not None]
-        pin = recipe.pins.data.get(task)
-        keep(task, scored, "data", lambda run: run.results[task].get("data"), pin)
-        for part in PROTOCOL:
-            keep(task, scored, part, lambda run, part=part: run.results[task].get(part), None)
+        scored = [run for run in runs if run.scored(task)]
+        for part in PARTS:
+            pin = recipe.pins.data.get(task) if part == "data" else None
+            keep(task, part, [(run, run.results[task].get(part)) for run in scored], pin)
         for model in recipe.models:
             of = [run for run in scored if run.point.group.model == model]
-            prompts, weights = recipe.pins.prompts.get(model), recipe.pins.weights.get(model)
-            keep(task, of, "prompts", lambda run: run.results[task].get("prompts"), prompts)
-            keep(task, of, "weights of the base model", lambda run: run.record.get("weights_sha256"), weights)
+            prompts = [(run, run.results[task].get("prompts")) for run in of]
+            keep(task, "prompts", prompts, recipe.pins.prompts.get(model))
+            weights = [(run, run.record.get("weights_sha256")) for run in of]
+            keep(task, "weights", weights, recipe.pins.weights.get(model))
 
 
-def keep(task: str, runs: Sequence[Run], part: str, value: Callable[[Run], Any], pin: Any) -> None:
-    """Mark the runs whose `part` is not the pinned one, or not the most frequent one."""
-    spelled = {id(run): json.dumps(value(run), sort_keys=True) for run in runs}
-    if pin is not None:
-        wanted = json.dumps(pin, sort_keys=True)
-    elif spelled:
-        wanted = Counter(spelled.values()).most_common(1)[0][0]
-    for run in runs:
-        if spelled[id(run)] != wanted:
-            run.others.setdefault(task, f"{part} {short(spelled[id(run)])} instead of {short(wanted)}")
+def keep(task: str, part: str, values: Sequence[tuple[Run, Any]], pin: Any) -> None:
+    """Mark the runs whose value is not the pinned one, or not the most frequent one."""
+    spelled = [(run, json.dumps(value, sort_keys=True)) for run, value in values]
+    if not spelled:
+        return
+    counts = Counter(text for _, text in spelled)
+    wanted = counts.most_common(1)[0][0] if pin is None else json.dumps(pin, sort_keys=True)
+    for run, text in spelled:
+        if text != wanted:
+            run.others.setdefault(task, f"{part} {short(text)} instead of {short(wanted)}")
 
 
 def short(spelled: str) -> str:
