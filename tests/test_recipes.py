@@ -89,6 +89,19 @@ def test_a_mistake_is_named(tmp_path, changes, says):
     assert "recipe.yaml" in str(caught.value)
 
 
+def test_a_grid_is_composed_the_same_way_point_by_point(tmp_path):
+    name = written(tmp_path, mixtures={"arc": None, "gsm8k": {"overrides": ["tasks=gsm8k", "tasks.temperature=3"]}})
+    study = Study(recipes.load(name), recipes.find(name), str(tmp_path))
+    assert study.group_configs == {group: study.compose(group, None) for group in study.groups}
+
+
+def test_mixtures_that_touch_more_than_tasks_are_composed_one_by_one(tmp_path):
+    name = written(tmp_path, mixtures={"arc": None, "gsm8k": {"overrides": ["tasks=gsm8k", "train.max_steps=9"]}})
+    study = Study(recipes.load(name), recipes.find(name), str(tmp_path))
+    assert study.assembled(None) is None
+    assert {c.train.max_steps for g, c in study.group_configs.items() if g.mixture == "gsm8k"} == {9}
+
+
 def test_a_point_that_does_not_compose_names_recipe_and_point(tmp_path):
     name = written(tmp_path, methods={"lroa": None})
     study = Study(recipes.load(name), recipes.find(name), str(tmp_path))
