@@ -10,6 +10,7 @@ their prompt, so a row is one forward. Hours = FLOPs / (tflops · utilization). 
 import functools
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
@@ -36,7 +37,7 @@ class Estimate:
     hours: float | None
 
 
-def known() -> dict[str, dict[str, dict[str, int]]]:
+def known() -> dict[str, dict[str, dict[str, Any]]]:
     """recipes/known.yaml: shapes of base models and rows of data sets, so that an estimate needs no hub."""
     for folder in recipes.folders():
         if (folder / "known.yaml").is_file():

@@ -1,4 +1,4 @@
-"""What `python -m mixlora.reproduce` does: run what a recipe still lacks, each point a process of its own, then show it.
+"""What `python -m mixlora.reproduce` does: run what a recipe lacks, each point a process of its own, then show it.
 
 A point that is done is skipped, an interrupted one goes on, a failed one leaves the others running. With several
 learning rates the first round chooses them and the second runs the other seeds.
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from mixlora.console import say
@@ -41,7 +41,11 @@ class Runner:
             while points := self.lacking():
                 say(f"{len(points)} of {len(self.study.points())} runs are to be made, {self.jobs} at a time")
                 with ThreadPoolExecutor(self.jobs) as pool:
-                    list(pool.map(self.one, points))
+                    running = {pool.submit(self.one, point) for point in points}
+                    while running:  # a wait that ends by itself lets a signal be seen whichever thread it reached
+                        done, running = wait(running, timeout=1)
+                        for future in done:
+                            future.result()
                 self.study.forget()
                 if self.caught:
                     message = "the runs were stopped after saving; the same command goes on from there"
