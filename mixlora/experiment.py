@@ -33,6 +33,7 @@ from mixlora.evaluation.routing import expert_loads
 from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result
 from mixlora.models import base
 from mixlora.records import owned, read_json, write_json, write_lines, write_text
+from mixlora.tables.report import run_report
 from mixlora.tasks.collate import Row
 from mixlora.tasks.example import Example
 from mixlora.tasks.mixture import Plan, plan
@@ -216,6 +217,7 @@ class Experiment:
         if self.accelerator.is_main_process:
             write_json(self.folder / "routing.json", loads)
             self.record("finished", loaded, sizes, totals, time.monotonic() - began)
+            say(f"Report: {run_report(self.folder)}")
             print_results(self.folder)
         self.accelerator.end_training()
 

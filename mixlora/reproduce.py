@@ -22,7 +22,8 @@ def main(cfg: DictConfig) -> None:
     from mixlora import reproduction
 
     runner = reproduction.reproduce(study, launcher=str(cfg.launcher), jobs=int(cfg.jobs))
-    show.show(study, str(cfg.format), None if cfg.to is None else Path(str(cfg.to)))
+    made = show.show(study, str(cfg.format), to := None if cfg.to is None else Path(str(cfg.to)))
+    show.report(study, made, to, None)
     reproduction.complain(runner)
 
 

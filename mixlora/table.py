@@ -14,7 +14,9 @@ def main(cfg: DictConfig) -> None:
     study = show.study_of(
         str(cfg.recipe), str(cfg.output_root), list(cfg.overrides), include_dirty=bool(cfg.include_dirty)
     )
-    show.show(study, str(cfg.format), None if cfg.to is None else Path(str(cfg.to)))
+    made = show.show(study, str(cfg.format), to := None if cfg.to is None else Path(str(cfg.to)))
+    if cfg.report:
+        show.report(study, made, to, None if cfg.plots is None else str(cfg.plots))
     if cfg.records is not None:
         show.keep_records(study, Path(str(cfg.records)))
 

@@ -1,10 +1,11 @@
 """Plots of a run and of a recipe, as figures of matplotlib; pure functions of what the record files hold.
 
-Inside report.html a figure is SVG whose ink is `currentColor`, so it follows the page into the dark. As a file it is PDF
-or PNG on white.
+Inside report.html a figure is SVG whose ink is `currentColor`, so it follows the page into the dark. As a file it is
+PDF or PNG on white.
 """
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -25,18 +27,18 @@ from mixlora.tables.specialisation import Loads
 INK = "#123456"  # stands for the colour of the page's text
 # Okabe and Ito's colours, without black and yellow: they hold on white and on near-black, and for the colour-blind.
 COLOURS = ["#0b7fc7", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8a7fd1", "#8c8c8c"]
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mixlora",
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
-    **{key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 WIDTH, HEIGHT = 4.8, 3.0
 Lines = Sequence[Mapping[str, Any]]
@@ -200,7 +202,7 @@ def heat(made: Figure, axes: Axes, values: Any, label: str, *, high: float) -> N
     image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
     with plt.rc_context(STYLE):
         bar = made.colorbar(image, ax=axes, shrink=0.9, label=label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def entropy_over_depth(loads: Loads) -> Figure:
@@ -234,10 +236,7 @@ def information_over_depth(loads: Loads) -> Figure:
 def throughput(lines: Lines) -> Figure:
     """Tokens a second between one recorded step and the next."""
     made, axes = figure()
-    pairs = [
-        (b["step"], b["tokens"] - a["tokens"], b["seconds"] - a["seconds"])
-        for a, b in zip(lines, lines[1:], strict=False)
-    ]
+    pairs = [(b["step"], b["tokens"] - a["tokens"], b["seconds"] - a["seconds"]) for a, b in itertools.pairwise(lines)]
     known = [(step, tokens / seconds) for step, tokens, seconds in pairs if seconds > 0]
     axes.plot([step for step, _ in known], [rate for _, rate in known], lw=1.2)
     axes.set(xlabel="step", ylabel="tokens a second")

@@ -3,6 +3,7 @@
 Built from the record files alone, so it can be made again for any run at any time.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from mixlora.config.typed import suggest
+from mixlora.errors import ConfigError
 from mixlora.records import read_json, read_lines, write_text
 from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
@@ -18,6 +21,7 @@ from mixlora.tables.study import DONE, Run, Study
 from mixlora.tables.table import MEAN, Table
 
 EXAMPLES = 2  # right and wrong ones a task
+KINDS = ("png", "pdf")
 LONGEST = 600  # characters of a question that are shown
 Draw = Callable[[], Figure]
 
@@ -168,6 +172,11 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
+def check_kind(kind: str | None) -> None:
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"plots={kind} is not a kind of file. {suggest(kind, KINDS)}")
+
+
 def write_plots(figures: Sequence[tuple[str, str, Draw]], folder: Path, kind: str) -> list[Path]:
     """Every figure as a file: folder/plots/<title>.<kind>."""
     written = []
@@ -209,15 +218,9 @@ def recipe_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
         if rows:
             cells = [made.cells[row, column] for row in rows]
             names = [row_name(study, row) for row in rows]
-            found.append(
-                (
-                    label,
-                    "dot: mean over seeds, line: sample deviation",
-                    lambda names=names, cells=cells, label=label: plots.bars(
-                        names, [c.mean for c in cells], [c.deviation for c in cells], label
-                    ),
-                )
-            )
+            means, deviations = [c.mean or 0.0 for c in cells], [c.deviation for c in cells]
+            draw = functools.partial(plots.bars, names, means, deviations, label)
+            found.append((label, "dot: mean over seeds, line: sample deviation", draw))
     curves = {group_name(study, g): scores for g in study.groups if (scores := study.validation(g))}
     if curves:
         found.append(("Choice of the learning rate", "first seed, validation split", lambda: plots.rates(curves)))

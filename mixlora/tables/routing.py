@@ -5,20 +5,16 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table as Grid
 
-from mixlora.config.typed import suggest
 from mixlora.console import console, say
 from mixlora.errors import ConfigError
 from mixlora.records import read_json
 from mixlora.tables import specialisation
-from mixlora.tables.report import config_of, preferences, run_figures, run_report, top_k, write_plots
-
-KINDS = ("png", "pdf")
+from mixlora.tables.report import check_kind, config_of, preferences, run_figures, run_report, top_k, write_plots
 
 
 def show(folder: Path, plots: str | None) -> None:
     """Print the numbers of every layer and their reading; write report.html, and the plots as files when asked."""
-    if plots is not None and plots not in KINDS:
-        raise ConfigError(f"plots={plots} is not a kind of file. {suggest(plots, KINDS)}")
+    check_kind(plots)
     path = folder / "routing.json"
     if not path.is_file():
         raise ConfigError(f"{folder} has no routing.json: it is not a finished run")

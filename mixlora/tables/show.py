@@ -46,6 +46,18 @@ def show(study: Study, asked: str, to: Path | None) -> table.Table:
     return made
 
 
+def report(study: Study, made: table.Table, to: Path | None, plots: str | None) -> None:
+    """Write report.html beside the table, and its plots as files when asked."""
+    from mixlora.tables import report as reports  # matplotlib takes a second to load, a table needs none
+
+    folder = to or study.root / "tables" / study.recipe.name
+    reports.check_kind(plots)
+    say(f"Wrote {reports.recipe_report(study, made, folder)}")
+    if plots is not None:
+        for path in reports.write_plots(reports.recipe_figures(study, made), folder, plots):
+            say(f"Wrote {path}")
+
+
 def keep_records(study: Study, folder: Path) -> None:
     """Copy the runs of the table into `folder`: records as they are, predictions packed and without their prompts."""
     runs = [run for runs in study.final.values() for run in runs if run.state == DONE]
