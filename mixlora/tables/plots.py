@@ -7,7 +7,7 @@ PDF or PNG on white.
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -42,30 +43,36 @@ STYLE: Any = {
 }
 WIDTH, HEIGHT = 4.8, 3.0
 Lines = Sequence[Mapping[str, Any]]
+Draw = Callable[[], Figure]
 
 
 def figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
-    with plt.rc_context(STYLE):
-        made, axes = plt.subplots(figsize=(WIDTH, height))
-    return made, axes
+    return plt.subplots(figsize=(WIDTH, height))
 
 
-def svg(made: Figure) -> str:
-    """The figure for a page: no white ground, no clock, ink from the page."""
+def svg(draw: Draw) -> str:
+    """A figure for a page: no white ground, no clock, no reference to anything outside, ink from the page."""
     buffer = io.StringIO()
     with plt.rc_context(STYLE):
+        made = draw()
         made.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     plt.close(made)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    tag, rest = text.split(">", 1)
+    tag = re.sub(r' (width|height)="[^"]*"', "", tag)
+    return f"{tag}>{rest}".replace(INK, "currentColor")
 
 
-def write(made: Figure, path: Path) -> None:
-    """The figure as a file for a paper."""
+def write(draw: Draw, path: Path) -> None:
+    """A figure as a file for a paper: black on white, no clock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    clock = {"pdf": {"CreationDate": None}, "png": {}}[path.suffix[1:]]
-    with plt.rc_context(STYLE | {"pdf.fonttype": 42}):
+    clock = {"CreationDate": None} if path.suffix == ".pdf" else {}
+    paper = {key: "black" if value == INK else value for key, value in STYLE.items()}
+    with plt.rc_context(paper | {"pdf.fonttype": 42}):
+        made = draw()
+        for bar in made.findobj(LineCollection):
+            bar.set(color="black")  # error bars, whose ink is not a setting
         made.savefig(path, dpi=200, metadata=clock)
     plt.close(made)
 
@@ -184,10 +191,14 @@ def layer_load(loads: Loads) -> Figure:
     return made
 
 
-def task_load(loads: Loads) -> tuple[Figure, str]:
-    """Task × expert of the gate that knows most about the task; returns the figure and the gate's name."""
-    found = specialisation.gates(loads, 1)
-    best = max(found, key=lambda g: (g.information, -specialisation.layer(g.name)))
+def most_telling(loads: Loads) -> specialisation.Gate:
+    """The gate whose choice knows most about the task."""
+    return max(specialisation.gates(loads, 1), key=lambda g: (g.information, -specialisation.layer(g.name)))
+
+
+def task_load(loads: Loads) -> Figure:
+    """Task × expert of that gate."""
+    best = most_telling(loads)
     share_TE = specialisation.tables(loads)[best.name].astype(float)
     share_TE = share_TE / np.maximum(share_TE.sum(1, keepdims=True), 1e-12) * best.experts
     made, axes = figure(min(5.2, max(1.7, 0.3 * len(loads) + 1.1)))
@@ -195,13 +206,12 @@ def task_load(loads: Loads) -> tuple[Figure, str]:
     axes.set_yticks(range(len(loads)), list(loads))
     axes.set(xlabel="expert")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return made, best.name
+    return made
 
 
 def heat(made: Figure, axes: Axes, values: Any, label: str, *, high: float) -> None:
     image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=high, interpolation="nearest")
-    with plt.rc_context(STYLE):
-        bar = made.colorbar(image, ax=axes, shrink=0.9, label=label)
+    bar = made.colorbar(image, ax=axes, shrink=0.9, label=label)
     bar.outline.set_visible(False)
 
 

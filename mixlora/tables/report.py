@@ -5,25 +5,24 @@ Built from the record files alone, so it can be made again for any run at any ti
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 from mixlora.records import read_json, read_lines, write_text
 from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
+from mixlora.tables.plots import Draw
 from mixlora.tables.study import DONE, Run, Study
 from mixlora.tables.table import MEAN, Table
 
 EXAMPLES = 2  # right and wrong ones a task
 KINDS = ("png", "pdf")
 LONGEST = 600  # characters of a question that are shown
-Draw = Callable[[], Figure]
 
 
 def run_report(folder: Path) -> Path:
@@ -42,7 +41,7 @@ def run_page(folder: Path) -> str:
     loads = optional(folder / "routing.json")
     after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
     found = specialisation.gates(loads, top_k(config))
-    figures = [(title, caption, plots.svg(draw())) for title, caption, draw in run_figures(folder)]
+    figures = [(title, caption, plots.svg(draw)) for title, caption, draw in run_figures(folder)]
     return (
         render.environment()
         .get_template("run.html.j2")
@@ -85,17 +84,19 @@ def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
     if any("validation" in line for line in lines):
         found.append(("Validation", "during training", lambda: plots.validation(lines)))
     if specialisation.tables(loads):
-        _, gate = plots.task_load(loads)
+        gate = plots.most_telling(loads).name
         found += [
             ("Load: layer × expert", "mean over the gates of a layer and the tasks", lambda: plots.layer_load(loads)),
             (
                 "Load: task × expert",
                 f"of the gate that knows most about the task: {gate}",
-                lambda: plots.task_load(loads)[0],
+                lambda: plots.task_load(loads),
             ),
             ("Entropy over depth", "1: all experts alike; a dot is a gate", lambda: plots.entropy_over_depth(loads)),
-            ("Specialisation over depth", "a dot is a gate", lambda: plots.information_over_depth(loads)),
         ]
+        if len(loads) > 1:
+            depth = "mutual information of task and expert; a dot is a gate"
+            found.append(("Specialisation over depth", depth, lambda: plots.information_over_depth(loads)))
     if len(lines) > 2:
         found.append(("Throughput", "while training", lambda: plots.throughput(lines)))
     return found
@@ -182,20 +183,9 @@ def write_plots(figures: Sequence[tuple[str, str, Draw]], folder: Path, kind: st
     written = []
     for title, _, draw in figures:
         path = folder / "plots" / f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.{kind}"
-        figure = draw()
-        recolour(figure)
-        plots.write(figure, path)
+        plots.write(draw, path)
         written.append(path)
     return written
-
-
-def recolour(figure: Figure) -> None:
-    """The page's ink becomes black on paper."""
-    for artist in figure.findobj():
-        for name in ("color", "edgecolor"):
-            get, change = getattr(artist, f"get_{name}", None), getattr(artist, f"set_{name}", None)
-            if get is not None and change is not None and get() == plots.INK:
-                change("black")
 
 
 # ---- a recipe
@@ -203,7 +193,7 @@ def recolour(figure: Figure) -> None:
 
 def recipe_report(study: Study, made: Table, folder: Path) -> Path:
     path = folder / "report.html"
-    figures = [(title, caption, plots.svg(draw())) for title, caption, draw in recipe_figures(study, made)]
+    figures = [(title, caption, plots.svg(draw)) for title, caption, draw in recipe_figures(study, made)]
     runs = [run for runs in study.final.values() for run in runs]
     page = render.environment().get_template("recipe.html.j2")
     parts = render.html_parts(made) | {"figures": figures, "readings": readings(study), "runs": run_rows(study, runs)}
