@@ -83,7 +83,10 @@ def numbers(values: Sequence[Any]) -> list[float]:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    return [float(np.nanmean(values[max(0, i - window + 1) : i + 1])) for i in range(len(values))]
+    """Mean of the last `window` finite values; a gap where there is none."""
+    stretches = (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))
+    finite = ([value for value in stretch if np.isfinite(value)] for stretch in stretches)
+    return [float(np.mean(some)) if some else float("nan") for some in finite]
 
 
 # ---- one run

@@ -179,7 +179,7 @@ class Study:
             assert point.rate is not None
             if run.state == FAILED:
                 found[point.rate] = None
-            elif run.state == DONE:
+            elif run.state in (DONE, DIRTY):
                 found[point.rate] = validation_score(run.folder, self.config(point).train.load_best)
         return found
 
