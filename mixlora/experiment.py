@@ -38,6 +38,7 @@ from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, evaluating, resu
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.records import disk_error, owned, read_json, remove_strays, write_json, write_lines, write_text
+from mixlora.tables.report import run_report
 from mixlora.tasks import fewshot
 from mixlora.tasks.collate import Row
 from mixlora.tasks.example import Example
@@ -274,6 +275,7 @@ class Experiment:
             reach("finish")
             write_json(self.folder / "routing.json", loads)
             self.record("finished", loaded, sizes, totals, time.monotonic() - began)
+            say(f"Report: {run_report(self.folder)}")
             print_results(self.folder)
 
     def attach(self, loaded: base.Base, adapter: Mapping[str, Wrapper]) -> dict[str, int]:

@@ -48,6 +48,10 @@ def reject_unknown(values: Any, annotation: Any, where: str) -> None:
     OmegaConf's own check is passed by Hydra's `+key=value`, which adds keys to a typed node.
     """
     record = dataclass_in(annotation)
+    if record is not None and isinstance(values, list):
+        for i, value in enumerate(values):
+            reject_unknown(value, record, f"{where}[{i}]")
+        return
     if record is None or not isinstance(values, Mapping):
         return
     if typing.get_origin(annotation) is dict:
@@ -62,10 +66,11 @@ def reject_unknown(values: Any, annotation: Any, where: str) -> None:
 
 
 def dataclass_in(annotation: Any) -> Any:
-    """The dataclass inside `Task`, `Task | None` or `dict[str, Task]`; None when there is none."""
+    """The dataclass inside `Task`, `Task | None`, `list[Task]` or `dict[str, Task]`; None when there is none."""
     if dataclasses.is_dataclass(annotation):
         return annotation
-    return next((a for a in typing.get_args(annotation) if dataclasses.is_dataclass(a)), None)
+    inner = (dataclass_in(argument) for argument in typing.get_args(annotation))
+    return next((record for record in inner if record is not None), None)
 
 
 def dotted(*parts: str) -> str:

@@ -1,0 +1,237 @@
+"""One table in four formats. The same table gives the same bytes: no clock, no machine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from mixlora.tables.table import LEVEL, MEAN, Cell, Row, Table
+
+ONE_SEED, TIED, DIRTY = "¹", "≈", "†"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one format writes the parts of a cell."""
+
+    escape: Callable[[str], str]
+    bold: Callable[[str], str]
+    small: Callable[[str], str]  # for marks and printed values
+    spread: Callable[[str], str]
+
+
+def percent(value: float, decimals: int) -> str:
+    return f"{100 * value:.{decimals}f}"
+
+
+def shown(cell: Cell, decimals: int, dialect: Dialect) -> str:
+    """Mean ± deviation, marks, and in brackets what was printed."""
+    printed = "" if cell.published is None else " " + dialect.small(f"({number(cell.published)})")
+    if cell.mean is None:
+        return dialect.escape(cell.empty) + printed
+    text = percent(cell.mean, decimals)
+    text = dialect.bold(text) if cell.best else text
+    if cell.deviation is not None:
+        text += dialect.spread(percent(cell.deviation, decimals))
+    marks = (TIED if cell.tied else "") + (ONE_SEED if cell.deviation is None else "") + (DIRTY if cell.dirty else "")
+    if len(cell.values) < cell.expected:
+        marks += f" {len(cell.values)}/{cell.expected}"
+    return text + (dialect.small(dialect.escape(marks)) if marks else "") + printed
+
+
+def number(value: float) -> str:
+    """As it was printed: at least one decimal, no more zeros."""
+    return repr(value)
+
+
+def extra(name: str, value: float | int | None) -> str:
+    if value is None:
+        return ""
+    if name == "rate":
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def head(table: Table) -> list[str]:
+    """Labels of all columns; a task says how many examples stand behind it."""
+    examples = {task: f" (n={n})" if n else "" for task, n in table.examples.items()}
+    names = [label + examples.get(name, "") for name, label in table.columns.items()]
+    return [*lead_labels(table), *names, *table.extra_columns.values()]
+
+
+def lead_labels(table: Table) -> list[str]:
+    """Model and setting are columns only where there are several."""
+    return [name for name, used in zip(("Model", "Setting", "Method"), lead_used(table), strict=True) if used]
+
+
+def lead_used(table: Table) -> tuple[bool, bool, bool]:
+    models = len({row.model for row in table.rows}) > 1
+    return models, len({row.setting for row in table.rows}) > 1, True
+
+
+def body(table: Table, row: Row, dialect: Dialect) -> list[str]:
+    lead = [label for label, used in zip(row.labels, lead_used(table), strict=True) if used]
+    cells = [shown(table.cells[row, column], table.recipe.table.decimals, dialect) for column in table.columns]
+    extras = [extra(name, table.extras[row, name]) for name in table.extra_columns]
+    return [*map(dialect.escape, lead), *cells, *map(dialect.escape, extras)]
+
+
+def legend(table: Table) -> list[str]:
+    """What the marks mean: only those that occur, so a clean table has a short legend."""
+    cells = list(table.cells.values())
+    known = [cell for cell in cells if cell.mean is not None]
+    lines = []
+    if known:
+        lines.append("percent, mean ± sample deviation over seeds")
+    if any(cell.best for cell in cells):
+        lines.append("bold: best of its model in the column")
+    if any(cell.tied for cell in cells):
+        lines.append(
+            f"{TIED} not distinguishable from the best (paired test over examples and seeds, Holm over the column, "
+            f"p ≥ {LEVEL})"
+        )
+    if any(cell.best for cell in cells) and any(cell.mean is not None and cell.deviation is None for cell in cells):
+        lines.append(f"{ONE_SEED} one seed: no deviation, and the test knows the examples only")
+    elif any(cell.deviation is None for cell in known):
+        lines.append(f"{ONE_SEED} one seed: no deviation")
+    if any(cell.dirty for cell in cells):
+        lines.append(f"{DIRTY} with a run made with code that differs from its commit")
+    if any(cell.values and len(cell.values) < cell.expected for cell in cells):
+        lines.append("k/m: only k of the m runs are in the cell")
+    meanings = {
+        "not run": "there is no such run yet",
+        "failed": "the run ended with an error",
+        "unfinished": "the run was interrupted",
+        "dirty": "made with code that differs from its commit, left out",
+        "other data": "made with other data, prompts, weights or another protocol than the rest, left out",
+        "in part": "no mean: the tasks have different numbers of runs",
+    }
+    found = {cell.empty for cell in cells if cell.mean is None}
+    lines += [f"{word}: {meaning}" for word, meaning in meanings.items() if word in found]
+    if any(cell.published is not None for cell in cells):
+        lines.append(f"(in brackets): published, {table.recipe.source}")
+    return lines
+
+
+# ---- formats
+
+
+def markdown(table: Table) -> str:
+    dialect = Dialect(lambda t: t.replace("|", "\\|"), lambda t: f"**{t}**", lambda t: t, lambda t: f" ± {t}")
+    titles = [dialect.escape(title) for title in head(table)]
+    rows = [body(table, row, dialect) for row in table.rows]
+    left = len(lead_labels(table))
+    rule = ["---" if i < left else "--:" for i in range(len(titles))]
+    lines = [f"**{table.recipe.title}**", "", *("| " + " | ".join(cells) + " |" for cells in (titles, rule, *rows)), ""]
+    return "\n".join([*lines, *(f"- {line}" for line in (*legend(table), *table.notes))]) + "\n"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≈": r"$\approx$", "¹": r"$^{1}$",
+    "†": r"$^{\dagger}$", "–": "--", "—": "---", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$",
+    "×": r"$\times$", "α": r"$\alpha$", "→": r"$\to$", "Σ": r"$\Sigma$", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def latex_text(text: str) -> str:
+    """Any text as LaTeX that every engine takes; a sign without a name becomes its code, never an error."""
+    return "".join(LATEX.get(c, c if c.isascii() else f"(U+{ord(c):04X})") for c in text)
+
+
+def latex(table: Table) -> str:
+    dialect = Dialect(
+        latex_text,
+        lambda t: rf"\textbf{{{t}}}",
+        lambda t: rf"{{\scriptsize {t}}}",
+        lambda t: rf"{{\scriptsize $\pm${t}}}",
+    )
+    left = len(lead_labels(table))
+    titles = [latex_text(title) for title in head(table)]
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{latex_text(table.recipe.title)}}}",
+        rf"\label{{tab:{table.recipe.name.replace('_', '-')}}}",
+        rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(titles) - left)}}}",
+        r"\toprule",
+        " & ".join(titles) + r" \\",
+    ]
+    for group in table.groups():
+        lines.append(r"\midrule")
+        lines += [" & ".join(body(table, row, dialect)) + r" \\" for row in group]
+    lines += [r"\bottomrule", r"\end{tabular}", "", r"\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+    lines += [latex_text(line) + r".\\" for line in (*legend(table), *table.notes)]
+    return "\n".join([*lines, r"\end{minipage}", r"\end{table}"]) + "\n"
+
+
+def csv(table: Table) -> str:
+    """One line a cell, fractions and not percent: for other programs."""
+    lines = []
+    for row in table.rows:
+        for column in table.columns:
+            cell = table.cells[row, column]
+            lines.append(
+                {
+                    "recipe": table.recipe.name,
+                    "model": row.model,
+                    "setting": row.setting,
+                    "method": row.method or row.labels[2],
+                    "column": column,
+                    "mean": cell.mean,
+                    "deviation": cell.deviation,
+                    "seeds": len(cell.values),
+                    "seeds_expected": cell.expected,
+                    "examples": cell.examples,
+                    "best": int(cell.best),
+                    "tied": int(cell.tied),
+                    "p_holm": cell.p,
+                    "empty": cell.empty if cell.mean is None else "",
+                    "dirty": int(cell.dirty),
+                    "published_percent": cell.published,
+                    **{name: table.extras[row, name] for name in table.extra_columns},
+                }
+            )
+    return pd.DataFrame(lines).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+HTML = Dialect(
+    lambda t: str(jinja2.utils.markupsafe.escape(t)),
+    lambda t: f"<b>{t}</b>",
+    lambda t: f"<small>{t}</small>",
+    lambda t: f"<small> ± {t}</small>",
+)
+
+
+def environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def html_parts(table: Table) -> dict[str, object]:
+    """What the template of a table needs."""
+    groups = [[body(table, row, HTML) for row in group] for group in table.groups()]
+    return {
+        "title": table.recipe.title,
+        "head": head(table),
+        "left": len(lead_labels(table)),
+        "groups": groups,
+        "legend": legend(table),
+        "notes": table.notes,
+    }
+
+
+def html(table: Table) -> str:
+    return environment().get_template("table.html.j2").render(**html_parts(table)) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": csv, "html": html}
+
+
+def means(table: Table) -> Sequence[Row]:
+    """Rows that have a mean over all tasks."""
+    return [row for row in table.rows if (row, MEAN) in table.cells and table.cells[row, MEAN].mean is not None]

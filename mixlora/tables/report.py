@@ -1,0 +1,253 @@
+"""report.html: a run, or a recipe, to look at. One file without any reference to another; opens from disk.
+
+Built from the record files alone, so it can be made again for any run at any time.
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixlora.config.typed import suggest
+from mixlora.errors import ConfigError
+from mixlora.records import read_json, read_lines, write_text
+from mixlora.tables import plots, render, specialisation
+from mixlora.tables import recipe as recipes
+from mixlora.tables.plots import Draw
+from mixlora.tables.study import DONE, Run, Study
+from mixlora.tables.table import MEAN, Table
+
+EXAMPLES = 2  # right and wrong ones a task
+KINDS = ("png", "pdf")
+LONGEST = 600  # characters of a question that are shown
+
+
+def run_report(folder: Path) -> Path:
+    """Write `folder`/report.html; returns it."""
+    path = folder / "report.html"
+    write_text(path, run_page(folder))
+    return path
+
+
+def optional(path: Path) -> Any:
+    return read_json(path) if path.is_file() else {}
+
+
+def run_page(folder: Path) -> str:
+    record, config = optional(folder / "run.json"), config_of(folder)
+    loads = optional(folder / "routing.json")
+    after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
+    found = specialisation.gates(loads, top_k(config))
+    figures = [(title, caption, plots.svg(draw)) for title, caption, draw in run_figures(folder)]
+    return (
+        render.environment()
+        .get_template("run.html.j2")
+        .render(
+            name=folder.resolve().name,
+            record=record,
+            summary=summary(record, after, before),
+            figures=figures,
+            reading=specialisation.reading(found) if record else [],
+            preferences=preferences(loads),
+            examples={task: examples(folder, task, result) for task, result in after.items()},
+            config=(folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else "",
+            provenance=flat(record),
+        )
+    )
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def top_k(config: Mapping[str, Any]) -> int:
+    """Experts that a token uses at the least: all of them where the method names no number."""
+    method = config.get("method", {})
+    value = method.get("top_k") or method.get("num_experts") or 1
+    return int(min(value) if isinstance(value, list) else value)
+
+
+def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
+    """(title, caption, how to draw it), those that this run has something for."""
+    lines, loads = read_lines(folder / "metrics.jsonl"), optional(folder / "routing.json")
+    after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
+    found: list[tuple[str, str, Draw]] = []
+    if any(result.get("value") is not None for result in after.values()):
+        found.append(("Scores", "95 % intervals (Wilson)", lambda: plots.scores(after, before)))
+    if lines:
+        found.append(("Loss", "mean over the answer tokens of a step", lambda: plots.loss(lines)))
+        found.append(("Loss by task", "smoothed", lambda: plots.task_losses(lines)))
+    if any("validation" in line for line in lines):
+        found.append(("Validation", "during training", lambda: plots.validation(lines)))
+    if specialisation.tables(loads):
+        gate = plots.most_telling(loads).name
+        found += [
+            ("Load: layer × expert", "mean over the gates of a layer and the tasks", lambda: plots.layer_load(loads)),
+            (
+                "Load: task × expert",
+                f"of the gate that knows most about the task: {gate}",
+                lambda: plots.task_load(loads),
+            ),
+            ("Entropy over depth", "1: all experts alike; a dot is a gate", lambda: plots.entropy_over_depth(loads)),
+        ]
+        if len(loads) > 1:
+            depth = "mutual information of task and expert; a dot is a gate"
+            found.append(("Specialisation over depth", depth, lambda: plots.information_over_depth(loads)))
+    if len(lines) > 2:
+        found.append(("Throughput", "while training", lambda: plots.throughput(lines)))
+    return found
+
+
+def summary(record: Mapping[str, Any], after: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few numbers on top."""
+    scored = {task: r["value"] for task, r in after.items() if r.get("value") is not None}
+    cards = []
+    if scored:
+        mean = 100 * sum(scored.values()) / len(scored)
+        base = [before[task]["value"] for task in scored if before.get(task, {}).get("value") is not None]
+        change = f" ({mean - 100 * sum(base) / len(base):+.1f})" if len(base) == len(scored) else ""
+        cards.append(("mean score, %", f"{mean:.1f}{change}"))
+    sizes = record.get("parameters", {})
+    if sizes:
+        cards.append(("trained parameters", f"{sizes['trainable']:,}"))
+        cards.append(("active for a token", f"{sizes['activated']:,}"))
+    if record.get("tokens_per_second"):
+        cards.append(("tokens a second", f"{record['tokens_per_second']:,.0f}"))
+    if record.get("peak_memory_bytes"):
+        cards.append(("peak memory, GiB", f"{record['peak_memory_bytes'] / 2**30:.1f}"))
+    if record.get("seconds"):
+        cards.append(("minutes", f"{record['seconds'] / 60:.1f}"))
+    return cards
+
+
+def preferences(loads: specialisation.Loads) -> list[tuple[str, str]]:
+    """task -> the experts that it uses more than the other tasks do."""
+    if len(loads) < 2:
+        return []
+    return [
+        (
+            task,
+            "; ".join(
+                f"layer {specialisation.layer(name)} {specialisation.short(name)}, expert {expert}: "
+                f"{share:.0%} of its choices, {lift:.1f}× the mean"
+                for name, expert, share, lift in rows
+            ),
+        )
+        for task, rows in specialisation.preferred(loads).items()
+        if rows
+    ]
+
+
+def examples(folder: Path, task: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first few right and wrong predictions of a task, with what each option scored."""
+    metric = result.get("metric", "")
+    rows = [row for row in Run(None, folder).predictions(task) if metric in row]  # type: ignore[arg-type]
+    right = [row for row in rows if row[metric] == 1][:EXAMPLES]
+    wrong = [row for row in rows if row[metric] != 1][:EXAMPLES]
+    return [example(row, metric) for row in [*right, *wrong]]
+
+
+def example(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    question = str(row.get("prompt", row["id"]))
+    shown = {
+        "question": question if len(question) <= LONGEST else f"… {question[-LONGEST:]}",
+        "right": row[metric] == 1,
+    }
+    if "options" in row:
+        lines = [
+            {"text": text, "score": score, "target": i == row["target"], "chosen": i == row["prediction"]}
+            for i, (text, score) in enumerate(zip(row["options"], row["log_likelihoods"], strict=True))
+        ]
+        return shown | {"options": lines}
+    return shown | {"said": str(row.get("prediction", ""))[:LONGEST], "target": str(row.get("target", ""))[:LONGEST]}
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in record.items():
+        rows += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", str(value))]
+    return rows
+
+
+def check_kind(kind: str | None) -> None:
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"plots={kind} is not a kind of file. {suggest(kind, KINDS)}")
+
+
+def write_plots(figures: Sequence[tuple[str, str, Draw]], folder: Path, kind: str) -> list[Path]:
+    """Every figure as a file: folder/plots/<title>.<kind>."""
+    written = []
+    for title, _, draw in figures:
+        path = folder / "plots" / f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.{kind}"
+        plots.write(draw, path)
+        written.append(path)
+    return written
+
+
+# ---- a recipe
+
+
+def recipe_report(study: Study, made: Table, folder: Path) -> Path:
+    path = folder / "report.html"
+    figures = [(title, caption, plots.svg(draw)) for title, caption, draw in recipe_figures(study, made)]
+    runs = [run for runs in study.final.values() for run in runs]
+    page = render.environment().get_template("recipe.html.j2")
+    parts = render.html_parts(made) | {"figures": figures, "readings": readings(study), "runs": run_rows(study, runs)}
+    write_text(path, page.render(**parts))
+    return path
+
+
+def recipe_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
+    found: list[tuple[str, str, Draw]] = []
+    for column, label in made.columns.items() if MEAN not in made.columns else [(MEAN, made.columns[MEAN])]:
+        rows = [row for row in made.rows if made.cells[row, column].mean is not None]
+        if rows:
+            cells = [made.cells[row, column] for row in rows]
+            names = [row_name(study, row) for row in rows]
+            means, deviations = [c.mean or 0.0 for c in cells], [c.deviation for c in cells]
+            draw = functools.partial(plots.bars, names, means, deviations, label)
+            found.append((label, "dot: mean over seeds, line: sample deviation", draw))
+    curves = {group_name(study, g): scores for g in study.groups if (scores := study.validation(g))}
+    if curves:
+        found.append(("Choice of the learning rate", "first seed, validation split", lambda: plots.rates(curves)))
+    first = {
+        group_name(study, group): lines
+        for group, runs in study.final.items()
+        if runs[0].state == DONE and (lines := read_lines(runs[0].folder / "metrics.jsonl"))
+    }
+    if first:
+        found.append(("Training loss", "first seed, smoothed", lambda: plots.losses(first)))
+    return found
+
+
+def row_name(study: Study, row: Any) -> str:
+    several = (len(study.recipe.models) > 1, len(recipes.settings(study.recipe)) > 1, True)
+    return " · ".join(label for label, used in zip(row.labels, several, strict=True) if used)
+
+
+def group_name(study: Study, group: recipes.Group) -> str:
+    recipe = study.recipe
+    parts = [(recipe.models, group.model), (recipe.mixtures, group.mixture), (recipe.methods, group.method)]
+    return " · ".join(recipes.label(axis, name) for i, (axis, name) in enumerate(parts) if len(axis) > 1 or i == 2)
+
+
+def readings(study: Study) -> list[tuple[str, str]]:
+    """group -> the plain-words reading of its first run's gates."""
+    rows = []
+    for group, runs in study.final.items():
+        if runs[0].state == DONE and (loads := optional(runs[0].folder / "routing.json")):
+            found = specialisation.gates(loads, top_k(config_of(runs[0].folder)))
+            rows.append((group_name(study, group), " ".join(specialisation.reading(found))))
+    return rows
+
+
+def run_rows(study: Study, runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    """(point, state, seconds, folder), the folder relative to the output root."""
+    return [
+        (str(r.point), r.state, f"{r.record['seconds']:.0f}" if r.record.get("seconds") else "", r.folder.name)
+        for r in runs
+    ]

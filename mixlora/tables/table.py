@@ -1,0 +1,350 @@
+"""The table of a recipe as data: one cell for each row and column, with its mean, spread, marks and printed value.
+
+A row is a (model, setting, method). Its cells are compared with the best of the same model in the same column.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mixlora.tables import recipe as recipes
+from mixlora.tables import statistics
+from mixlora.tables.recipe import Extra, Group, Order, Recipe
+from mixlora.tables.study import DIRTY, DONE, FAILED, MISSING, OTHER, UNFINISHED, Run, Study, provenance
+
+MEAN = "mean"  # the name of the column with the mean of the others
+LEVEL = 0.05
+# Of several reasons for an empty cell the first is shown.
+REASONS = (FAILED, OTHER, DIRTY, UNFINISHED, MISSING)
+
+
+@dataclass(frozen=True)
+class Row:
+    model: str
+    setting: str
+    method: str  # empty: a row that was only printed
+    labels: tuple[str, str, str]  # of model, setting, method
+
+
+@dataclass
+class Cell:
+    """Fractions, not percent, except `published`, which is what the paper printed."""
+
+    values: list[float] = field(default_factory=list)  # one a seed
+    expected: int = 0  # seeds that the recipe asks for
+    examples: int = 0
+    empty: str = ""  # why there is no number
+    dirty: bool = False
+    best: bool = False
+    tied: bool = False  # not distinguishable from the best
+    p: float | None = None  # of the comparison with the best, adjusted
+    published: float | None = None
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean_and_deviation(self.values)[0] if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        return statistics.mean_and_deviation(self.values)[1] if self.values else None
+
+
+@dataclass
+class Table:
+    """Everything that a rendering needs, in the order to show it."""
+
+    recipe: Recipe
+    columns: dict[str, str]  # name -> label; the mean is the last
+    rows: list[Row]
+    cells: dict[tuple[Row, str], Cell]
+    extras: dict[tuple[Row, str], float | int | None]
+    extra_columns: dict[str, str]
+    notes: list[str]
+    examples: dict[str, int]
+
+    def groups(self) -> list[list[Row]]:
+        """Rows of one model together."""
+        models = dict.fromkeys(row.model for row in self.rows)
+        return [[row for row in self.rows if row.model == model] for model in models]
+
+
+Scores = dict[int, dict[str, float]]  # seed -> example -> score
+
+
+def build(study: Study) -> Table:
+    """Read what there is of a study and put it into its table."""
+    recipe = study.recipe
+    rows = grid_rows(study)
+    scores: dict[tuple[Row, str], Scores] = {}
+    cells: dict[tuple[Row, str], Cell] = {}
+    for row in rows:
+        for task in recipe.table.columns:
+            cells[row, task], scores[row, task] = cell(recipe, runs_of(study, row, task), task)
+    columns = dict(recipe.table.columns)
+    if recipe.table.mean is not None:
+        columns[MEAN] = recipe.table.mean
+        for row in rows:
+            cells[row, MEAN] = mean_cell([cells[row, task] for task in recipe.table.columns])
+    compare(recipe, rows, columns, cells, scores)
+    if recipe.table.order is Order.score:
+        rows = sorted(rows, key=lambda row: (list(recipe.models).index(row.model), -(row_score(row, cells) or -1.0)))
+    rows = publish(recipe, rows, columns, cells)
+    examples = {task: max((cells[row, task].examples for row in rows), default=0) for task in recipe.table.columns}
+    extras, extra_columns = extra_cells(study, rows)
+    notes = [*recipe.notes, *claims(recipe, rows, cells), *run_notes(study), *provenance_notes(study)]
+    return Table(recipe, columns, rows, cells, extras, extra_columns, notes, examples)
+
+
+def grid_rows(study: Study) -> list[Row]:
+    recipe = study.recipe
+    found: dict[Row, None] = {}
+    for group in study.groups:
+        place = recipes.setting(recipe, group.mixture)
+        labels = (recipes.label(recipe.models, group.model), place, recipes.label(recipe.methods, group.method))
+        found[Row(group.model, place, group.method, labels)] = None
+    models, places, methods = list(recipe.models), recipes.settings(recipe), list(recipe.methods)
+    return sorted(found, key=lambda r: (models.index(r.model), methods.index(r.method), places.index(r.setting)))
+
+
+def runs_of(study: Study, row: Row, task: str) -> list[Run]:
+    """The runs of a row whose mixture scores `task`."""
+    found = []
+    for group, runs in study.final.items():
+        mine = (group.model, group.method, recipes.setting(study.recipe, group.mixture)) == (
+            row.model,
+            row.method,
+            row.setting,
+        )
+        if mine and scores_task(study, group, task):
+            found += runs
+    return found
+
+
+def scores_task(study: Study, group: Group, task: str) -> bool:
+    entry = study.group_configs[group].tasks.mixture.get(task)
+    return entry is not None and not entry.train_only
+
+
+def cell(recipe: Recipe, runs: Sequence[Run], task: str) -> tuple[Cell, Scores]:
+    if not runs:
+        return Cell(empty="–"), {}
+    made = Cell(expected=len(runs))
+    scores: Scores = {}
+    metric = recipe.table.metrics.get(task)
+    for run in runs:
+        if not run.scored(task):
+            continue
+        result = run.results[task]
+        name = metric or result["metric"]
+        rows = run.predictions(task)
+        if all(name in row for row in rows):
+            scores[run.point.seed] = {str(row["id"]): float(row[name]) for row in rows}
+        value = result["value"] if name == result["metric"] else result.get("metrics", {}).get(name)
+        if value is None:
+            made.empty = f"no {name}"
+            continue
+        made.values.append(float(value))
+        made.examples = max(made.examples, int(result["n"]))
+        made.dirty |= run.dirty
+    if not made.values and not made.empty:
+        states = {OTHER if task in run.others else run.state for run in runs}
+        made.empty = next((reason for reason in REASONS if reason in states), "not scored")
+    return made, scores
+
+
+def mean_cell(cells: Sequence[Cell]) -> Cell:
+    """Unweighted mean over the tasks, seed by seed; only where every task has every seed that any has."""
+    numbers = {len(c.values) for c in cells}
+    empty = next((c.empty for c in cells if not c.values), "")
+    if empty or len(numbers) != 1:
+        return Cell(empty=empty or "in part", expected=max(c.expected for c in cells))
+    values = [math.fsum(some) / len(cells) for some in zip(*(c.values for c in cells), strict=True)]
+    return Cell(
+        values, max(c.expected for c in cells), sum(c.examples for c in cells), dirty=any(c.dirty for c in cells)
+    )
+
+
+def row_score(row: Row, cells: Mapping[tuple[Row, str], Cell]) -> float | None:
+    return cells[row, MEAN].mean if (row, MEAN) in cells else None
+
+
+# ---- best, and what cannot be told from it
+
+
+def compare(
+    recipe: Recipe,
+    rows: Sequence[Row],
+    columns: Mapping[str, str],
+    cells: Mapping[tuple[Row, str], Cell],
+    scores: Mapping[tuple[Row, str], Scores],
+) -> None:
+    """Set best, tied and p of every cell, within a model and a column."""
+    tasks = list(recipe.table.columns)
+    for model in recipe.models:
+        for column in columns:
+            means = {row: cells[row, column].mean for row in rows if row.model == model}
+            known = {row: mean for row, mean in means.items() if mean is not None}
+            if len(known) < 2:
+                continue
+            highest = max(known.values())
+            best = next(row for row, mean in known.items() if mean == highest)
+            of = tasks if column == MEAN else [column]
+            p = {}
+            for row in known:
+                if row is not best:
+                    found = test([scores[best, t] for t in of], [scores[row, t] for t in of])
+                    if found is not None:
+                        p[row] = found
+            mark(cells, column, best, known, adjusted(p))
+
+
+def adjusted(p: Mapping[Row, float]) -> dict[Row, float]:
+    """Holm over the comparisons of one column."""
+    rows = list(p)
+    by_number = statistics.holm({f"{i:06d}": p[row] for i, row in enumerate(rows)})
+    return {row: by_number[f"{i:06d}"] for i, row in enumerate(rows)}
+
+
+def mark(
+    cells: Mapping[tuple[Row, str], Cell], column: str, best: Row, means: Mapping[Row, float], p: Mapping[Row, float]
+) -> None:
+    for row, mean in means.items():
+        cells[row, column].best = mean == means[best]
+        cells[row, column].p = p.get(row)
+        cells[row, column].tied = row is not best and p.get(row, 0.0) >= LEVEL
+
+
+def test(best: Sequence[Scores], other: Sequence[Scores]) -> float | None:
+    """p of best − other; None where the predictions of either are not there."""
+    seeds = set.intersection(*(set(s) for s in (*best, *other))) if best else set()
+    tables = [
+        statistics.paired({s: a[s] for s in seeds}, {s: b[s] for s in seeds}) for a, b in zip(best, other, strict=True)
+    ]
+    whole = [table for table in tables if table is not None]
+    return statistics.difference(whole).p if len(whole) == len(tables) else None
+
+
+# ---- printed values
+
+
+def publish(
+    recipe: Recipe, rows: Sequence[Row], columns: Mapping[str, str], cells: dict[tuple[Row, str], Cell]
+) -> list[Row]:
+    """Lay the printed values beside ours; rows that were only printed go behind those of their model."""
+    out = list(rows)
+    for printed in recipe.published:
+        model = printed.model or next(iter(recipe.models))
+        place = printed.setting or recipes.settings(recipe)[0]
+        if printed.method:
+            row = next((r for r in rows if (r.model, r.setting, r.method) == (model, place, printed.method)), None)
+        else:
+            row = Row(model, place, "", (recipes.label(recipe.models, model), printed.setting, printed.label))
+            same = [i for i, r in enumerate(out) if r.model == model]
+            out.insert(same[-1] + 1 if same else len(out), row)
+            cells |= {(row, column): Cell(empty="–") for column in columns}
+        if row is None:
+            continue
+        for column, value in printed.values.items():
+            cells[row, column].published = value
+        if printed.mean is not None and MEAN in columns:
+            cells[row, MEAN].published = printed.mean
+    return out
+
+
+def claims(recipe: Recipe, rows: Sequence[Row], cells: Mapping[tuple[Row, str], Cell]) -> list[str]:
+    """Printed differences with ours beside them."""
+    lines = []
+    for claim in recipe.claims:
+        ours = []
+        for model in recipe.models:
+            means = [
+                next((row_score(r, cells) for r in rows if (r.model, r.method) == (model, method)), None)
+                for method in (claim.better, claim.worse)
+            ]
+            if means[0] is not None and means[1] is not None:
+                ours.append(f"{100 * (means[0] - means[1]):+.1f}")
+        names = [recipes.label(recipe.methods, name) for name in (claim.better, claim.worse)]
+        lines.append(f"{names[0]} minus {names[1]}: published {claim.delta:+.1f}, ours {', '.join(ours) or 'not run'}")
+    return lines
+
+
+# ---- further columns and notes
+
+EXTRA_LABELS = {
+    Extra.trainable: "trainable",
+    Extra.activated: "activated",
+    Extra.tokens_per_second: "tokens/s",
+    Extra.peak_memory: "peak GiB",
+}
+
+
+def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str], float | int | None], dict[str, str]]:
+    recipe = study.recipe
+    columns = {extra.value: EXTRA_LABELS[extra] for extra in recipe.table.extra}
+    if len(recipe.learning_rates) > 1:
+        columns["rate"] = "rate"
+    printed = {(p.model or next(iter(recipe.models)), p.method or p.label): p.parameters for p in recipe.published}
+    if any(printed.values()):
+        columns["published_parameters"] = "published trainable"
+    found: dict[tuple[Row, str], float | int | None] = {}
+    for row in rows:
+        mine = [(g, runs) for g, runs in study.final.items() if row.method and same(study, g, row)]
+        done = [run.record for _, runs in mine for run in runs if run.state == DONE]
+        rates = {rate for g, _ in mine if (rate := study.rate(g)) is not None}
+        values = {
+            Extra.trainable.value: one(done, lambda r: r.get("parameters", {}).get("trainable")),
+            Extra.activated.value: one(done, lambda r: r.get("parameters", {}).get("activated")),
+            Extra.tokens_per_second.value: average(r.get("tokens_per_second") for r in done),
+            Extra.peak_memory.value: greatest(r.get("peak_memory_bytes") for r in done),
+            "rate": rates.pop() if len(rates) == 1 else None,
+            "published_parameters": printed.get((row.model, row.method or row.labels[2])),
+        }
+        found |= {(row, name): values[name] for name in columns}
+    return found, columns
+
+
+def same(study: Study, group: Group, row: Row) -> bool:
+    place = recipes.setting(study.recipe, group.mixture)
+    return (group.model, group.method, place) == (row.model, row.method, row.setting)
+
+
+def one(records: Sequence[dict], value: Callable[[dict], int | None]) -> int | None:
+    """The value that all records share; None where they differ."""
+    found = {value(record) for record in records}
+    return found.pop() if len(found) == 1 else None
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def greatest(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return max(known) / 2**30 if known else None
+
+
+def run_notes(study: Study) -> list[str]:
+    """A line for each run that is not, or only with a mark, in the table; those that were never started are counted."""
+    lines, missing = [], 0
+    for run in (run for runs in study.final.values() for run in runs):
+        missing += run.state == MISSING
+        if run.state not in (DONE, MISSING):
+            lines.append(f"{run.point}: {run.state}, {run.reason}")
+        elif run.dirty:
+            lines.append(f"† {run.point}: made with code that differs from its commit")
+        lines += [f"{run.point}, {task}: left out, {why}" for task, why in run.others.items()]
+    if missing:
+        total = sum(len(runs) for runs in study.final.values())
+        lines.append(
+            f"{missing} of {total} runs are not there yet: python -m mixlora.reproduce recipe={study.recipe.name}"
+        )
+    incomplete = sorted({t for runs in study.final.values() for r in runs for t in r.record.get("incomplete", [])})
+    if incomplete:
+        lines.append(f"the data sets of {', '.join(incomplete)} lack rows of the original")
+    return lines
+
+
+def provenance_notes(study: Study) -> list[str]:
+    made = provenance([run for runs in study.final.values() for run in runs])
+    return [f"{name}: {', '.join(values)}" for name, values in made.items() if values]

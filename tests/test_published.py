@@ -1,0 +1,104 @@
+"""Recipes against what the papers printed, and against the parameters that a right allocation has."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mixlora import estimate
+from mixlora.config import load as configs
+from mixlora.tables import recipe as recipes
+from mixlora.tables.study import Study
+
+PAPERS = Path(__file__).parents[2] / "shared" / "reference" / "papers_core.md"
+needs_papers = pytest.mark.skipif(not PAPERS.is_file(), reason="needs ../shared/reference/papers_core.md")
+
+
+def digits(text: str) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+\.\d+", text.replace("*", ""))]
+
+
+def section(start: str, end: str) -> str:
+    return PAPERS.read_text(encoding="utf-8").split(start, 1)[1].split(end, 1)[0]
+
+
+def printed(name: str) -> list[list[float]]:
+    recipe = recipes.load(name)
+    assert all(list(row.values) == list(recipe.table.columns) for row in recipe.published)
+    return sorted([*row.values.values(), *([] if row.mean is None else [row.mean])] for row in recipe.published)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_loads_and_all_its_points_have_folders_of_their_own(name):
+    recipe = recipes.load(name)
+    study = Study(recipe, recipes.find(name), "runs")
+    folders = [configs.run_folder(study.config(point)) for point in study.points()]
+    assert len(set(folders)) == len(folders) > 0
+    assert recipe.source or not recipe.published
+    scored = {task for config in study.group_configs.values() for task in config.tasks.mixture}
+    assert set(recipe.table.columns) <= scored
+
+
+@needs_papers
+def test_mola_table_1():
+    lines = section("**Table 1 — LLaMA-2-7B, direct", "Param check").splitlines()
+    rows = [line for line in lines if line.startswith("|") and digits(line)]
+    wanted = {line.split("|")[1].strip(): (digits(line)[:6], line.split("|")[8]) for line in rows}
+    recipe = recipes.load("mola_llama2")
+    for row in recipe.published:
+        values, parameters = wanted["LoRA r64" if row.method == "lora" else row.method or row.label]
+        assert list(row.values.values()) == values, row
+        assert row.parameters == int(parameters.replace(",", ""))
+    assert {"8888", "5555", "8642", "8228", "2468", "2882", "lora"} <= {row.method for row in recipe.published}
+
+
+@needs_papers
+def test_mixlora_table_1():
+    rows = [digits(line)[1:] for line in section("**Table 1 — single task**", "**Table 2").splitlines() if "|" in line]
+    assert printed("mixlora_single") == sorted(row for row in rows if len(row) == 9)
+
+
+@needs_papers
+def test_mixlora_table_2():
+    text = section("**Table 2 — multi-task, LLaMA-2 7B**", "**Table 5")
+    rows = [digits(part)[:6] for part in re.findall(r"(?:ST|MT) ([^;(\n]*)", text)]
+    assert printed("mixlora_multi") == sorted(row for row in rows if row)
+    assert len(printed("mixlora_multi")) == 8
+
+
+@needs_papers
+def test_mixlora_table_9():
+    text = section("**Table 9", "Expert-load std").split("MixLoRA off", 1)[1]
+    rows = [digits(part) for part in re.split(r";|MixDoRA", text)]
+    assert printed("mixlora_aux") == sorted(row for row in rows if row)
+    assert len(printed("mixlora_aux")) == 8
+
+
+@needs_papers
+def test_dynmole_headlines():
+    found = re.search(r"\+([\d.]+)% over LoRA, \+([\d.]+)% over MoLA", PAPERS.read_text(encoding="utf-8"))
+    assert [claim.delta for claim in recipes.load("dynmole_commonsense").claims] == [float(x) for x in found.groups()]
+
+
+@pytest.mark.full
+def test_parameters_that_the_papers_print():
+    recipe = recipes.load("mola_llama2")
+    wanted = {row.method: row.parameters for row in recipe.published if row.method}
+    assert estimate.recipe_sizes("mola_llama2") == wanted
+
+
+def test_the_six_methods_have_matched_parameters_and_the_note_states_them():
+    found = estimate.recipe_sizes("smollm2_commonsense")
+    assert len(found) == 6
+    assert max(found.values()) / min(found.values()) < 1.03
+    stated = next(note for note in recipes.load("smollm2_commonsense").notes if "Trained parameters" in note)
+    assert [int(x.replace(",", "")) for x in re.findall(r"\d[\d,]{6,}", stated.replace(";", ""))] == list(
+        found.values()
+    )
+
+
+@pytest.mark.full
+def test_a_finer_partition_has_more_router_and_the_same_ranks():
+    found = list(estimate.recipe_sizes("smora_granularity").values())
+    assert found == sorted(found, reverse=True)
+    assert found[0] == 232_783_872  # routers of 64 outputs beside 159,907,840

@@ -1,0 +1,114 @@
+"""Recipes are typed, their points compose, and a mistake is named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from mixlora.config import cli, load
+from mixlora.errors import ConfigError
+from mixlora.tables import recipe as recipes
+from mixlora.tables.recipe import Group, Point
+from mixlora.tables.study import Study
+
+SMALL = {
+    "title": "two methods",
+    "models": {"tiny": None},
+    "mixtures": {"arc": None},
+    "methods": {"lora": None, "wide": {"label": "LoRA r32", "overrides": ["method=lora", "method.r=32"]}},
+    "seeds": [0, 1],
+    "table": {"columns": {"arc_easy": "ARC-e", "arc_challenge": "ARC-c"}},
+}
+
+
+def written(tmp_path: Path, **changes: object) -> str:
+    folder = tmp_path / "small"
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(SMALL | changes, sort_keys=False))
+    return str(folder)
+
+
+def test_a_point_is_what_one_would_type(tmp_path):
+    name = written(tmp_path, learning_rates=[1e-3], protocol=["train.max_steps=3"])
+    recipe = recipes.load(name)
+    study = Study(recipe, recipes.find(name), str(tmp_path / "runs"))
+    point = Point(Group("tiny", "arc", "wide"), seed=1, rate=1e-3)
+    overrides = study.command(point)
+    with initialize_config_dir(cli.config_dir(), version_base="1.3"):
+        typed_by_hand = load.config_of(compose("train", overrides=cli.normalise(overrides)))
+    assert load.run_folder(study.config(point)) == load.run_folder(typed_by_hand)
+    assert typed_by_hand.method.r == 32
+    assert typed_by_hand.seed == 1
+
+
+def test_the_grid_is_every_combination_less_the_exceptions(tmp_path):
+    leave = [{"where": {"method": "wide"}, "leave_out": True}]
+    changes = {"mixtures": {"arc": None, "gsm8k": None}}
+    whole = recipes.groups(recipes.load(written(tmp_path, **changes)))
+    assert len(whole) == 4
+    fewer = recipes.groups(recipes.load(written(tmp_path, **changes, exceptions=leave)))
+    assert {g.method for g in fewer} == {"lora"}
+    assert len(fewer) == 2
+
+
+def test_an_exception_wins_over_the_method_and_the_method_over_the_protocol(tmp_path):
+    name = written(
+        tmp_path,
+        protocol=["train.max_steps=1", "train.weight_decay=0.5"],
+        methods={"lora": {"overrides": ["method=lora", "train.max_steps=2"]}},
+        exceptions=[{"where": {"method": "lora"}, "overrides": ["train.weight_decay=0.25"]}],
+    )
+    found = recipes.group_overrides(recipes.load(name), Group("tiny", "arc", "lora"))
+    assert "train.max_steps=2" in found
+    assert "train.weight_decay=0.25" in found
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"metods": {}}, "Did you mean 'methods'?"),
+        ({"methods": {"lora": {"lable": "x"}}}, r"methods.lora.lable'. Did you mean 'label'\?"),
+        ({"exceptions": [{"were": {}}]}, r"exceptions\[0\].were'. Did you mean 'where'\?"),
+        ({"exceptions": [{"where": {"method": "lroa"}}]}, "Did you mean 'lora'?"),
+        ({"published": [{"method": "lora", "values": {"arc_esy": 1.0}}]}, "Did you mean 'arc_easy'?"),
+        ({"published": [{"values": {}}]}, "needs a method of the grid, or a label"),
+        ({"table": {"columns": {"arc_easy": "A"}, "extra": ["trainabel"]}}, "trainabel"),
+        ({"table": {}}, "table.columns is empty"),
+        ({"seeds": [0, 0]}, "names a value twice"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"learning_rates": [1e-3, 2e-3]}, "needs train.eval_steps in protocol"),
+        ({"protocol": ["seed=3"]}, "decided by the grid"),
+        ({"protocol": ["train.max_steps"]}, "Write key=value"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, changes, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        recipes.load(written(tmp_path, **changes))
+    assert "recipe.yaml" in str(caught.value)
+
+
+def test_a_grid_is_composed_the_same_way_point_by_point(tmp_path):
+    name = written(tmp_path, mixtures={"arc": None, "gsm8k": {"overrides": ["tasks=gsm8k", "tasks.temperature=3"]}})
+    study = Study(recipes.load(name), recipes.find(name), str(tmp_path))
+    assert study.group_configs == {group: study.compose(group, None) for group in study.groups}
+
+
+def test_mixtures_that_touch_more_than_tasks_are_composed_one_by_one(tmp_path):
+    name = written(tmp_path, mixtures={"arc": None, "gsm8k": {"overrides": ["tasks=gsm8k", "train.max_steps=9"]}})
+    study = Study(recipes.load(name), recipes.find(name), str(tmp_path))
+    assert study.assembled(None) is None
+    assert {c.train.max_steps for g, c in study.group_configs.items() if g.mixture == "gsm8k"} == {9}
+
+
+def test_a_point_that_does_not_compose_names_recipe_and_point(tmp_path):
+    name = written(tmp_path, methods={"lroa": None})
+    study = Study(recipes.load(name), recipes.find(name), str(tmp_path))
+    with pytest.raises(ConfigError, match=r"recipe small, tiny · arc · lroa: There is no method 'lroa'"):
+        _ = study.group_configs
+
+
+def test_an_unknown_recipe_is_named():
+    with pytest.raises(ConfigError, match="There is no recipe 'nonsense'"):
+        recipes.load("nonsense")

@@ -1,0 +1,94 @@
+"""A report holds everything in one file, says what the records say, and is the same twice."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from invented_runs import right, write_run
+
+from mixlora.errors import ConfigError
+from mixlora.records import write_json, write_lines
+from mixlora.tables import recipe as recipes
+from mixlora.tables import report, table
+from mixlora.tables.recipe import Group, Point
+from mixlora.tables.study import Study
+
+RECIPE = Path(__file__).parent / "recipes" / "marks"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    made = Study(recipes.load(str(RECIPE)), RECIPE, str(tmp_path_factory.mktemp("runs")))
+    for method in ("lora", "mole"):
+        scores = {"arc_easy": right(20, 0.5, 0), "arc_challenge": right(20, 0.4, 0)}
+        folder = write_run(made, Point(Group("tiny", "arc", method), 0), scores, method=method, command="train <this>")
+        losses = [{"arc_easy": 2.0 / step, "arc_challenge": 3.0 / step} for step in range(1, 6)]
+        lines = [
+            {"step": i + 1, "loss": 2.5 / (i + 1), "task_losses": of, "tokens": 10 * i, "seconds": float(i)}
+            for i, of in enumerate(losses)
+        ]
+        lines[2]["loss"] = "nan"
+        write_lines(folder / "metrics.jsonl", lines)
+        options = {"options": ["<b>one</b>", "two"], "log_likelihoods": [-1.0, -2.0], "target": 0, "prediction": 0}
+        rows = [{"id": "x", "prompt": "Which & <why>?", "acc": 1.0} | options]
+        write_lines(folder / "predictions" / "arc_easy.jsonl", rows)
+        gates = {f"model.layers.{i}.mlp.up_proj.gate": [9, 9, 0, 0, 0, 0, 0, 0] for i in range(4)}
+        write_json(folder / "routing.json", {} if method == "lora" else dict.fromkeys(scores, gates))
+    made.forget()
+    return made
+
+
+def folder_of(study: Study, method: str) -> Path:
+    return study.run(Point(Group("tiny", "arc", method), 0)).folder
+
+
+def test_nothing_is_loaded_from_elsewhere_and_text_is_escaped(study):
+    page = report.run_page(folder_of(study, "mole"))
+    assert not re.search(r'(src|href)="(?!#|data:)', page)
+    assert "url(http" not in page
+    assert "Which &amp; &lt;why&gt;?" in page
+    assert "&lt;b&gt;one&lt;/b&gt;" in page
+    assert "train &lt;this&gt;" in page
+
+
+def test_the_page_shows_what_the_run_has(study):
+    page = report.run_page(folder_of(study, "mole"))
+    for title in ("Scores", "Loss by task", "Load: layer × expert", "Load: task × expert", "Entropy over depth"):
+        assert f"<h3>{title}</h3>" in page
+    assert "COLLAPSED: 4 of 4 gates" in page
+    assert page.count("<svg") == page.count("<figure")
+    assert "no gates" in report.run_page(folder_of(study, "lora"))
+
+
+def test_a_report_is_the_same_twice(study, tmp_path):
+    folder = folder_of(study, "mole")
+    assert report.run_page(folder) == report.run_page(folder)
+    made = table.build(study)
+    first = report.recipe_report(study, made, tmp_path / "a").read_bytes()
+    assert first == report.recipe_report(study, made, tmp_path / "b").read_bytes()
+    assert b"COLLAPSED" in first
+
+
+def test_a_folder_with_nothing_but_a_configuration_has_a_page(tmp_path):
+    (tmp_path / "config.yaml").write_text("method: {name: lora}\n")
+    assert "<h2>Examples</h2>" in report.run_page(tmp_path)
+
+
+def test_plots_are_files_on_request(study, tmp_path):
+    figures = report.run_figures(folder_of(study, "mole"))[:2]
+    for kind, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        written = report.write_plots(figures, tmp_path, kind)
+        assert [path.name for path in written] == [f"scores.{kind}", f"loss.{kind}"]
+        assert all(path.read_bytes().startswith(start) for path in written)
+    with pytest.raises(ConfigError, match="plots=jpg is not a kind of file"):
+        report.check_kind("jpg")
+
+
+def test_the_routing_command_says_that_a_mixture_has_collapsed(study):
+    command = [sys.executable, "-m", "mixlora.routing", f"run={folder_of(study, 'mole')}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "COLLAPSED: 4 of 4 gates" in done.stdout
+    assert (folder_of(study, "mole") / "report.html").is_file()

@@ -1,0 +1,165 @@
+"""A recipe from nothing to its table; what is done is skipped, what failed is named, what was stopped goes on."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from invented_runs import write_run
+
+from mixlora import reproduction
+from mixlora.errors import Interrupted, MixloraError
+from mixlora.tables import recipe as recipes
+from mixlora.tables import render, table
+from mixlora.tables.study import DONE, FAILED, Study
+
+METHODS = {"lora": None, "mole": {"overrides": ["method=mole", "method.num_experts=3", "method.r=2"]}}
+
+
+def written(folder: Path, **changes: object) -> Path:
+    """A recipe with a task of its own."""
+    (folder / "configs" / "task").mkdir(parents=True)
+    rows = [{"q": f"Item {i} is", "o": ["red", "blue"], "a": i % 2} for i in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "colours", "path": str(folder / "rows.jsonl"), "question": "{q}", "answer": "a", "metric": "acc"}
+    task |= {"splits": {"train": "[:24]", "test": "[24:]"}, "options": {"field": "o"}}
+    (folder / "configs" / "task" / "colours.yaml").write_text(yaml.safe_dump(task))
+    values = {
+        "title": "colours",
+        "models": {"tiny": None},
+        "mixtures": {"colours": None},
+        "methods": METHODS,
+        "seeds": [0, 1],
+        "protocol": [
+            "train.max_steps=2",
+            "train.per_device_train_batch_size=2",
+            "train.gradient_accumulation_steps=1",
+        ],
+        "table": {"columns": {"colours": "Colours"}, "extra": ["trainable"]},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values | changes))
+    return folder
+
+
+def study_of(folder: Path) -> Study:
+    return Study(recipes.load(str(folder)), folder, str(folder / "runs"))
+
+
+def test_two_methods_and_two_seeds_from_nothing_to_the_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = written(tmp_path / "colours")
+    done = reproduce(folder, "jobs=2", "include_dirty=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Done tiny") == 4
+    made = table.build(Study(recipes.load(str(folder)), folder, str(folder / "runs"), include_dirty=True))
+    assert [len(cell.values) for cell in made.cells.values()] == [2, 2, 2, 2]
+    for kind, text in render.FORMATS.items():
+        path = folder / "runs" / "tables" / "colours" / f"table.{kind}"
+        assert path.read_text(encoding="utf-8") == text(made)
+    again = reproduce(folder, "include_dirty=true")
+    assert "Running" not in again.stdout
+    assert "Done" not in again.stdout
+
+
+def reproduce(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "mixlora.reproduce", f"recipe={folder}", f"output_root={folder / 'runs'}"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+
+def pretend(monkeypatch, study: Study, code: str) -> None:
+    """Every run is this Python text; it knows its method and what it should leave behind."""
+    monkeypatch.setattr(
+        reproduction,
+        "command",
+        lambda study, point, launcher: [sys.executable, "-c", code, point.group.method, str(point.seed)],
+    )
+
+
+def test_a_failed_point_leaves_the_others_running_and_is_named_with_its_log(tmp_path, monkeypatch):
+    study = study_of(written(tmp_path / "colours"))
+    pretend(monkeypatch, study, "import sys; print('mixlora: loss not finite'); sys.exit(6 * (sys.argv[1] == 'lora'))")
+    monkeypatch.setattr(Study, "forget", forget_and_finish(study, "mole"))
+    runner = reproduction.reproduce(study, launcher="local", jobs=2)
+    states = {(p.group.method, p.seed): study.run(p).state for p in study.points()}
+    assert states == {("lora", 0): FAILED, ("lora", 1): FAILED, ("mole", 0): DONE, ("mole", 1): DONE}
+    assert "exit status 6: mixlora: loss not finite" in render.markdown(table.build(study))
+    with pytest.raises(MixloraError, match=r"2 of 4 runs failed:\n.*logs.*\.log"):
+        reproduction.complain(runner)
+
+
+def forget_and_finish(study: Study, method: str):
+    """What the runs would have written, at the moment the folders are read again."""
+    original = Study.forget
+
+    def forget(self: Study) -> None:
+        for point in self.points():
+            if point.group.method == method:
+                write_run(self, point, {"colours": [1.0, 0.0]})
+        original(self)
+
+    return forget
+
+
+def test_with_several_rates_the_first_round_chooses_them(tmp_path, monkeypatch):
+    folder = written(
+        tmp_path / "colours",
+        learning_rates=[1e-4, 1e-3],
+        methods={"lora": None},
+        protocol=["train.max_steps=2", "train.eval_steps=2"],
+    )
+    study, ran = study_of(folder), []
+
+    def one(self: reproduction.Runner, point: recipes.Point) -> None:
+        ran.append((point.rate, point.seed))
+        self.tried.add(point)
+        made = write_run(study, point, {"colours": [1.0, 0.0]})
+        (made / "metrics.jsonl").write_text(json.dumps({"step": 2, "validation_mean": point.rate}) + "\n")
+
+    monkeypatch.setattr(reproduction.Runner, "one", one)
+    reproduction.reproduce(study, launcher="local", jobs=1)
+    assert ran == [(1e-4, 0), (1e-3, 0), (1e-3, 1)]
+
+
+def test_a_signal_reaches_each_run_once_and_nothing_new_starts(tmp_path, monkeypatch):
+    study = study_of(written(tmp_path / "colours"))
+    mark = tmp_path / "marks"
+    mark.mkdir()
+    code = (
+        "import signal, sys, time, pathlib\n"
+        f"mark = pathlib.Path({str(mark)!r}) / ('-'.join(sys.argv[1:]))\n"
+        "def end(*_):\n    mark.write_text(mark.read_text() + 'x'); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end); mark.write_text(''); time.sleep(60)"
+    )
+    pretend(monkeypatch, study, code)
+
+    def interrupt() -> None:
+        while not any(mark.iterdir()):
+            pass
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted) as caught:
+        reproduction.reproduce(study, launcher="local", jobs=1)
+    assert caught.value.status == 130
+    assert [p.read_text() for p in mark.iterdir()] == ["x"]
+
+
+def test_a_dry_run_lists_runs_with_parameters_and_hours(tmp_path):
+    done = reproduce(written(tmp_path / "colours"), "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "FLOPs =" in done.stdout
+    assert "tiny · colours · lora" in done.stdout
+    assert not (tmp_path / "colours" / "runs").exists()
+
+
+def test_a_wrong_key_or_recipe_ends_with_status_2(tmp_path):
+    for arguments in (["recipe=tyni"], ["recipe=tiny", "jbos=2"], ["recipe=tiny", "overrides=[seed=3]"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "mixlora.table", *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,69 @@
+"""Means, deviations and the paired test against slow or known answers."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mixlora.tables import statistics
+
+
+def test_one_seed_is_the_ordinary_paired_test():
+    d = np.random.default_rng(0).normal(0.3, 1, (1, 40))
+    mine, scipys = statistics.difference([d]), stats.ttest_1samp(d[0], 0)
+    assert mine.p == pytest.approx(scipys.pvalue)
+    assert mine.mean == pytest.approx(d.mean())
+
+
+def test_equal_seeds_add_nothing():
+    d = np.random.default_rng(1).normal(0.3, 1, (1, 40))
+    assert statistics.difference([np.repeat(d, 3, 0)]).p == pytest.approx(statistics.difference([d]).p)
+
+
+def test_seeds_that_disagree_make_one_less_sure():
+    rng = np.random.default_rng(2)
+    d = rng.normal(0.4, 0.5, (3, 200))
+    assert statistics.difference([d]).p < 1e-6
+    assert statistics.difference([d + np.array([[-0.6], [0.0], [0.6]])]).p > 0.2
+
+
+def test_the_share_of_false_alarms_is_at_most_nominal():
+    rng = np.random.default_rng(3)
+    alarms = 0
+    for _ in range(400):
+        d = rng.normal(0, 1, (3, 50)) + rng.normal(0, 1, (1, 50)) + rng.normal(0, 0.2, (3, 1))
+        alarms += statistics.difference([d]).p < 0.05
+    assert alarms / 400 < 0.08
+
+
+def test_the_mean_of_tasks_weighs_tasks_and_not_examples():
+    d = statistics.difference([np.ones((2, 10)), -np.ones((2, 1000))])
+    assert d.mean == 0.0
+    assert d.p == 1.0
+
+
+def test_a_difference_without_spread_is_a_sign_test():
+    assert statistics.difference([np.ones((1, 8))]).p == pytest.approx(2 / 2**8)
+    assert statistics.difference([np.zeros((2, 8))]).p == 1.0
+
+
+def test_different_numbers_of_seeds_are_refused():
+    with pytest.raises(ValueError, match="same seeds"):
+        statistics.difference([np.ones((1, 8)), np.ones((2, 8))])
+
+
+def test_holm_is_what_the_book_says():
+    assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert statistics.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert statistics.holm({}) == {}
+
+
+def test_a_single_value_has_no_deviation():
+    assert statistics.mean_and_deviation([0.5]) == (0.5, None)
+    assert statistics.mean_and_deviation([0.0, 1.0]) == (0.5, pytest.approx(0.5**0.5))
+
+
+def test_pairs_are_by_seed_and_example():
+    a, b = {0: {"x": 1.0, "y": 0.0}, 1: {"x": 1.0}}, {0: {"y": 1.0, "x": 1.0}, 2: {"x": 0.0}}
+    assert statistics.paired(a, b).tolist() == [[0.0, -1.0]]
+    assert statistics.paired({0: {"x": 1.0}}, {1: {"x": 1.0}}) is None
+    assert statistics.paired({0: {"x": 1.0}}, {0: {"y": 1.0}}) is None

@@ -1,0 +1,205 @@
+"""A table shows each kind of run as what it is, in four formats, the same bytes every time."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from invented_runs import right, write_run
+
+from mixlora.errors import ConfigError
+from mixlora.records import write_json
+from mixlora.tables import recipe as recipes
+from mixlora.tables import render, show, table
+from mixlora.tables.recipe import Group, Point
+from mixlora.tables.study import Study, log_path
+
+HERE = Path(__file__).parent
+RECIPE, EXPECTED = HERE / "recipes" / "marks", HERE / "recipes" / "marks" / "expected"
+
+
+def points(method: str) -> list[Point]:
+    return [Point(Group("tiny", "arc", method), seed) for seed in (0, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """lora best; mole tied with it; mola one seed; smora one of three on other data; dynmole failed; mixlora dirty."""
+    folder = tmp_path_factory.mktemp("runs")
+    study = study_in(folder)
+
+    def made(method: str, seeds: list[int], easy: float, hard: float, **changes: object) -> None:
+        for seed in seeds:
+            scores = {"arc_easy": right(200, easy, 3 * seed), "arc_challenge": right(100, hard + seed / 50, 5 * seed)}
+            write_run(study, points(method)[seed], scores, **changes)
+
+    made("lora", [0, 1, 2], 0.9, 0.8)
+    made("mole", [0, 1, 2], 0.895, 0.4)
+    made("mola", [1], 0.5, 0.5)
+    made("smora", [0, 2], 0.6, 0.5)
+    made("smora", [1], 0.99, 0.99, task_data={"test": "sha of another file"})
+    made("mixlora", [0, 1, 2], 0.7, 0.7, git_dirty=True)
+    failed = study.run(points("dynmole")[0]).folder
+    write_json(failed / "run.json", {"status": "running"})
+    write_json(log_path(failed).with_suffix(".json"), {"status": 6, "message": "not finite"})
+    write_json(study.run(points("dynmole")[1]).folder / "run.json", {"status": "running"})
+    return folder
+
+
+def study_in(folder: Path, **options: bool) -> Study:
+    return Study(recipes.load(str(RECIPE)), RECIPE, str(folder), **options)
+
+
+@pytest.fixture(scope="module")
+def made(root) -> table.Table:
+    return table.build(study_in(root))
+
+
+def row(made: table.Table, method: str) -> table.Row:
+    return next(r for r in made.rows if r.method == method)
+
+
+def cell(made: table.Table, method: str, column: str = "arc_easy") -> table.Cell:
+    return made.cells[row(made, method), column]
+
+
+def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_marked(made):
+    assert cell(made, "lora").best
+    assert cell(made, "mole").tied
+    assert not cell(made, "mole", "arc_challenge").tied
+    assert not cell(made, "smora").tied
+    assert cell(made, "mole", "arc_challenge").p < 0.01
+
+
+def test_one_seed_has_no_deviation(made):
+    assert cell(made, "mola").deviation is None
+    assert "50.0¹ 1/3" in render.markdown(made)
+
+
+def test_missing_failed_and_dirty_are_words(made):
+    assert cell(made, "hydralora").empty == "not run"
+    assert cell(made, "dynmole").empty == "failed"
+    assert cell(made, "mixlora").empty == "dirty"
+    text = render.markdown(made)
+    assert "dynmole · seed 0: failed, exit status 6: not finite" in text
+    assert "dynmole · seed 1: unfinished" in text
+
+
+def test_a_run_on_other_data_is_left_out_and_named(made):
+    assert cell(made, "smora").values == [0.6, 0.6]
+    assert re.search(r"smora · seed 1, arc_easy: left out, data .*another file.* instead of", render.markdown(made))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task_prompts": "other"},
+        {"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}},
+        {"weights_sha256": "other"},
+        {"task_metric": "acc_norm"},
+    ],
+)
+def test_anything_else_that_differs_is_left_out_as_well(tmp_path, changes):
+    study = study_in(tmp_path)
+    scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}
+    for point in points("lora"):
+        write_run(study, point, scores)
+    write_run(study, points("mole")[0], scores, **changes)
+    assert cell(table.build(study), "mole").empty == "other data"
+
+
+def test_pins_win_over_the_majority(tmp_path):
+    study = study_in(tmp_path)
+    study.recipe.pins.data = {"arc_easy": {"test": "pinned"}}
+    scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}
+    write_run(study, points("lora")[0], scores)
+    write_run(study, points("lora")[1], scores)
+    write_run(study, points("mole")[0], scores, task_data={"test": "pinned"})
+    made = table.build(study)
+    assert cell(made, "lora").empty == "other data"
+    assert cell(made, "mole").values == [0.5]
+
+
+def test_dirty_runs_are_taken_in_when_asked_and_marked(root):
+    made = table.build(study_in(root, include_dirty=True))
+    assert cell(made, "mixlora").mean == pytest.approx(0.7)
+    assert "70.0 ± 0.0†" in render.markdown(made)
+
+
+def test_printed_values_stand_beside_ours_and_rows_without_runs_too(made):
+    text = render.markdown(made)
+    assert "**90.0** ± 0.0 (73.8) | **82.0** ± 2.0 (50.9)" in text
+    assert "| Prompt tuning 100% | – (10.25) |" in text
+    assert "published +1.5, ours -20.2" in text  # (89.5 + 42) / 2 − (90 + 82) / 2
+
+
+@pytest.mark.parametrize("kind", sorted(render.FORMATS))
+def test_the_bytes_are_the_stored_ones_and_the_same_twice(root, made, kind):
+    text = render.FORMATS[kind](made)
+    assert text == render.FORMATS[kind](table.build(study_in(root)))
+    assert text == (EXPECTED / f"table.{kind}").read_text(encoding="utf-8")
+
+
+def test_kept_records_make_the_same_table(root, made, tmp_path):
+    show.keep_records(study_in(root, include_dirty=True), tmp_path / "records")
+    again = table.build(study_in(tmp_path / "records"))
+    for method in ("lora", "mole", "mola", "smora"):
+        assert cell(again, method) == cell(made, method)
+    assert not list((tmp_path / "records").rglob("*.jsonl"))
+
+
+def test_the_rate_is_chosen_on_validation_with_the_first_seed(tmp_path):
+    study = study_in(tmp_path)
+    study.recipe.learning_rates = [1e-4, 1e-3]
+    group = Group("tiny", "arc", "lora")
+    assert study.rate(group) is None
+    scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}
+    for rate, validation, test in ((1e-4, 0.7, 0.0), (1e-3, 0.6, 1.0)):
+        changed = {task: [test] * 2 for task in scores}
+        folder = write_run(study, Point(group, 0, rate), changed)
+        write_json(folder / "metrics.jsonl", {})
+        (folder / "metrics.jsonl").write_text(f'{{"step": 2, "validation_mean": {validation}}}\n')
+    study.forget()
+    assert study.rate(group) == 1e-4
+    assert [p.rate for p in study.points() if p.group == group] == [1e-4, 1e-3, 1e-4, 1e-4]
+    assert all(study.is_open(g) for g in study.groups if g != group)
+
+
+def test_a_format_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match="Did you mean 'html'"):
+        show.formats("htm")
+
+
+def test_the_command_writes_four_files_without_torch(root, tmp_path):
+    code = (
+        "import sys; from mixlora.table import main\n"
+        "try: main()\nfinally: assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"recipe={RECIPE}", f"output_root={root}", f"to={tmp_path}", "report=false"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {f"table.{kind}" for kind in render.FORMATS}
+    assert (tmp_path / "table.md").read_bytes() == (EXPECTED / "table.md").read_bytes()
+
+
+def test_every_row_of_the_latex_has_as_many_cells_as_the_table_has_columns(made):
+    lines = render.latex(made).splitlines()
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", "\n".join(lines))[1]
+    rows = [line for line in lines[: lines.index(r"\bottomrule")] if line.endswith(r"\\")]
+    assert rows
+    assert all(len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in rows)
+    assert all(c.isascii() for c in "\n".join(lines))
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)")
+def test_the_latex_compiles(made, tmp_path):
+    text = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\\end{document}\n"
+    (tmp_path / "t.tex").write_text(text % render.latex(made))
+    done = subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
