@@ -1,8 +1,8 @@
-"""python scripts/kill_test.py [KILLS] [SEED]: kill a training run at random moments, compare what it leaves, byte by byte.
+"""python scripts/kill_test.py [KILLS] [SEED]: kill a training run at random moments, compare what it leaves by bytes.
 
-A tiny run is started, killed with SIGKILL after a random time, and started again by the same command, until it ends; then
-the next run begins, until KILLS kills are done. Every run must leave the same adapter, optimizer, metrics (times aside)
-and predictions as one that nobody disturbed.
+A tiny run is started, killed with SIGKILL after a random time, and started again by the same command, until it ends;
+then the next run begins, until KILLS kills are done. Every run must leave the same adapter, optimizer, metrics (times
+aside) and predictions as one that nobody disturbed.
 """
 
 import random
