@@ -34,9 +34,10 @@ from mixlora.errors import CheckpointError, ConfigError, MixloraError, ResourceE
 from mixlora.evaluation import protocols
 from mixlora.evaluation.report import print_results
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, evaluating, result, scorer
+from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result, scorer
 from mixlora.failpoints import reach
 from mixlora.models import base
+from mixlora.models.likelihood import evaluating
 from mixlora.records import disk_error, owned, read_json, remove_strays, write_json, write_lines, write_text
 from mixlora.tables.report import run_report
 from mixlora.tasks import fewshot

@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixlora import ranks
@@ -24,6 +22,7 @@ from mixlora.evaluation.generation import generate
 from mixlora.evaluation.harness import Harness
 from mixlora.evaluation.likelihood import score_choices
 from mixlora.evaluation.protocols import Protocol, Reading, protocol_of
+from mixlora.models.likelihood import evaluating
 from mixlora.tasks.example import Example
 from mixlora.tasks.mixture import seed_of
 from mixlora.tasks.prompts import Choice, Formatter, Prompt
@@ -307,14 +306,3 @@ def scorer(own: Evaluator) -> Callable[[Task, Sequence[Example], str], list[Pred
     if own.options.backend is Backend.own:
         return own
     return Harness(own.model, own.tokenizer, own.options)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) while the block runs, then what it was before."""
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)

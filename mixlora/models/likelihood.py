@@ -117,7 +117,7 @@ def plain_head(model: Any) -> nn.Linear | None:
         found.append(F.linear(hidden, head.weight, head.bias))
         return found[-1]
 
-    with evaluated(model), instead(head, recorded):
+    with evaluating(model), instead(head, recorded):
         logits = model(input_ids=torch.tensor([[0, 1]], device=model.device)).logits
     return head if len(found) == 1 and torch.equal(logits, found[0]) else None
 
@@ -132,14 +132,14 @@ def packs_rows(model: Any) -> bool:
         return False
     rows = [torch.tensor([[0, 1, 2]], device=model.device), torch.tensor([[3, 1]], device=model.device)]
     position_ids = torch.tensor([[0, 1, 2, 0, 1]], device=model.device)
-    with evaluated(model):
+    with evaluating(model):
         alone = torch.cat([model(input_ids=row).logits for row in rows], dim=1).float()
         together = model(input_ids=torch.cat(rows, dim=1), position_ids=position_ids, segments=(3, 2)).logits.float()
     return bool((together - alone).norm() <= 100 * torch.finfo(model.dtype).eps * alone.norm())
 
 
 @contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off inside the block."""
     before = model.training
     model.eval()
