@@ -49,7 +49,7 @@ class Places:
         """Numbers below `size`, ascending, each there with probability p."""
         generator = torch.Generator().manual_seed(self.seed)
         expected = size * self.p
-        ends, end = [], -1
+        ends, end = [torch.empty(0, dtype=torch.int64)], -1  # an expert may have no token, and x no element
         while end < size - 1:
             uniform = torch.rand(int(expected + 6 * math.sqrt(expected) + 16), generator=generator, dtype=torch.float64)
             gaps = (torch.log1p(-uniform) / math.log1p(-self.p)).floor_().to(torch.int64) + 1
