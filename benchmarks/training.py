@@ -114,7 +114,7 @@ def trainer(parts: tuple[nn.Module, dict, dict], rows: list[Row], size: int, mic
     model, adapter, aux = parts
     settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro, "learning_rate": 1e-6}
     return Trainer(
-        model=model, adapter=adapter, aux=aux, tasks=sorted({row.task for row in rows}),
+        model=model, aux=aux, tasks=sorted({row.task for row in rows}),
         train=Train(**settings, **options),
         rows=lambda first, number: [rows[(first + i) % len(rows)] for i in range(number)],
         steps=10**6, seed=0, pad_id=0, folder=Path(tempfile.gettempdir()), accelerator=Accelerator(),

@@ -201,8 +201,7 @@ class Watch:
         try:
             self.claim({"status": getattr(error, "status", 1), "message": message})
             self.store.set(f"followed {self.rank}", "1")
-            self.wait_for_the_others()
-            told = self.store.check(["followed 0"])
+            told = self.wait_for_the_others()
         except RuntimeError:
             pass  # without a store every rank is on its own
         limit.cancel()
@@ -216,11 +215,15 @@ class Watch:
         """Only the first failure counts: the others follow from it."""
         self.store.compare_set("failed", "", json.dumps(failed))
 
-    def wait_for_the_others(self) -> None:
-        until = time.monotonic() + 10 * BEAT_SECONDS
+    def wait_for_the_others(self) -> bool:
+        """Whether all have heard. Asked no more than that: rank 0 takes the store with it when it ends."""
+        until = time.monotonic() + 40 * BEAT_SECONDS
         names = [f"followed {other}" for other in range(self.world)]
-        while time.monotonic() < until and not self.store.check(names):
+        while time.monotonic() < until:
+            if self.store.check(names):
+                return True
             time.sleep(BEAT_SECONDS / 5)
+        return False
 
     def lost(self, error: RuntimeError) -> LostRank:
         """Which rank a broken or endless wait was for: one that is silent, else the one that is furthest behind."""

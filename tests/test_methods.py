@@ -396,16 +396,16 @@ def test_a_bfloat16_base_keeps_a_float32_adapter_and_routes_in_float32(name, dro
 @pytest.mark.parametrize("dropout", [0.0, pytest.param(0.1, marks=pytest.mark.full)])
 def test_one_layer_compiles_as_one_graph(name, dropout):
     model, _ = busy(composed(name, "model.random.num_hidden_layers=1", f"method.lora_dropout={dropout}"))
-    key, wrapper = list(adapted(model.eval()).items())[-1]
-    x_BSD = torch.randn(2, 5, 48 if key.endswith("down_proj") else 32)
+    key, wrapper = list(adapted(model.double().eval()).items())[-1]
+    x_BSD = torch.randn(2, 5, 48 if key.endswith("down_proj") else 32, dtype=torch.float64)
     want = wrapper(x_BSD)
     trained = [p for p in wrapper.parameters() if p.requires_grad]
     want_gradient = torch.autograd.grad(want.square().sum(), trained)
     torch._dynamo.reset()
     found = torch.compile(wrapper, fullgraph=True, backend="aot_eager")(x_BSD)
     gradient = torch.autograd.grad(found.square().sum(), trained)
-    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient, want_gradient, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradient, want_gradient, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.full

@@ -90,16 +90,16 @@ def test_a_training_step_does_not_depend_on_packing(name, tmp_path):
     """To 1e-5 in float32, through the loop: losses of every task, gradient norm, tokens."""
     lines = []
     for packed in (True, False):
-        model, adapter = adapted(name, torch.float32)
+        model, _ = adapted(name, torch.float32)
         train = Train(packing=packed, per_device_train_batch_size=5, gradient_accumulation_steps=1, max_steps=1)
         trainer = Trainer(
-            model=model, adapter=adapter, aux={}, rows=lambda first, number: list(ROWS), tasks=["a", "b"], train=train,
+            model=model, aux={}, rows=lambda first, number: list(ROWS), tasks=["a", "b"], train=train,
             steps=1, seed=0, pad_id=0, folder=tmp_path, accelerator=Accelerator(cpu=True),
         )  # fmt: skip
         assert trainer.packed is packed
         assert {len(b.ids) for b in trainer.batches(1)} == {5}
         assert all(bool(b.segments) is packed for b in trainer.batches(1))
-        lines.append(trainer.step(1))
+        lines.append(trainer.step(1)[0])
     for key in ("loss", "grad_norm", "task_losses"):
         assert lines[0][key] == pytest.approx(lines[1][key], rel=1e-5)
     for key in ("tokens", "label_tokens", "expert_load"):

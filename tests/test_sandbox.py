@@ -384,7 +384,7 @@ HOSTILE = {
     # files of the host
     "reads the canary": (IN_F + "open(CANARY); return win(n)", FAILED),
     "writes the canary": (IN_F + "open(CANARY, 'a').write('x'); return win(n)", FAILED),
-    "rmtree": (IN_F + "import shutil; shutil.rmtree('/', ignore_errors=True); os.stat('/usr/lib/x'); return win(n)", FAILED),
+    "rmtree": (IN_F + "import shutil; shutil.rmtree('/', ignore_errors=True); os.stat('/usr/lib/x'); return win(n)", EITHER),
     "writes python": (IN_F + "open('/python/boxed/inside.py', 'a'); return win(n)", FAILED),
     "chmods python": (IN_F + "os.chmod('/python', 0o777); return win(n)", FAILED),
     "writes usr": (IN_F + "open('/usr/lib/x', 'w'); return win(n)", FAILED),

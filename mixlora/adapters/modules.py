@@ -116,6 +116,8 @@ class FusedFeedForward(GatedFeedForward):
     mix: type[torch.autograd.Function] = experts.Fast
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(x_TD)  # rows sorted by expert have shapes that no graph knows beforehand
         lead, dtype = x_TD.shape[:-1], x_TD.dtype
         up, down, act = (self.gate_proj, self.up_proj), self.down_proj, self.base("activation")
         drops = tuple(dropout.draw(delta.dropout, x_TD) for delta in up)

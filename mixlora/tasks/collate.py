@@ -104,19 +104,26 @@ def padded_batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
 
 
 def packs(rows: Sequence[Row], count: int) -> list[list[Row]]:
-    """`count` packs of about as many tokens each: the longest row first, always into the emptiest pack."""
+    """`count` packs of as many rows and about as many tokens each: the longest row first, into the emptiest one."""
     filled: list[list[Row]] = [[] for _ in range(count)]
-    tokens = [0] * count
+    tokens, most = [0] * count, -(-len(rows) // count)
     for row in sorted(rows, key=lambda row: (-len(row), row.id)):
-        i = tokens.index(min(tokens))
+        i = min((i for i in range(count) if len(filled[i]) < most), key=lambda i: tokens[i])
         filled[i].append(row)
         tokens[i] += len(row)
     return filled
 
 
+def packs_for(rows: Sequence[Row], count: int, ranks: int) -> list[list[Row]]:
+    """`count` packs, each cut into one for each rank: what ranks compute together does not depend on their number."""
+    return [part for pack in packs(rows, count) for part in packs(pack, ranks)]
+
+
 def packs_within(rows: Sequence[Row], max_tokens: int, ranks: int) -> list[list[Row]]:
     """As few packs as keep within `max_tokens`, as many for each rank (a row longer than that is a pack of its own)."""
-    count = ranks
-    while count < len(rows) and max(sum(map(len, pack)) for pack in packs(rows, count)) > max_tokens:
-        count += ranks
-    return packs(rows, min(count, len(rows)))
+    most = len(rows) // ranks
+    for count in range(1, most):
+        found = packs_for(rows, count, ranks)
+        if all(found) and max(sum(map(len, pack)) for pack in found) <= max_tokens:
+            return found
+    return packs_for(rows, most, ranks)

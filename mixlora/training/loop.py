@@ -28,7 +28,7 @@ from mixlora.losses import AuxLoss
 from mixlora.models import packing
 from mixlora.models.likelihood import AnswerLosses, packs_rows
 from mixlora.records import append_line, read_lines, sync_file, write_lines
-from mixlora.tasks.collate import Batch, Row, collate, pack, packs, packs_within, padded_batches
+from mixlora.tasks.collate import Batch, Row, collate, pack, packs_for, packs_within, padded_batches
 from mixlora.training import checkpoint
 from mixlora.training.distribute import distribute, synchronised
 from mixlora.training.schedule import factor
@@ -219,7 +219,7 @@ class Trainer:
         if not self.packed:
             found = [collate(batch, self.pad_id) for batch in padded_batches(rows, size)]
         elif self.train.max_tokens is None:
-            found = [pack(batch) for batch in packs(rows, -(-number // (size * world)) * world)]
+            found = [pack(batch) for batch in packs_for(rows, -(-number // (size * world)), world)]
         else:
             max_tokens = self.train.max_tokens * size // self.train.per_device_train_batch_size
             found = [pack(batch) for batch in packs_within(rows, max_tokens, world)]
