@@ -27,10 +27,10 @@ test: venv  ## the test suite (under 6 minutes on 2 cores, no network)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-full: venv  ## the long checks as well
-	$(BIN)/python -m pytest -m "full or not full"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "full or not full"
 
 lint: venv  ## format, lint and types
 	$(BIN)/ruff format .

@@ -111,7 +111,7 @@ def peft_like(
 
 def trainer(parts: tuple[nn.Module, dict, dict], rows: list[Row], size: int, micro: int = 1, **options: Any) -> Trainer:
     """Our loop over `rows`, again and again; the learning rate is too small to change anything."""
-    model, adapter, aux = parts
+    model, _, aux = parts
     settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro, "learning_rate": 1e-6}
     return Trainer(
         model=model, aux=aux, tasks=sorted({row.task for row in rows}),

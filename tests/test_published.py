@@ -28,7 +28,11 @@ def printed(name: str) -> list[list[float]]:
     return sorted([*row.values.values(), *([] if row.mean is None else [row.mean])] for row in recipe.published)
 
 
-@pytest.mark.parametrize("name", recipes.names())
+OFTEN = ("tiny", "mola_llama2", "smora_granularity")
+EVERY = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.full) for name in recipes.names()]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_every_recipe_loads_and_all_its_points_have_folders_of_their_own(name):
     recipe = recipes.load(name)
     study = Study(recipe, recipes.find(name), "runs")
