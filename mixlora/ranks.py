@@ -177,7 +177,7 @@ class Watch:
         if self.rank == 0:
             tell(failed["message"])
         self.store.set(f"followed {self.rank}", "1")
-        time.sleep(4 * BEAT_SECONDS if self.rank == 0 else 0)  # the others may hear of it from a store that it holds
+        self.linger()
         self.end(None, failed["status"])
 
     def end(self, message: str | None, status: int) -> None:
@@ -201,8 +201,8 @@ class Watch:
         try:
             self.claim({"status": getattr(error, "status", 1), "message": message})
             self.store.set(f"followed {self.rank}", "1")
-            self.wait_for_the_others()
-            told = self.store.check(["followed 0"])
+            told = self.wait_for_the_others()
+            self.linger()
         except RuntimeError:
             pass  # without a store every rank is on its own
         limit.cancel()
@@ -216,11 +216,20 @@ class Watch:
         """Only the first failure counts: the others follow from it."""
         self.store.compare_set("failed", "", json.dumps(failed))
 
-    def wait_for_the_others(self) -> None:
+    def wait_for_the_others(self) -> bool:
+        """Whether all have heard of the failure in time."""
         until = time.monotonic() + 10 * BEAT_SECONDS
         names = [f"followed {other}" for other in range(self.world)]
-        while time.monotonic() < until and not self.store.check(names):
+        while not self.store.check(names):
+            if time.monotonic() > until:
+                return self.store.check(names[:1])
             time.sleep(BEAT_SECONDS / 5)
+        return True
+
+    def linger(self) -> None:
+        """Rank 0 may hold the store from which the others hear of the end."""
+        if self.rank == 0:
+            time.sleep(4 * BEAT_SECONDS)
 
     def lost(self, error: RuntimeError) -> LostRank:
         """Which rank a broken or endless wait was for: one that is silent, else the one that is furthest behind."""
