@@ -177,7 +177,7 @@ class Watch:
         if self.rank == 0:
             tell(failed["message"])
         self.store.set(f"followed {self.rank}", "1")
-        time.sleep(4 * BEAT_SECONDS if self.rank == 0 else 0)  # the others may hear of it from a store that it holds
+        self.linger()
         self.end(None, failed["status"])
 
     def end(self, message: str | None, status: int) -> None:
@@ -202,6 +202,7 @@ class Watch:
             self.claim({"status": getattr(error, "status", 1), "message": message})
             self.store.set(f"followed {self.rank}", "1")
             told = self.wait_for_the_others()
+            self.linger()
         except RuntimeError:
             pass  # without a store every rank is on its own
         limit.cancel()
@@ -216,14 +217,19 @@ class Watch:
         self.store.compare_set("failed", "", json.dumps(failed))
 
     def wait_for_the_others(self) -> bool:
-        """Whether all have heard. Asked no more than that: rank 0 takes the store with it when it ends."""
-        until = time.monotonic() + 40 * BEAT_SECONDS
+        """Whether all have heard of the failure in time."""
+        until = time.monotonic() + 10 * BEAT_SECONDS
         names = [f"followed {other}" for other in range(self.world)]
-        while time.monotonic() < until:
-            if self.store.check(names):
-                return True
+        while not self.store.check(names):
+            if time.monotonic() > until:
+                return self.store.check(names[:1])
             time.sleep(BEAT_SECONDS / 5)
-        return False
+        return True
+
+    def linger(self) -> None:
+        """Rank 0 may hold the store from which the others hear of the end."""
+        if self.rank == 0:
+            time.sleep(4 * BEAT_SECONDS)
 
     def lost(self, error: RuntimeError) -> LostRank:
         """Which rank a broken or endless wait was for: one that is silent, else the one that is furthest behind."""

@@ -59,10 +59,15 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    prune(folder, keep)
+    return final
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep`."""
     for old in steps(folder)[:-keep]:
         reach("checkpoint.prune")
         shutil.rmtree(old)
-    return final
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

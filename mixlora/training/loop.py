@@ -293,6 +293,9 @@ class Trainer:
             write_lines(self.metrics, kept)
             checkpoint.forget_after(self.folder / "checkpoints", saved.step)
             checkpoint.forget_after(self.folder / "best", saved.step)
+            # Killed between the rename and the pruning, a run may have no later checkpoint to prune.
+            checkpoint.prune(self.folder / "checkpoints", self.train.save_total_limit)
+            checkpoint.prune(self.folder / "best", 1)
         self.accelerator.wait_for_everyone()
 
     def restore_best(self) -> None:
