@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Config, Method, Model, Scope
+from mixlora.config.schema import Config, Launcher, Method, Model, Scope
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
@@ -28,6 +28,7 @@ def config_of(composed: DictConfig) -> Config:
         ConfigError: an unknown key, a wrong type, a combination that cannot be.
     """
     config = typed(Config, composed)
+    check_launcher(config)
     check_model(config.model)
     check_method(config.method)
     check_train(config)
@@ -78,6 +79,15 @@ def run_folder(config: Config) -> Path:
         return Path(config.run_dir)
     name = f"{config.method.name}-{config.tasks.name}-{config.model.name}-{digest(config)[:8]}"
     return Path(config.output_root) / name
+
+
+def check_launcher(config: Config) -> None:
+    """What is not built yet is refused, not passed over."""
+    if config.launcher is not Launcher.local or config.jobs is not None:
+        key = "jobs" if config.jobs is not None else f"launcher={config.launcher.value}"
+        raise ConfigError(
+            f"{key} is not available yet: -m runs the points of a sweep one after another on this machine"
+        )
 
 
 def check_model(model: Model) -> None:
