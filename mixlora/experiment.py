@@ -23,15 +23,15 @@ import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
 from transformers import PreTrainedTokenizerBase
 
-from mixlora import gates, losses, ranks, signals, tasks
+from mixlora import losses, ranks, signals, tasks
 from mixlora.adapters import files
 from mixlora.adapters.attach import count, paths, place, prepared
 from mixlora.adapters.modules import Wrapper
+from mixlora.checks import check
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
 from mixlora.errors import CheckpointError, ConfigError, MixloraError, ResourceError
-from mixlora.evaluation import protocols
 from mixlora.evaluation.report import print_results
 from mixlora.evaluation.routing import expert_loads
 from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result, scorer
@@ -71,10 +71,8 @@ class Experiment:
     def __post_init__(self) -> None:
         self.watch = ranks.Watch(self.config.rank_timeout)
         self.folder = configs.run_folder(self.config)
+        check(self.config)
         self.losses = losses.build(self.config.aux_loss)
-        if self.config.method.gate is not None:
-            gates.check(self.config.method.gate)
-        protocols.check(self.config)
 
     # ---- parts
 

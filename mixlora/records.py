@@ -54,6 +54,11 @@ def disk_error(path: Path, error: OSError) -> Exception:
     return error
 
 
+def log_path(run_folder: Path) -> Path:
+    """Where a launcher keeps what a run printed; beside it, as .json, how a failed one ended."""
+    return run_folder.parent / "logs" / f"{run_folder.name}.log"
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -1,10 +1,11 @@
-"""python -m mixlora.reproduce recipe=NAME [launcher=local] [jobs=1] [dry_run=true]"""
+"""python -m mixlora.reproduce recipe=NAME [launcher=local|slurm] [jobs=1] [dry_run=true]"""
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from mixlora.config.cli import door
+from mixlora.config.load import launch_of
 
 
 @door("reproduce")
@@ -21,10 +22,10 @@ def main(cfg: DictConfig) -> None:
         return
     from mixlora import reproduction
 
-    runner = reproduction.reproduce(study, launcher=str(cfg.launcher), jobs=int(cfg.jobs))
+    failed = reproduction.reproduce(study, launch_of(cfg))
     made = show.show(study, str(cfg.format), to := None if cfg.to is None else Path(str(cfg.to)))
     show.report(study, made, to, None)
-    reproduction.complain(runner)
+    reproduction.complain(failed)
 
 
 if __name__ == "__main__":

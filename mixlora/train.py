@@ -1,4 +1,4 @@
-"""python -m mixlora.train +method=smora +tasks=commonsense [overrides]"""
+"""python -m mixlora.train +method=smora +tasks=commonsense [overrides]; with -m, or sweep=NAME, a sweep over them"""
 
 import sys
 
@@ -9,14 +9,13 @@ from mixlora.config.cli import door
 
 @door("train")
 def main(cfg: DictConfig) -> None:
-    from mixlora.config.load import config_of
+    from mixlora.config.load import config_of, refuse_launcher
 
     config = config_of(cfg)
-    from mixlora import gates, losses  # torch is imported only when all that needs no torch is right
+    refuse_launcher(config)
+    from mixlora.checks import check  # torch is imported only when all that needs no torch is right
 
-    losses.build(config.aux_loss)
-    if config.method.gate is not None:
-        gates.check(config.method.gate)
+    check(config)
     from mixlora.experiment import Experiment  # and transformers, datasets, accelerate only then
 
     Experiment(config, command(sys.argv)).run()

@@ -26,7 +26,7 @@ from mixlora.config import explain
 from mixlora.errors import ConfigError, MixloraError
 
 RANK_SECONDS = 10.0  # that other ranks leave rank 0 to say what is wrong
-GROUPS = frozenset({"model", "method", "tasks", "aux_loss", "experiment"})
+GROUPS = frozenset({"model", "method", "tasks", "aux_loss", "experiment", "sweep"})
 
 
 def config_dir() -> str:

@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Config, Launcher, Method, Model, Scope
+from mixlora.config.schema import Config, Launch, Method, Model, Scope
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
 # What does not change a result and so is left out of a run's name.
-NAMELESS = ("output_root", "run_dir", "tracker", "launcher", "jobs", "resume", "dry_run", "rank_timeout")
+NAMELESS = ("output_root", "run_dir", "tracker", "resume", "dry_run", "rank_timeout", *Launch.__dataclass_fields__)
 NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps")
 
 
@@ -28,7 +28,7 @@ def config_of(composed: DictConfig) -> Config:
         ConfigError: an unknown key, a wrong type, a combination that cannot be.
     """
     config = typed(Config, composed)
-    check_launcher(config)
+    check_launch(config)
     check_model(config.model)
     check_method(config.method)
     check_train(config)
@@ -81,13 +81,30 @@ def run_folder(config: Config) -> Path:
     return Path(config.output_root) / name
 
 
-def check_launcher(config: Config) -> None:
-    """What is not built yet is refused, not passed over."""
-    if config.launcher is not Launcher.local or config.jobs is not None:
-        key = "jobs" if config.jobs is not None else f"launcher={config.launcher.value}"
-        raise ConfigError(
-            f"{key} is not available yet: -m runs the points of a sweep one after another on this machine"
-        )
+def launch_of(composed: DictConfig) -> Launch:
+    """The part of a composed configuration that says how runs are started."""
+    launch = typed(Launch, {key: composed[key] for key in Launch.__dataclass_fields__})
+    check_launch(launch)
+    return launch
+
+
+def check_launch(launch: Launch) -> None:
+    slurm = launch.slurm
+    for key, value, least in (
+        ("jobs", launch.jobs, 1), ("processes", launch.processes, 1), ("slurm.nodes", slurm.nodes, 1),
+        ("slurm.time_min", slurm.time_min, 1), ("slurm.gpus_per_node", slurm.gpus_per_node, 0),
+        ("slurm.cpus_per_task", slurm.cpus_per_task, 1), ("slurm.signal_delay_s", slurm.signal_delay_s, 1),
+        ("slurm.max_requeues", slurm.max_requeues, 0),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise ConfigError(f"{key} must be at least {least}, got {value}")
+
+
+def refuse_launcher(config: Config) -> None:
+    """One run has no use for what places the points of a sweep."""
+    for key in Launch.__dataclass_fields__:
+        if getattr(config, key) != getattr(Launch(), key):
+            raise ConfigError(f"{key} is for a sweep: add -m, or sweep=NAME. It then starts each point's processes itself")
 
 
 def check_model(model: Model) -> None:

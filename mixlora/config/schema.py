@@ -303,7 +303,37 @@ class Launcher(Enum):
 
 
 @dataclass(kw_only=True)
-class Config:
+class Slurm:
+    """What a job asks SLURM for; null leaves it to the cluster."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time_min: int = 240  # of one job; a run that needs more is saved, requeued and goes on
+    nodes: int = 1
+    gpus_per_node: int | None = None  # null: one for each process; 0: none
+    cpus_per_task: int | None = None  # of a node: one task is started there, and it starts the processes
+    mem_gb: float | None = None
+    constraint: str | None = None
+    signal_delay_s: int = 120  # seconds before the time limit at which a run is told to save
+    max_requeues: int = 100  # at the time limit
+    setup: list[str] = field(default_factory=list)  # shell lines before the run: module load cuda
+    additional_parameters: dict[str, Any] = field(default_factory=dict)  # of sbatch: {mail-type: END}
+
+
+@dataclass(kw_only=True)
+class Launch:
+    """How the points of a sweep are run; none of it decides a result, except that more processes make larger steps."""
+
+    launcher: Launcher = Launcher.local
+    jobs: int | None = None  # points at a time; null: as many as there are devices, on a CPU one; SLURM: all
+    processes: int = 1  # of a point, on each of its nodes; with accelerators a device each
+    accelerate: str | None = None  # null: DDP; a name in configs/accelerate, or a file of `accelerate config`
+    slurm: Slurm = field(default_factory=Slurm)
+
+
+@dataclass(kw_only=True)
+class Config(Launch):
     model: Model = field(default_factory=Model)
     method: Method = field(default_factory=Method)
     tasks: Mixture = field(default_factory=Mixture)
@@ -316,7 +346,5 @@ class Config:
     run_dir: str | None = None
     resume: str | None = None
     dry_run: bool = False
-    launcher: Launcher = Launcher.local
-    jobs: int | None = None
     tracker: Tracker = Tracker.none
     rank_timeout: int = 1800  # seconds that the ranks of a job wait for one of them

@@ -25,7 +25,7 @@ from mixlora.config import cli, explain
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.errors import ConfigError
-from mixlora.records import read_json, read_lines
+from mixlora.records import log_path, read_json, read_lines
 from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Group, Point, Recipe
 
@@ -249,11 +249,6 @@ def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
     elif record:
         run.state, run.reason = UNFINISHED, f"its run.json says {status}"
     return run
-
-
-def log_path(folder: Path) -> Path:
-    """Where `reproduce` keeps what a run printed; beside it, as .json, how a failed one ended."""
-    return folder.parent / "logs" / f"{folder.name}.log"
 
 
 def validation_score(folder: Path, best: bool) -> float | None:

@@ -1,0 +1,71 @@
+"""One run as processes: the command that starts them on a machine, and the log they write."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixlora.config.cli import config_dir
+from mixlora.config.schema import Launch
+from mixlora.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Which of a run's machines this is, and where its processes meet."""
+
+    number: int = 0
+    of: int = 1
+    address: str = "localhost"
+    port: int = 0
+
+
+def command(arguments: Sequence[str], launch: Launch, machine: Machine) -> list[str]:
+    """What starts one run's processes on one machine."""
+    python, run = [sys.executable, "-m"], ["mixlora.train", *arguments]
+    if launch.accelerate is None:
+        if launch.processes == machine.of == 1:
+            return [*python, *run]
+        meet = ["--standalone"] if machine.of == 1 else [
+            f"--nnodes={machine.of}", f"--node-rank={machine.number}", "--rdzv-backend=static",
+            f"--rdzv-endpoint={machine.address}:{machine.port}",
+        ]  # fmt: skip
+        return [*python, "torch.distributed.run", *meet, f"--nproc-per-node={launch.processes}", "-m", *run]
+    meet = ["--main_process_port=0"] if machine.of == 1 else [
+        f"--machine_rank={machine.number}", f"--main_process_ip={machine.address}",
+        f"--main_process_port={machine.port}",
+    ]  # fmt: skip
+    size = [f"--num_machines={machine.of}", f"--num_processes={machine.of * launch.processes}"]
+    file = f"--config_file={accelerate_file(launch.accelerate)}"
+    return [*python, "accelerate.commands.accelerate_cli", "launch", file, *size, *meet, "-m", *run]
+
+
+def accelerate_file(name: str) -> Path:
+    """configs/accelerate/NAME.yaml, or the file of that path.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    folder = Path(config_dir()) / "accelerate"
+    for path in (folder / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path.resolve()
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise ConfigError(f"accelerate={name}: neither a file nor one of {known}")
+
+
+def threads(processes: int) -> dict[str, str]:
+    """Processes that share a machine share its cores, unless the user said how many threads each may have."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes))}
+
+
+def last_line(log: Path) -> str:
+    """What a failed run said: its own message where there is one, else the last line."""
+    if not log.is_file():
+        return "it printed nothing"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("mixlora: ")]
+    return (own[-1].removeprefix("mixlora: ") if own else lines[-1])[:300] if lines else "it printed nothing"

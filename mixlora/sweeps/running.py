@@ -1,0 +1,109 @@
+"""The loop of a sweep: start what there is room for, look at what runs, pass on a signal, tell what happened."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mixlora import signals
+from mixlora.config.schema import Launch, Launcher
+from mixlora.errors import Interrupted
+from mixlora.records import log_path, write_json
+from mixlora.sweeps.local import Local
+from mixlora.sweeps.points import Point
+from mixlora.sweeps.processes import last_line
+from mixlora.sweeps.show import Board
+
+KINDS = {2: "configuration", 3: "data", 4: "checkpoint", 5: "memory or disk", 6: "numbers", 7: "sandbox"}
+
+
+class Handle(Protocol):
+    """A point that was started."""
+
+    state: str  # "running", or what it waits for
+
+    def poll(self) -> int | None:
+        """The exit status of the run once it has ended."""
+
+
+class Place(Protocol):
+    """Where points run."""
+
+    pause: float
+
+    def describe(self) -> str: ...
+
+    def room(self) -> bool:
+        """Whether one more may start."""
+
+    def start(self, point: Point, log: Path) -> Handle: ...
+
+    def leave(self, handles: Sequence[Any]) -> str:
+        """End what ends with this process, once it has saved; say what becomes of the points."""
+
+
+@dataclass
+class Failure:
+    """How a point ended that did not finish."""
+
+    status: int
+    message: str
+    log: Path
+
+    def __str__(self) -> str:
+        return f"exit status {self.status} ({KINDS.get(self.status, 'see the log')}): {self.message}"
+
+
+def place_of(launch: Launch) -> Place:
+    if launch.launcher is Launcher.slurm:
+        from mixlora.sweeps.slurm import Slurm  # submitit is an extra
+
+        return Slurm(launch)
+    return Local(launch)
+
+
+def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Failure]:
+    """Run every point; one that fails leaves the others running.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM.
+    """
+    waiting, running, failed = list(points), dict[Point, Handle](), dict[Point, Failure]()
+    with signals.collected() as caught, board:
+        while running or waiting:
+            while waiting and place.room():
+                point = waiting.pop(0)
+                running[point] = place.start(point, fresh_log(point))
+                board.told(point, "started")
+            for point, handle in list(running.items()):
+                status = handle.poll()
+                board.sees(point, handle.state)
+                if status is None:
+                    continue
+                del running[point]
+                if status == 0:
+                    board.told(point, "done")
+                else:
+                    failed[point] = failure(point, status)
+                    board.told(point, "failed", failed[point])
+            if caught:
+                raise Interrupted(place.leave(list(running.values())), caught[0])
+            time.sleep(place.pause)
+    return failed
+
+
+def fresh_log(point: Point) -> Path:
+    """Where a run's output goes; how an earlier try failed is forgotten."""
+    log = log_path(point.folder)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.with_suffix(".json").unlink(missing_ok=True)
+    return log
+
+
+def failure(point: Point, status: int) -> Failure:
+    """Written beside the log, where tables find it."""
+    log = log_path(point.folder)
+    found = Failure(status, last_line(log), log)
+    write_json(log.with_suffix(".json"), {"status": status, "message": found.message})
+    return found

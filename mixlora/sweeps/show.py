@@ -1,0 +1,112 @@
+"""What a person sees of a sweep: a live table on a terminal, lines in a log file, and the points in order at the end."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+from rich.live import Live
+from rich.table import Table
+
+from mixlora.console import console, say
+from mixlora.records import log_path, read_json, write_text
+from mixlora.sweeps.points import Point
+
+LOOK_SECONDS = 2.0  # between two looks at the run folders
+
+
+class Board:
+    """The state of every point while the sweep runs."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self.states = {point: "done before" if point.finished else "waiting" for point in points}
+        self.live: Live | None = None
+        self.looked = float("-inf")
+
+    def __enter__(self) -> "Board":
+        if console.is_terminal:
+            self.live = Live(self.table(), console=console, refresh_per_second=2)
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.update(self.table())
+            self.live.stop()
+            self.live = None
+
+    def told(self, point: Point, event: str, failure: object = None) -> None:
+        """Something happened to a point."""
+        self.states[point] = "running" if event == "started" else event
+        done = sum(state.startswith("done") for state in self.states.values())
+        if failure is not None:
+            say(f"FAILED {point.name}: {failure}\n  log: {log_path(point.folder)}")
+        elif self.live is None and event == "started":
+            say(f"Running {point.name}  (log: {log_path(point.folder)})")
+        elif self.live is None:
+            say(f"{event.capitalize()} {point.name}  ({done} of {len(self.states)})")
+
+    def sees(self, point: Point, state: str) -> None:
+        """The point still runs; `state` is what its place says of it."""
+        self.states[point] = state
+        if self.live is not None and time.monotonic() - self.looked > LOOK_SECONDS:
+            self.looked = time.monotonic()
+            self.live.update(self.table())
+
+    def table(self) -> Table:
+        table = Table(title="sweep", title_justify="left")
+        for column in ("point", "state", "progress"):
+            table.add_column(column, no_wrap=column != "point")
+        for point, state in self.states.items():
+            moving = state not in ("waiting", "done before")
+            table.add_row(point.name, state, point.progress if moving else "")
+        return table
+
+
+# ---- at the end
+
+
+def score(folder: Path) -> tuple[float, float, int] | None:
+    """Mean over the trained tasks, its standard error and the number of examples; None where nothing was scored."""
+    path = folder / "results.json"
+    results = read_json(path).values() if path.is_file() else ()
+    found = [r for r in results if r.get("value") is not None and r.get("trained", True)]
+    if not found:
+        return None
+    error = sum(r["stderr"] ** 2 for r in found) ** 0.5 / len(found)
+    return sum(r["value"] for r in found) / len(found), error, sum(r["n"] for r in found)
+
+
+def summary(points: Sequence[Point], states: dict[Point, str]) -> pd.DataFrame:
+    """One row a point, the best first, those without a score last."""
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        found = score(point.folder) if point.finished else None
+        mean, error, n = found or (None, None, None)
+        rows.append(
+            {"point": point.name, "score": mean, "stderr": error, "n": n, "state": states[point], "run": str(point.folder)}
+        )
+    frame = pd.DataFrame(rows, columns=["point", "score", "stderr", "n", "state", "run"]).astype({"n": "Int64"})
+    return frame.sort_values("score", ascending=False, kind="stable", na_position="last", ignore_index=True)
+
+
+def show(frame: pd.DataFrame, split: str) -> None:
+    table = Table(title=f"mean over the trained tasks, {split} split, percent ± standard error", title_justify="left")
+    for column in ("point", "score", "n", "state"):
+        table.add_column(column, justify="right" if column in ("score", "n") else "left", no_wrap=column != "point")
+    for row in frame.itertuples():
+        known = not pd.isna(row.score)
+        shown = f"{100 * row.score:.1f} ± {100 * row.stderr:.1f}" if known else "—"
+        table.add_row(row.point, shown, str(row.n) if known else "", row.state)
+    console.print(table)
+
+
+def keep(frame: pd.DataFrame, points: Sequence[Point], root: Path) -> Path:
+    """The summary as a file that the same sweep finds again."""
+    name = hashlib.sha256("\n".join(sorted(str(p.folder) for p in points)).encode()).hexdigest()[:8]
+    path = root / "sweeps" / f"{name}.csv"
+    write_text(path, frame.to_csv(index=False))
+    return path

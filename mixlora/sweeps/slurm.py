@@ -1,0 +1,206 @@
+"""Points as SLURM jobs, submitted by submitit and watched through squeue.
+
+A job is named after its run folder, so that a sweep which is started again finds the jobs that still wait or run. SLURM's
+warning before the time limit (and submitit's before a preemption) lets the run save; the job is requeued and goes on.
+"""
+
+import dataclasses
+import getpass
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixlora.config.schema import Launch
+from mixlora.errors import ConfigError, MixloraError
+from mixlora.sweeps.points import Point
+from mixlora.sweeps.processes import Machine, command, last_line
+
+QUEUE_SECONDS = 5.0  # between two looks at the queue, whatever the number of points
+SAVE_SECONDS = 600.0  # that a run may take to save once it was told to; SLURM ends it sooner
+
+
+class Slurm:
+    """A job for each point; at most `jobs` of them in the queue at a time."""
+
+    pause = 0.5
+
+    def __init__(self, launch: Launch) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise ConfigError("launcher=slurm needs submitit: pip install 'mixlora-train[slurm]'") from None
+        self.submitit, self.launch = submitit, launch
+        self.queue = Queue()
+        self.running = 0
+
+    def describe(self) -> str:
+        asked, processes = self.launch.slurm, self.launch.processes
+        limit = "all at once" if self.launch.jobs is None else f"{self.launch.jobs} in the queue at a time"
+        return f"SLURM jobs of {asked.nodes} node(s) with {processes} process(es) each, {limit}"
+
+    def room(self) -> bool:
+        return self.launch.jobs is None or self.running < self.launch.jobs
+
+    def start(self, point: Point, log: Path) -> "Job":
+        number = self.queue.find(point.folder) or self.submit(point, log)
+        self.running += 1
+        return Job(self, point, number)
+
+    def submit(self, point: Point, log: Path) -> str:
+        executor = self.submitit.SlurmExecutor(
+            folder=log.parent / "slurm", max_num_timeout=self.launch.slurm.max_requeues
+        )
+        executor.update_parameters(**parameters(self.launch, point.folder))
+        try:
+            job = executor.submit(Node(point.arguments, self.launch, log.absolute()))
+        except (OSError, self.submitit.core.utils.FailedJobError) as error:
+            raise MixloraError(f"sbatch refused {point.name}: {str(error).strip()[-500:]}") from None
+        return str(job.job_id)
+
+    def leave(self, handles: "Sequence[Job]") -> str:
+        numbers = " ".join(handle.number for handle in handles)
+        return (
+            f"{len(handles)} jobs go on in SLURM (scancel {numbers} ends them); the same command watches them again and "
+            "submits what was not yet submitted"
+        )
+
+
+class Job:
+    """One point in SLURM's hands."""
+
+    def __init__(self, place: Slurm, point: Point, number: str) -> None:
+        self.place, self.point, self.number = place, point, number
+        self.state = f"job {number}"
+
+    def poll(self) -> int | None:
+        """None while the job is in the queue; then whether the run finished, as its folder says."""
+        found = self.place.queue.state(self.number)
+        if found is not None:
+            self.state = f"job {self.number} {found.lower()}"
+            return None
+        if self.point.finished:
+            self.place.running -= 1
+            return 0
+        if not self.place.queue.gone_for(self.number, 3 * QUEUE_SECONDS):
+            return None  # a shared disk may show the last file late
+        self.place.running -= 1
+        return 1
+
+
+class Queue:
+    """What squeue says about this user's jobs, asked at most every QUEUE_SECONDS."""
+
+    def __init__(self) -> None:
+        self.asked = float("-inf")
+        self.jobs: dict[str, tuple[str, str]] = {}  # number -> (state, name)
+        self.gone: dict[str, float] = {}
+
+    def state(self, number: str) -> str | None:
+        self.look()
+        found = self.jobs.get(number)
+        if found is None:
+            self.gone.setdefault(number, time.monotonic())
+            return None
+        self.gone.pop(number, None)
+        return found[0]
+
+    def gone_for(self, number: str, seconds: float) -> bool:
+        """Whether the job has been missing that long. A requeued job is away from the queue at no time."""
+        return number in self.gone and self.asked - self.gone[number] >= seconds
+
+    def find(self, folder: Path) -> str | None:
+        """The job of an earlier sweep for this run folder that still waits or runs."""
+        self.look()
+        return next((number for number, (_, name) in self.jobs.items() if name == job_name(folder)), None)
+
+    def look(self) -> None:
+        if time.monotonic() - self.asked < QUEUE_SECONDS:
+            return
+        shown = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%j"]
+        try:
+            said = subprocess.run(shown, capture_output=True, text=True, check=True, timeout=120).stdout
+        except FileNotFoundError:
+            raise ConfigError("launcher=slurm: there is no squeue here. Start the sweep on a node of the cluster") from None
+        except (subprocess.SubprocessError, OSError):
+            return  # a controller that is busy or restarts: what was known stands until it answers
+        self.jobs = {}
+        for line in said.splitlines():
+            number, state, name = line.split("|", 2)
+            self.jobs[number] = state, name
+        self.asked = time.monotonic()
+
+
+def job_name(folder: Path) -> str:
+    return f"mixlora:{folder.absolute()}"
+
+
+def parameters(launch: Launch, folder: Path) -> dict[str, Any]:
+    """Of submitit's SlurmExecutor: one task a node, which starts the node's processes."""
+    asked = launch.slurm
+    gpus = launch.processes if asked.gpus_per_node is None else asked.gpus_per_node
+    wanted = {
+        "job_name": job_name(folder),
+        "partition": asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "time": asked.time_min,
+        "nodes": asked.nodes,
+        "ntasks_per_node": 1,
+        "gpus_per_node": gpus or None,
+        "cpus_per_task": asked.cpus_per_task,
+        "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M",
+        "constraint": asked.constraint,
+        "signal_delay_s": asked.signal_delay_s,
+        "setup": asked.setup or None,
+        "stderr_to_stdout": True,
+        # Without it a cluster whose default is otherwise would not bring back a preempted job.
+        "additional_parameters": {"requeue": True, **asked.additional_parameters},
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+class Node:
+    """What one node of a job does: start its processes, and pass on SLURM's warning. submitit pickles it."""
+
+    def __init__(self, arguments: Sequence[str], launch: Launch, log: Path) -> None:
+        self.arguments, self.launch, self.log = tuple(arguments), launch, log
+
+    def __call__(self) -> int:
+        import submitit
+
+        here = submitit.JobEnvironment()
+        port = 20000 + int(here.raw_job_id) % 20000
+        machine = Machine(here.node, here.num_nodes, here.hostnames[0], port)
+        # Node 0 has the log; what the others say is seldom wanted and never mixed in.
+        log = self.log if here.node == 0 else self.log.with_suffix(f".node{here.node}.log")
+        # SLURM gives its warning to every process of the job. Here it is passed on as SIGTERM, once, so the run must
+        # not be killed by it; what is ignored before exec stays ignored.
+        warning = here._usr_sig()
+        handler = signal.signal(warning, signal.SIG_IGN)
+        with open(log, "ab") as output:
+            self.process = subprocess.Popen(
+                command(self.arguments, self.launch, machine),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        signal.signal(warning, handler)
+        status = self.process.wait()
+        if status in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            time.sleep(SAVE_SECONDS)  # whoever ended the job (scancel, a preemption) says whether it comes back
+        if status:
+            raise RuntimeError(f"exit status {status}: {last_line(log)}")
+        return status
+
+    def checkpoint(self) -> Any:
+        """submitit calls this on the warning, then requeues the job."""
+        import submitit
+
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(SAVE_SECONDS)
+        return submitit.helpers.DelayedSubmission(Node(self.arguments, dataclasses.replace(self.launch), self.log))
