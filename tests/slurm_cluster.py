@@ -35,7 +35,7 @@ KillWait=10
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName={host} NodeAddr={address} Port={ports[1]} CPUs=2 RealMemory=8000
-NodeName=second NodeHostname=127.0.0.2 NodeAddr=127.0.0.2 Port={ports[2]} CPUs=2 RealMemory=8000
+NodeName=zz-second NodeHostname=127.0.0.2 NodeAddr=127.0.0.2 Port={ports[2]} CPUs=2 RealMemory=8000
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 """
@@ -85,7 +85,7 @@ class Cluster:
                    f"--seed-file={self.folder}/munged.seed")  # fmt: skip
         self.wait_for(lambda: (self.folder / "munge.socket").exists(), "munged")
         self.start("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
-        for node in (self.host, "second"):
+        for node in (self.host, "zz-second")  # sorted: the one whose name resolves is the first:
             self.start("slurmd", "-D", "-N", node, "-f", str(self.folder / "slurm.conf"))
         self.wait_for(lambda: self("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D").strip() == "2", "two idle nodes")
 

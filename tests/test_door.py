@@ -50,7 +50,10 @@ MISTAKES = [
     (("+method=mole", *ARC, "method.gate.kind=topp"), "method.gate.kind='topp'", "Did you mean 'topk'?"),
     (("+method=mole", *ARC, "+method.gate.renorm=1"), "no key 'method.gate.renorm'", "Did you mean 'renormalize'?"),
     (("+method=mole", *ARC, "+aux_loss.load_balance.coeff=1"), "aux_loss.load_balance.coeff", "'coef'"),
-    (("+method=lora", *ARC, "launcher=slurm"), "launcher=slurm is not available yet", "-m"),
+    (("+method=lora", *ARC, "launcher=slurm"), "launcher is for a sweep", "-m"),
+    (("+method=lora", *ARC, "jobs=2"), "jobs is for a sweep", "-m"),
+    (("+method=lora", *ARC, "-m", "jobs=0"), "jobs must be at least 1", "got 0"),
+    (("+method=lora", *ARC, "sweep=learning_rates"), "no sweep 'learning_rates'", "Did you mean 'learning_rate'?"),
     (("+method=lora", *ARC, "model.path=./nothing"), "model.path=./nothing", "no such folder"),
     (("+method=lora", *ARC, "tasks.mixture.arc_easy.nam=1"), "nam", "name"),
 ]

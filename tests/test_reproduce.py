@@ -12,7 +12,9 @@ import yaml
 from invented_runs import write_run
 
 from mixlora import reproduction
+from mixlora.config.schema import Launch
 from mixlora.errors import Interrupted, MixloraError
+from mixlora.sweeps import local
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
 from mixlora.tables.study import DONE, FAILED, Study
@@ -70,25 +72,26 @@ def reproduce(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str
     return subprocess.run([*command, *arguments], capture_output=True, text=True)
 
 
-def pretend(monkeypatch, study: Study, code: str) -> None:
-    """Every run is this Python text; it knows its method and what it should leave behind."""
-    monkeypatch.setattr(
-        reproduction,
-        "command",
-        lambda study, point, launcher: [sys.executable, "-c", code, point.group.method, str(point.seed)],
-    )
+def pretend(monkeypatch, code: str) -> None:
+    """Every run is this Python text; it knows its method and its seed."""
+
+    def command(arguments, launch, machine):
+        values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        return [sys.executable, "-c", code, values["method"], values["seed"]]
+
+    monkeypatch.setattr(local, "command", command)
 
 
 def test_a_failed_point_leaves_the_others_running_and_is_named_with_its_log(tmp_path, monkeypatch):
     study = study_of(written(tmp_path / "colours"))
-    pretend(monkeypatch, study, "import sys; print('mixlora: loss not finite'); sys.exit(6 * (sys.argv[1] == 'lora'))")
+    pretend(monkeypatch, "import sys; print('mixlora: loss not finite'); sys.exit(6 * (sys.argv[1] == 'lora'))")
     monkeypatch.setattr(Study, "forget", forget_and_finish(study, "mole"))
-    runner = reproduction.reproduce(study, launcher="local", jobs=2)
+    failed = reproduction.reproduce(study, Launch(jobs=2))
     states = {(p.group.method, p.seed): study.run(p).state for p in study.points()}
     assert states == {("lora", 0): FAILED, ("lora", 1): FAILED, ("mole", 0): DONE, ("mole", 1): DONE}
-    assert "exit status 6: mixlora: loss not finite" in render.markdown(table.build(study))
-    with pytest.raises(MixloraError, match=r"2 of 4 runs failed:\n.*logs.*\.log"):
-        reproduction.complain(runner)
+    assert "exit status 6: loss not finite" in render.markdown(table.build(study))
+    with pytest.raises(MixloraError, match=r"2 runs failed:\n.*logs.*\.log"):
+        reproduction.complain(failed)
 
 
 def forget_and_finish(study: Study, method: str):
@@ -113,14 +116,15 @@ def test_with_several_rates_the_first_round_chooses_them(tmp_path, monkeypatch):
     )
     study, ran = study_of(folder), []
 
-    def one(self: reproduction.Runner, point: recipes.Point) -> None:
-        ran.append((point.rate, point.seed))
-        self.tried.add(point)
-        made = write_run(study, point, {"colours": [1.0, 0.0]})
-        (made / "metrics.jsonl").write_text(json.dumps({"step": 2, "validation_mean": point.rate}) + "\n")
+    def run(runs, place, board):
+        for point in (p for run in runs for p in study.points() if str(p) == run.name):
+            ran.append((point.rate, point.seed))
+            made = write_run(study, point, {"colours": [1.0, 0.0]})
+            (made / "metrics.jsonl").write_text(json.dumps({"step": 2, "validation_mean": point.rate}) + "\n")
+        return {}
 
-    monkeypatch.setattr(reproduction.Runner, "one", one)
-    reproduction.reproduce(study, launcher="local", jobs=1)
+    monkeypatch.setattr(reproduction, "run", run)
+    reproduction.reproduce(study, Launch(jobs=1))
     assert ran == [(1e-4, 0), (1e-3, 0), (1e-3, 1)]
 
 
@@ -134,7 +138,7 @@ def test_a_signal_reaches_each_run_once_and_nothing_new_starts(tmp_path, monkeyp
         "def end(*_):\n    mark.write_text(mark.read_text() + 'x'); sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, end); mark.write_text(''); time.sleep(60)"
     )
-    pretend(monkeypatch, study, code)
+    pretend(monkeypatch, code)
 
     def interrupt() -> None:
         while not any(mark.iterdir()):
@@ -143,7 +147,7 @@ def test_a_signal_reaches_each_run_once_and_nothing_new_starts(tmp_path, monkeyp
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(Interrupted) as caught:
-        reproduction.reproduce(study, launcher="local", jobs=1)
+        reproduction.reproduce(study, Launch(jobs=1))
     assert caught.value.status == 130
     assert [p.read_text() for p in mark.iterdir()] == ["x"]
 

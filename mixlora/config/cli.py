@@ -26,6 +26,7 @@ from mixlora.config import explain
 from mixlora.errors import ConfigError, MixloraError
 
 RANK_SECONDS = 10.0  # that other ranks leave rank 0 to say what is wrong
+MULTIRUN = frozenset({"-m", "--multirun"})
 GROUPS = frozenset({"model", "method", "tasks", "aux_loss", "experiment", "sweep"})
 
 
@@ -97,7 +98,7 @@ def refuse_sweep_of_ranks(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: -m inside a process group, with the command to use instead.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"-m", "--multirun"} & set(argv):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and MULTIRUN & set(argv):
         raise ConfigError(
             "a sweep (-m) inside torchrun or accelerate launch would run once on every rank. Start it as one process, "
             f"which gives each point its devices: python -m {module_name()} {' '.join(argv)}"
@@ -132,7 +133,8 @@ def normalise(argv: Sequence[str]) -> list[str]:
             out += ["model=path", argument.lstrip("+")]
         else:
             out.append(argument)
-    return out
+    # Hydra takes -m only where no override stands before it and another after it.
+    return sorted(out, key=lambda argument: argument not in MULTIRUN)
 
 
 def store_single_tasks(argv: Sequence[str]) -> None:

@@ -1,0 +1,179 @@
+"""Sweeps through a real SLURM on loopback: `make test-slurm`."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, lacking
+from tiny_runs import REPOSITORY, contents, task_folder
+
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(lacking()), reason=lacking() or "-")]
+LONG = ("train.max_steps=1500", "train.save_steps=100", "train.logging_steps=50")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("slurm")) as up:
+        yield up
+
+
+class Sweep:
+    """A sweep that goes through the cluster, in a process of its own."""
+
+    def __init__(self, cluster: Cluster, folder: Path, *overrides: str, launcher: str = "slurm") -> None:
+        self.cluster, self.root = cluster, folder / "runs"
+        configs = task_folder(folder / "own")
+        line = [
+            sys.executable, "-m", "mixlora.train", "-m", "--config-dir", str(configs), "tasks=sums", "model=tiny",
+            "model.random.num_hidden_layers=1", "train.max_steps=4", "train.per_device_train_batch_size=2",
+            "train.gradient_accumulation_steps=1", "slurm.gpus_per_node=0", f"launcher={launcher}",
+            f"output_root={self.root}", *overrides,
+        ]  # fmt: skip
+        if launcher == "local":
+            line = [entry for entry in line if not entry.startswith("slurm")]
+        env = cluster.env | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def end(self, seconds: float = 400) -> str:
+        said, _ = self.process.communicate(timeout=seconds)
+        print(said)
+        return said
+
+    @property
+    def folders(self) -> list[Path]:
+        return sorted(path.parent for path in self.root.glob("*/config.yaml"))
+
+    def wait_for_step(self, step: int) -> None:
+        self.cluster.wait_for(lambda: any(last_step(folder) >= step for folder in self.folders), f"step {step}", 200)
+
+    @property
+    def job(self) -> str:
+        return self.cluster("squeue", "-h", "-o", "%i").split()[0]
+
+
+def last_step(folder: Path) -> int:
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def record(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster, tmp_path_factory):
+    """What the long run leaves when nobody disturbs it, outside SLURM."""
+    sweep = Sweep(cluster, tmp_path_factory.mktemp("whole"), "method=smora", *LONG, launcher="local")
+    sweep.end()
+    assert sweep.process.returncode == 0
+    return contents(sweep.folders[0])
+
+
+def test_four_points_are_four_jobs_and_the_same_command_runs_none(cluster, tmp_path):
+    sweep = Sweep(cluster, tmp_path, "method=lora,smora", "seed=0,1")
+    said = sweep.end()
+    assert sweep.process.returncode == 0
+    assert said.count("\nDone ") == 4
+    assert len(sweep.folders) == 4
+    again = Sweep(cluster, tmp_path, "method=lora,smora", "seed=0,1")
+    assert "4 finished before; 0 to run" in again.end()
+    local = Sweep(cluster, tmp_path / "local", "method=smora", "seed=1", launcher="local")
+    local.end()
+    (twin,) = (folder for folder in sweep.folders if folder.name == local.folders[0].name)
+    assert contents(twin)["adapter/adapter_model.safetensors"] == contents(local.folders[0])["adapter/adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("layout", [("processes=2",), ("slurm.nodes=2",)], ids=["two on a node", "two nodes"])
+def test_a_point_of_two_processes(cluster, tmp_path, layout):
+    sweep = Sweep(cluster, tmp_path, "method=smora", *layout)
+    sweep.end()
+    assert sweep.process.returncode == 0
+    assert record(sweep.folders[0])["world_size"] == 2
+
+
+def test_at_most_so_many_jobs_are_in_the_queue(cluster, tmp_path):
+    sweep = Sweep(cluster, tmp_path, "method=lora", "seed=0,1,2", "jobs=1")
+    most = 0
+    while sweep.process.poll() is None:
+        most = max(most, len(cluster("squeue", "-h", "-o", "%i", "-t", "PD,R,CF").split()))
+        time.sleep(0.5)
+    sweep.end()
+    assert sweep.process.returncode == 0
+    assert most == 1
+
+
+def test_a_job_that_is_requeued_goes_on_to_the_same_bytes(cluster, tmp_path, uninterrupted):
+    sweep = Sweep(cluster, tmp_path, "method=smora", *LONG)
+    sweep.wait_for_step(150)
+    cluster("scontrol", "requeue", sweep.job)
+    said = sweep.end()
+    assert sweep.process.returncode == 0
+    assert "Going on after step" in (sweep.root / "logs" / f"{sweep.folders[0].name}.log").read_text()
+    assert "FAILED" not in said
+    assert contents(sweep.folders[0]) == uninterrupted
+
+
+def test_the_warning_before_the_time_limit_saves_and_requeues(cluster, tmp_path, uninterrupted):
+    """The warning as SLURM sends it, to every process of the job."""
+    sweep = Sweep(cluster, tmp_path, "method=smora", *LONG)
+    sweep.wait_for_step(150)
+    cluster("scancel", "--signal=USR2", sweep.job)
+    sweep.end()
+    assert sweep.process.returncode == 0
+    log = (sweep.root / "logs" / f"{sweep.folders[0].name}.log").read_text()
+    assert "Going on after step" in log
+    assert contents(sweep.folders[0]) == uninterrupted
+
+
+def test_a_preempted_job_comes_back(cluster, tmp_path, uninterrupted):
+    sweep = Sweep(cluster, tmp_path, "method=smora", *LONG, "slurm.partition=low")
+    sweep.wait_for_step(150)
+    taken = cluster("sbatch", "--parsable", "-p", "high", "-N2", "-n4", "--wrap", "srun sleep 5").strip()
+    cluster.wait_for(lambda: cluster("squeue", "-h", "-j", taken, "-o", "%T").strip() == "RUNNING", "preemption", 60)
+    sweep.end()
+    assert sweep.process.returncode == 0
+    assert contents(sweep.folders[0]) == uninterrupted
+
+
+def test_a_killed_run_is_reported_and_the_same_command_goes_on(cluster, tmp_path, uninterrupted):
+    sweep = Sweep(cluster, tmp_path, "method=smora", *LONG)
+    sweep.wait_for_step(150)
+    kill_run(sweep.folders[0])
+    said = sweep.end()
+    assert sweep.process.returncode == 1
+    assert "FAILED" in said
+    again = Sweep(cluster, tmp_path, "method=smora", *LONG)
+    again.end()
+    assert again.process.returncode == 0
+    assert contents(sweep.folders[0]) == uninterrupted
+
+
+def kill_run(folder: Path) -> None:
+    subprocess.run(["pkill", "-9", "-f", f"mixlora.train.*output_root={folder.parent} .*hydra.mode=RUN"], check=True)
+
+
+def test_a_cancelled_job_is_reported(cluster, tmp_path):
+    sweep = Sweep(cluster, tmp_path, "method=smora", *LONG)
+    sweep.wait_for_step(50)
+    cluster("scancel", sweep.job)
+    said = sweep.end()
+    assert sweep.process.returncode == 1
+    assert "FAILED" in said
+
+
+def test_a_sweep_that_was_left_finds_its_jobs_again(cluster, tmp_path):
+    sweep = Sweep(cluster, tmp_path, "method=smora", *LONG)
+    sweep.wait_for_step(50)
+    number = sweep.job
+    sweep.process.send_signal(2)
+    said = sweep.end(60)
+    assert sweep.process.returncode == 130
+    assert f"scancel {number} ends them" in said
+    again = Sweep(cluster, tmp_path, "method=smora", *LONG)
+    again.end()
+    assert again.process.returncode == 0
+    assert cluster("squeue", "-h") == ""
+    assert len(list((sweep.root / "logs" / "slurm").glob("*_submission.sh"))) == 1

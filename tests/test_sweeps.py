@@ -1,0 +1,168 @@
+"""Sweeps: all points are checked before one starts, each has its devices, none is run twice, one that fails stands alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from tiny_runs import task_folder
+
+from mixlora import train
+from mixlora.config.schema import Launch, Slurm
+from mixlora.errors import ConfigError
+from mixlora.sweeps import local, points, processes, running, show
+from mixlora.sweeps.processes import Machine
+
+TINY = (
+    "tasks=sums", "model=tiny", "model.random.num_hidden_layers=1", "train.max_steps=2", "eval.before=false",
+    "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def sweep(monkeypatch, tmp_path, capsys):
+    """`python -m mixlora.train -m ...` in this process; the points are processes of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    configs = task_folder(tmp_path / "own")
+
+    def run(*argv: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mixlora.train", "--config-dir", str(configs), *TINY, *argv])
+        GlobalHydra.instance().clear()
+        status = 0
+        try:
+            train.main()
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return run
+
+
+def test_a_mistake_in_one_point_stops_the_sweep_before_any_starts(sweep, tmp_path):
+    status, said = sweep("-m", "method=lora,smora", "method.top_k=1,65")
+    assert status == 2
+    assert "method=smora method.top_k=65: method.top_k=65 is above" in said
+    assert said.count("mixlora: ") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_points_that_would_be_one_run_are_refused(sweep):
+    status, said = sweep("-m", "method=lora", "train.save_steps=10,20")
+    assert status == 2
+    assert "two points would be one run" in said
+    status, said = sweep("-m", "method=lora", "seed=0,1", "run_dir=here")
+    assert status == 2
+    assert "set output_root in place of run_dir" in said
+
+
+def test_every_method_gets_the_same_rates_scored_on_validation_rows(sweep):
+    status, said = sweep("method=lora,smora", "sweep=learning_rate", "dry_run=true")
+    assert status == 0
+    rates = [line.split("train.learning_rate=")[1].split()[0] for line in said.splitlines() if "rate=" in line]
+    assert len(rates) == 10
+    assert rates[:5] == rates[5:] == ["1.0e-4", "2.0e-4", "5.0e-4", "1.0e-3", "2.0e-3"]
+    assert "10 points, 0 finished before" in said
+
+
+def test_a_sweep_inside_a_process_group_is_refused(sweep, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for argv in (("-m", "method=lora,smora"), ("method=lora", "sweep=seeds")):
+        status, said = sweep(*argv)
+        assert status == 2
+        assert "would run once on every rank" in said
+
+
+def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(sweep, tmp_path):
+    """The failing point: an odd micro-batch of a file that is not there yet."""
+    later = tmp_path / "own" / "sums.jsonl"
+    grid = ("-m", "method=lora", "seed=0,1", f"tasks.mixture.sums.path={later},{tmp_path}/missing.jsonl", "jobs=2")
+    status, said = sweep(*grid)
+    assert status == 1, said
+    assert said.count("Running ") == 4
+    assert said.count("\nDone ") == 2
+    assert said.count("\nFAILED ") == 2
+    assert "exit status 3 (data)" in said
+    assert "2 of 4 points failed" in said
+    (tmp_path / "missing.jsonl").write_bytes(later.read_bytes())
+    status, said = sweep(*grid)
+    assert status == 0, said
+    assert "4 points, 2 finished before; 2 to run" in said
+    assert said.count("Running ") == 2
+    (kept,) = (tmp_path / "runs" / "sweeps").glob("*.csv")
+    frame = pd.read_csv(kept)
+    assert len(frame) == 4
+    assert list(frame.score) == sorted(frame.score, reverse=True)
+    assert {frame.state[0], *frame.state} == {"done", "done before"}
+
+
+def test_a_signal_lets_the_points_save_and_the_same_command_goes_on(tmp_path):
+    configs = task_folder(tmp_path / "own")
+    line = [sys.executable, "-m", "mixlora.train", "--config-dir", str(configs), *TINY, "-m", "method=lora", "seed=0,1"]
+    line += ["train.max_steps=3000", "jobs=1", f"output_root={tmp_path / 'runs'}"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("*/metrics.jsonl")) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "goes on from there" in said
+    assert said.count("Running ") == 1
+    assert list((tmp_path / "runs").glob("*/checkpoints/step-*"))
+
+
+# ---- devices and commands
+
+
+def test_each_point_has_devices_of_its_own(monkeypatch, tmp_path):
+    """Processes that say what they see, on a machine with four devices (pretended: this one has none)."""
+    monkeypatch.setattr(local, "visible_devices", lambda: ["0", "1", "2", "3"])
+    code = "import os, time; print('sees', os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"
+    monkeypatch.setattr(local, "command", lambda arguments, launch, machine: [sys.executable, "-c", code])
+    some = [points.Point(f"seed={i}", (), tmp_path / str(i)) for i in range(4)]
+    place = local.Local(Launch(processes=2))
+    assert len(place.groups) == 2
+    assert running.run(some, place, show.Board(some)) == {}
+    seen = [running.log_path(point.folder).read_text().split()[1] for point in some]
+    assert sorted(seen) == ["0,1", "0,1", "2,3", "2,3"]
+
+
+def test_devices_are_divided(monkeypatch):
+    four = ["4", "5", "6", "7"]
+    assert local.groups(four, Launch()) == [["4"], ["5"], ["6"], ["7"]]
+    assert local.groups(four, Launch(processes=3)) == [["4", "5", "6"]]
+    assert local.groups(four, Launch(jobs=2)) == [["4"], ["5"]]
+    assert local.groups([], Launch(jobs=3)) == [[], [], []]
+    for launch in (Launch(processes=8), Launch(jobs=3, processes=2), Launch(slurm=Slurm(nodes=2))):
+        with pytest.raises(ConfigError):
+            local.groups(four, launch)
+
+
+def test_several_processes_start_through_torchrun_or_accelerate():
+    one = processes.command(["seed=1"], Launch(), Machine())
+    assert one[1:] == ["-m", "mixlora.train", "seed=1"]
+    two = processes.command(["seed=1"], Launch(processes=2), Machine())
+    assert two[2:4] == ["torch.distributed.run", "--standalone"]
+    node = processes.command(["seed=1"], Launch(processes=2), Machine(1, 3, "first", 20001))
+    assert {"--nnodes=3", "--node-rank=1", "--rdzv-endpoint=first:20001", "--nproc-per-node=2"} <= set(node)
+    sharded = processes.command(["seed=1"], Launch(processes=2, accelerate="fsdp2"), Machine(1, 3, "first", 20001))
+    assert {"--num_processes=6", "--machine_rank=1", "--main_process_ip=first"} <= set(sharded)
+    with pytest.raises(ConfigError, match=r"accelerate=fsdp3: neither a file nor one of ddp, fsdp2"):
+        processes.command([], Launch(accelerate="fsdp3"), Machine())
+
+
+def test_slurm_without_its_commands_is_said_with_the_remedy(sweep, monkeypatch):
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    monkeypatch.setenv("PATH", "/nowhere")
+    status, said = sweep("-m", "method=lora,smora", "launcher=slurm")
+    assert status == 2
+    assert "there is no squeue here" in said
