@@ -1,6 +1,8 @@
-"""Hydra's way in: `-m` hands every point of a sweep to mixlora.sweeps. Hydra asks for this package's name and no other."""
+"""Hydra's way in: `-m` hands every point of a sweep to mixlora.sweeps. Hydra looks in packages of this name alone."""
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -15,6 +17,13 @@ class MixloraLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
         from mixlora.sweeps.launch import launch  # Hydra imports every plugin at every start
+
+        # Hydra has just written a multirun.yaml. The run folders say more, and a sweep that is refused leaves nothing.
+        folder = Path(self.config.hydra.sweep.dir)
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
         return launch(self.loader, self.config, job_overrides)
 

@@ -85,9 +85,10 @@ class Cluster:
                    f"--seed-file={self.folder}/munged.seed")  # fmt: skip
         self.wait_for(lambda: (self.folder / "munge.socket").exists(), "munged")
         self.start("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
-        for node in (self.host, "zz-second")  # sorted: the one whose name resolves is the first:
+        for node in (self.host, "zz-second"):  # sorted: the one whose name resolves comes first
             self.start("slurmd", "-D", "-N", node, "-f", str(self.folder / "slurm.conf"))
-        self.wait_for(lambda: self("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D").strip() == "2", "two idle nodes")
+        idle = ("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D")
+        self.wait_for(lambda: self(*idle).strip() == "2", "two idle nodes")
 
     def __exit__(self, *error: object) -> None:
         subprocess.run(["scancel", "--user", "root"], env=self.env, capture_output=True)

@@ -83,7 +83,10 @@ def test_four_points_are_four_jobs_and_the_same_command_runs_none(cluster, tmp_p
     local = Sweep(cluster, tmp_path / "local", "method=smora", "seed=1", launcher="local")
     local.end()
     (twin,) = (folder for folder in sweep.folders if folder.name == local.folders[0].name)
-    assert contents(twin)["adapter/adapter_model.safetensors"] == contents(local.folders[0])["adapter/adapter_model.safetensors"]
+    assert (
+        contents(twin)["adapter/adapter_model.safetensors"]
+        == contents(local.folders[0])["adapter/adapter_model.safetensors"]
+    )
 
 
 @pytest.mark.parametrize("layout", [("processes=2",), ("slurm.nodes=2",)], ids=["two on a node", "two nodes"])

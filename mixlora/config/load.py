@@ -104,7 +104,9 @@ def refuse_launcher(config: Config) -> None:
     """One run has no use for what places the points of a sweep."""
     for key in Launch.__dataclass_fields__:
         if getattr(config, key) != getattr(Launch(), key):
-            raise ConfigError(f"{key} is for a sweep: add -m, or sweep=NAME. It then starts each point's processes itself")
+            raise ConfigError(
+                f"{key} is for a sweep: add -m, or sweep=NAME. It then starts each point's processes itself"
+            )
 
 
 def check_model(model: Model) -> None:

@@ -26,7 +26,9 @@ def launch(loader: Any, master: DictConfig, job_overrides: Sequence[Sequence[str
         Interrupted: after a signal.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a sweep inside torchrun or accelerate launch would run once on every rank. Start one process")
+        raise ConfigError(
+            "a sweep inside torchrun or accelerate launch would run once on every rank. Start one process"
+        )
     points, configs = composed(loader, master, job_overrides)
     first = configs[0]
     place, board = place_of(first), show.Board(points)

@@ -91,7 +91,7 @@ def groups(devices: list[str], launch: Launch) -> list[list[str]]:
     found = [devices[i : i + size] for i in range(0, len(devices) - size + 1, size)]
     if len(found) < (launch.jobs or 1):
         raise ConfigError(
-            f"{launch.jobs or 1} point(s) at a time with {size} device(s) each need {size * (launch.jobs or 1)} devices, "
+            f"{launch.jobs or 1} point(s) at a time with {size} device(s) each need {size * (launch.jobs or 1)}; "
             f"this machine has {len(devices)}. Lower jobs or processes"
         )
     return found[: launch.jobs]

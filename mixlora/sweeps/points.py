@@ -68,9 +68,7 @@ def composed(
             raise ConfigError(f"{name}: {error}") from None
         arguments = [*(f"--config-dir={place}" for place in places), *filter(is_runs, overrides)]
         # A config of the group `sweep` says what to sweep over; in a point it must not start a sweep again.
-        points.append(
-            Point(name, (*arguments, "hydra.mode=RUN"), configs.run_folder(config), config.train.max_steps)
-        )
+        points.append(Point(name, (*arguments, "hydra.mode=RUN"), configs.run_folder(config), config.train.max_steps))
         found.append(config)
     refuse_doubles(points)
     return points, found

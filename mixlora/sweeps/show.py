@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live table on a terminal, lines in a log file, and the points in order at the end."""
+"""What a person sees of a sweep: a live table on a terminal, lines in a log file, the points in order at the end."""
 
 import hashlib
 import time
@@ -32,7 +32,9 @@ class Board:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live is not None:
             self.live.update(self.table())
             self.live.stop()
@@ -87,7 +89,14 @@ def summary(points: Sequence[Point], states: dict[Point, str]) -> pd.DataFrame:
         found = score(point.folder) if point.finished else None
         mean, error, n = found or (None, None, None)
         rows.append(
-            {"point": point.name, "score": mean, "stderr": error, "n": n, "state": states[point], "run": str(point.folder)}
+            {
+                "point": point.name,
+                "score": mean,
+                "stderr": error,
+                "n": n,
+                "state": states[point],
+                "run": str(point.folder),
+            }
         )
     frame = pd.DataFrame(rows, columns=["point", "score", "stderr", "n", "state", "run"]).astype({"n": "Int64"})
     return frame.sort_values("score", ascending=False, kind="stable", na_position="last", ignore_index=True)

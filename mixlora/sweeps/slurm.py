@@ -1,7 +1,7 @@
 """Points as SLURM jobs, submitted by submitit and watched through squeue.
 
-A job is named after its run folder, so that a sweep which is started again finds the jobs that still wait or run. SLURM's
-warning before the time limit (and submitit's before a preemption) lets the run save; the job is requeued and goes on.
+A job is named after its run folder, so that a sweep which is started again finds the jobs that still wait or run.
+SLURM's warning before the time limit lets the run save; the job is requeued and goes on.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ class Slurm:
     def leave(self, handles: "Sequence[Job]") -> str:
         numbers = " ".join(handle.number for handle in handles)
         return (
-            f"{len(handles)} jobs go on in SLURM (scancel {numbers} ends them); the same command watches them again and "
-            "submits what was not yet submitted"
+            f"{len(handles)} jobs go on in SLURM (scancel {numbers} ends them); the same command watches them again "
+            "and submits what was not yet submitted"
         )
 
 
@@ -124,7 +124,9 @@ class Queue:
         try:
             said = subprocess.run(shown, capture_output=True, text=True, check=True, timeout=120).stdout
         except FileNotFoundError:
-            raise ConfigError("launcher=slurm: there is no squeue here. Start the sweep on a node of the cluster") from None
+            raise ConfigError(
+                "launcher=slurm: there is no squeue here. Start the sweep on a node of the cluster"
+            ) from None
         except (subprocess.SubprocessError, OSError):
             return  # a controller that is busy or restarts: what was known stands until it answers
         self.jobs = {}
