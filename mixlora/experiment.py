@@ -486,6 +486,7 @@ class Experiment:
                 "micro_batch_size": totals.micro_batch_size,
                 "seconds": round(seconds, 1),
                 "training_seconds": round(totals.seconds, 1),
+                "checkpoint_seconds": round(totals.checkpoint_seconds, 2),
                 "tokens_per_second": round(totals.tokens / max(totals.seconds, 1e-9), 1),
                 "peak_memory_bytes": peak_memory(self.accelerator.device),
             }

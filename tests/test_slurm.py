@@ -17,6 +17,7 @@ LONG = ("train.max_steps=1500", "train.save_steps=100", "train.logging_steps=50"
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     with Cluster(tmp_path_factory.mktemp("slurm")) as up:
+        task_folder(up.folder / "own")
         yield up
 
 
@@ -25,9 +26,9 @@ class Sweep:
 
     def __init__(self, cluster: Cluster, folder: Path, *overrides: str, launcher: str = "slurm") -> None:
         self.cluster, self.root = cluster, folder / "runs"
-        configs = task_folder(folder / "own")
         line = [
-            sys.executable, "-m", "mixlora.train", "-m", "--config-dir", str(configs), "tasks=sums", "model=tiny",
+            sys.executable, "-m", "mixlora.train", "-m",
+            f"--config-dir={cluster.folder / 'own'}", "tasks=sums", "model=tiny",
             "model.random.num_hidden_layers=1", "train.max_steps=4", "train.per_device_train_batch_size=2",
             "train.gradient_accumulation_steps=1", "slurm.gpus_per_node=0", f"launcher={launcher}",
             f"output_root={self.root}", *overrides,

@@ -22,7 +22,7 @@ SHORT = (
     "tasks=sums", "model=tiny", "model.random.num_hidden_layers=2", "train.max_steps=6", "train.save_steps=2",
     "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2", "method.lora_dropout=0.1",
 )  # fmt: skip
-TIMES = {"seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes", "command"}
+TIMES = {"seconds", "training_seconds", "checkpoint_seconds", "tokens_per_second", "peak_memory_bytes", "command"}
 
 
 def task_folder(folder: Path) -> Path:

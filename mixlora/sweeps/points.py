@@ -53,25 +53,30 @@ def composed(
     Raises:
         ConfigError: naming the first point that cannot be, or two that would be one run.
     """
-    shared = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(job_overrides) > 1 else set()
+    shared = set.intersection(*(set(overrides) for overrides in job_overrides))
     places = [s.path for s in master.hydra.runtime.config_sources if s.provider == "command-line"]
     points, found = [], []
     for overrides in job_overrides:
-        name = " ".join(o for o in overrides if o not in shared) or "the only point"
+        name = " ".join(override for override in overrides if override not in shared)
         try:
             values = loader.load_sweep_config(master, list(overrides))
             config = configs.config_of(OmegaConf.masked_copy(values, [key for key in values if key != "hydra"]))
             checks.check(config)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"{name}: {explain.hydra_error(error)}") from None
+            raise ConfigError(said_of(name, explain.hydra_error(error))) from None
         except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from None
+            raise ConfigError(said_of(name, str(error))) from None
         arguments = [*(f"--config-dir={place}" for place in places), *filter(is_runs, overrides)]
         # A config of the group `sweep` says what to sweep over; in a point it must not start a sweep again.
-        points.append(Point(name, (*arguments, "hydra.mode=RUN"), configs.run_folder(config), config.train.max_steps))
+        folder = configs.run_folder(config)
+        points.append(Point(name or folder.name, (*arguments, "hydra.mode=RUN"), folder, config.train.max_steps))
         found.append(config)
     refuse_doubles(points)
     return points, found
+
+
+def said_of(point: str, message: str) -> str:
+    return f"{point}: {message}" if point else message
 
 
 def is_runs(override: str) -> bool:

@@ -48,6 +48,7 @@ class Totals:
     skipped: int = 0  # steps that were not taken because a number was not finite
     bad_in_a_row: int = 0
     seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
     best: float | None = None  # mean validation score
     best_step: int = 0
     micro_batch_size: int = 0  # rows of a forward: below train.per_device_train_batch_size after memory ran out
@@ -120,7 +121,9 @@ class Trainer:
                     append_line(self.metrics, line)
                 self.on_step(line)
                 if step % self.train.save_steps == 0 or step == self.steps or stop:
+                    began = time.monotonic()
                     self.save(step)
+                    self.totals.checkpoint_seconds += time.monotonic() - began
                 if stop:
                     number = seen[0] if seen else signal.SIGTERM
                     raise Interrupted(f"saved after step {step}; the same command goes on from there", number)
