@@ -4,12 +4,14 @@ from pathlib import Path
 
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
+from mixlora.checks import check
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import say
 from mixlora.evaluation.report import print_results
-from mixlora.experiment import Experiment
 from mixlora.models import base
+from mixlora.parts import Parts
+from mixlora.scoring import Scoring
 
 
 def reevaluate(config: Config, run: str | None) -> Path:
@@ -20,13 +22,14 @@ def reevaluate(config: Config, run: str | None) -> Path:
     name = f"{config.tasks.name}-{configs.digest(config)[:8]}"
     folder = Path(run) / "evaluations" / name if run else Path(config.output_root) / f"{config.model.name}-{name}"
     config.run_dir = str(folder)
-    experiment = Experiment(config, "python -m mixlora.evaluate")
-    experiment.notes()
-    loaded = base.load(config.model, device=experiment.accelerator.device)
+    check(config)
+    parts = Parts(config)
+    parts.tell_notes()
+    loaded = base.load(config.model, device=parts.accelerator.device)
     if run is not None:
         files.load(Path(run) / "adapter", attach(loaded.model, config.method, config.model))
-    experiment.evaluate(experiment.evaluator(loaded), folder, "score")
-    if experiment.accelerator.is_main_process:
+    Scoring(parts, loaded).evaluate(folder, "score")
+    if parts.accelerator.is_main_process:
         print_results(folder)
         say(f"Wrote {folder}")
     return folder

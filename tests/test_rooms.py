@@ -27,6 +27,8 @@ ROOMS = {
     "training": {"adapters", "config", "console", "gates", "losses", "models", "tasks", *SERVICES},
     "evaluation": {"config", "console", "errors", "gates", "models", "ranks", "records", "tasks"},
     "tables": {"config", "console", "errors", "records"},
+    "checks": {"config", "evaluation", "gates", "losses"},
+    "sweeps": {"checks", "config", "console", "errors", "records", "signals"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py"]
 
@@ -116,8 +118,8 @@ def test_no_code_knows_a_methods_name():
 # What PEFT calls its files, and this package's own name.
 ALLOWED = {
     "mixlora.adapters.files": {"LORA", "MIXLORA"},
-    "mixlora.experiment": {"mixlora"},
     "mixlora.lm_eval": {"mixlora"},
+    "mixlora.parts": {"mixlora"},
     "mixlora.ranks": {"mixlora"},
     "mixlora.tables.plots": {"mixlora"},
 }

@@ -1,0 +1,131 @@
+"""What a run is made of, built from its configuration on demand: data, tokenizer, prompts, plan, rows, devices."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from transformers import PreTrainedTokenizerBase
+
+from mixlora import tasks
+from mixlora.config import load as configs
+from mixlora.config.schema import Config
+from mixlora.console import say
+from mixlora.failpoints import reach
+from mixlora.models import base
+from mixlora.tasks import fewshot
+from mixlora.tasks.collate import Row
+from mixlora.tasks.example import Example
+from mixlora.tasks.mixture import Plan, plan
+from mixlora.tasks.prompts import Formatter
+
+
+@dataclass
+class Parts:
+    """The parts of one configuration, each built once, when it is first asked for."""
+
+    config: Config
+
+    @cached_property
+    def folder(self) -> Path:
+        return configs.run_folder(self.config)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        tracker = "none" if self.config.dry_run else self.config.tracker.value
+        accelerator = Accelerator(
+            # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
+            cpu=not torch.accelerator.is_available(),
+            log_with=None if tracker == "none" else tracker,
+            project_dir=str(self.folder),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=self.config.rank_timeout))],
+        )
+        if tracker != "none":
+            flat = {"config": json.dumps(configs.plain(self.config))}
+            accelerator.init_trackers(
+                "mixlora", flat, {"wandb": {"name": self.folder.name}} if tracker == "wandb" else {}
+            )
+        return accelerator
+
+    @cached_property
+    def data(self) -> Mapping[str, tasks.TaskData]:
+        reach("data.load")
+        return tasks.load(self.config.tasks, self.config.data, self.config.seed)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return base.tokenizer(self.config.model)
+
+    @cached_property
+    def formatter(self) -> Formatter:
+        return Formatter(self.tokenizer, self.config.data)
+
+    @cached_property
+    def trained(self) -> dict[str, tasks.TaskData]:
+        return {name: data for name, data in self.data.items() if data.train}
+
+    @cached_property
+    def evaluated(self) -> dict[str, tasks.TaskData]:
+        return {name: data for name, data in self.data.items() if not data.task.train_only}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Which row of which task each draw takes, for the whole run."""
+        mixture = self.config.tasks
+        sizes = {name: len(data.train) for name, data in self.trained.items()}
+        total = self.rows_a_step * self.steps
+        return plan(
+            sizes,
+            {name: data.task.weight for name, data in self.trained.items()},
+            sampling=mixture.sampling,
+            temperature=mixture.temperature,
+            size_cap=mixture.size_cap,
+            caps={name: data.task.cap for name, data in self.trained.items()},
+            total=total,
+            seed=self.config.seed,
+        )
+
+    @property
+    def rows_a_step(self) -> int:
+        train = self.config.train
+        return train.per_device_train_batch_size * train.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @cached_property
+    def steps(self) -> int:
+        train = self.config.train
+        if train.max_steps is not None:
+            return train.max_steps
+        rows = sum(min(len(d.train), d.task.cap or len(d.train)) for d in self.trained.values())
+        return max(1, round((train.epochs or 1.0) * rows / self.rows_a_step))
+
+    def examples(self, data: tasks.TaskData) -> Sequence[Example]:
+        split = data.validation if self.config.eval.split == "validation" else data.test
+        return split[: self.config.eval.limit]
+
+    @cached_property
+    def shots(self) -> dict[str, list[Example]]:
+        """The solved examples that stand before each task's questions."""
+        number, seed = self.config.eval.num_fewshot, self.config.eval.fewshot_seed
+        return {
+            name: fewshot.draw(name, data.train, [*data.validation, *data.test], number, seed)
+            for name, data in self.evaluated.items()
+        }
+
+    def row(self, task: str, example: Example) -> Row:
+        encoded = self.formatter.encode(example, max_length=self.config.train.max_length)
+        on_prompt = self.config.data.loss_on.value == "all"
+        return Row(example.id, task, tuple(encoded.prompt_ids), tuple(encoded.answer_ids), on_prompt)
+
+    def rows(self, first: int, number: int) -> list[Row]:
+        drawn = self.plan.draws(first, number)
+        return [self.row(name, self.trained[name].train[index]) for name, index in drawn]
+
+    def tell_notes(self) -> None:
+        """What the user should know about the data before anything is trained or scored."""
+        for data in self.data.values():
+            for note in data.notes:
+                say(f"Note: {note}")

@@ -1,0 +1,100 @@
+"""Where a run comes from and what it must share with the one it goes on from: commit, versions, device, differences."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixlora.errors import CheckpointError
+
+PACKAGES = (
+    "mixlora-train",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+)
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """Commit, versions and device of this process."""
+    return {
+        **git_state(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": sys.version.split()[0],
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def same_origin(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that another configuration, world size, model or data left.
+
+    Raises:
+        CheckpointError: naming what differs, with both values where there is room.
+    """
+    differ = sorted(differences(saved, json.loads(json.dumps(now))))
+    if differ:
+        shown = [f"{key.removeprefix('config.')} was {at(saved, key)}, now {at(now, key)}" for key in differ[:4]]
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(shown)}{'; ...' if differ[4:] else ''}. "
+            "Use the old values, or set run_dir to a new folder"
+        )
+
+
+def at(values: Any, dotted: str) -> str:
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return str(values)[:80]
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> set[str]:
+    """Dotted keys at which two nested mappings differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = a.keys() | b.keys()
+        return {d for k in keys for d in differences(a.get(k), b.get(k), f"{prefix}{k}.")}
+    return set() if a == b else {prefix.rstrip(".")}
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether tracked files differ from it; null outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except OSError:
+        commit, changes = None, None
+    return {"git_commit": commit, "git_dirty": None if commit is None else bool(changes)}
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the accelerator where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

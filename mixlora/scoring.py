@@ -1,0 +1,122 @@
+"""A run's scores: of the base model, on validation rows while it trains, at the end; and where its tokens went."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixlora import ranks, tasks
+from mixlora.config import load as configs
+from mixlora.console import say
+from mixlora.evaluation.routing import expert_loads
+from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result, scorer
+from mixlora.failpoints import reach
+from mixlora.models import base
+from mixlora.models.likelihood import evaluating
+from mixlora.parts import Parts
+from mixlora.provenance import version
+from mixlora.records import read_json, write_json, write_lines
+
+ROUTING_ROWS = 32  # examples a task for routing.json
+
+
+@dataclass
+class Scoring:
+    """One loaded model, with or without its adapter, scored on the tasks of a configuration.
+
+    Args:
+        at: hears where this rank is.
+    """
+
+    parts: Parts
+    loaded: base.Base
+    at: Callable[[str], None] = lambda place: None
+
+    def __post_init__(self) -> None:
+        parts, config = self.parts, self.parts.config
+        self.config, self.main = config, parts.accelerator.is_main_process
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        self.evaluator = Evaluator(model, tokenizer, config.eval, config.data, parts.shots, config.seed)
+
+    def validation(self, step: int) -> dict[str, float]:
+        found = {}
+        for name, data in self.parts.evaluated.items():
+            examples = data.validation[: self.config.train.eval_limit]
+            if examples and self.runnable(data):
+                self.at(f"step {step}, validate {name}")
+                predictions = self.evaluator(data.task, examples, f"validate {name}")
+                found[name] = result(data.task, predictions, self.evaluator.protocol)["value"]
+        return found
+
+    def evaluate_base(self) -> None:
+        """Score the base model into `before`, or copy the scores that another run of the same protocol left.
+
+        They depend on neither method nor training, so a sweep pays for them once.
+        """
+        folder = self.parts.folder / "before"
+        shared = Path(self.config.output_root) / "base" / f"{self.config.model.name}-{self.protocol_digest()[:12]}"
+        there, known = ranks.agree([(place / "results.json").is_file() for place in (folder, shared)])
+        if there:
+            return
+        reach("evaluate.before")
+        if not known:
+            self.evaluate(folder, "before")
+            if self.main:
+                copy_results(folder, shared)
+        elif self.main:
+            say(f"The base model's scores are taken from {shared}")
+            copy_results(shared, folder)
+        self.parts.accelerator.wait_for_everyone()
+
+    def protocol_digest(self) -> str:
+        """sha256 of everything that decides the base model's scores."""
+        config = configs.plain(self.config)
+        data = {name: [data.fingerprints, configs.plain(data.task)] for name, data in self.parts.evaluated.items()}
+        shots = {name: [shot.id for shot in some] for name, some in self.parts.shots.items()}
+        parts = [config["model"], config["data"], config["eval"], shots, self.config.seed]
+        parts += [data, self.parts.formatter.fingerprint(), PROTOCOL_VERSION, version("torch"), version("transformers")]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def evaluate(self, folder: Path, when: str) -> None:
+        """Score every task into `folder`: predictions/TASK.jsonl and results.json."""
+        results: dict[str, Any] = {}
+        for name, data in self.parts.evaluated.items():
+            if not self.runnable(data):
+                reason = "generated code is run only with eval.allow_code_execution=true"
+                results[name] = {"metric": data.task.metric, "value": None, "n": 0, "reason": reason}
+                continue
+            self.at(f"{when} {name}")
+            predictions = scorer(self.evaluator)(data.task, self.parts.examples(data), f"{when:6} {name}")
+            found = result(data.task, predictions, self.evaluator.protocol)
+            results[name] = found | {
+                "protocol": self.evaluator.describe(data.task),
+                "data": data.fingerprints,
+                "complete": data.complete,
+                "prompts": self.evaluator.fingerprint(data.task),
+                "trained": name in self.parts.trained,
+            }
+            if self.main:
+                write_lines(folder / "predictions" / f"{name}.jsonl", predictions)
+        reach("results.write")
+        if self.main:
+            write_json(folder / "results.json", results)
+
+    def runnable(self, data: tasks.TaskData) -> bool:
+        return data.task.answer_kind.value != "code" or self.config.eval.allow_code_execution
+
+    def routing(self) -> dict[str, Any]:
+        rows = {
+            name: [self.parts.row(name, example) for example in self.parts.examples(data)[:ROUTING_ROWS]]
+            for name, data in self.parts.evaluated.items()
+        }
+        with evaluating(self.loaded.model):
+            return expert_loads(self.loaded.model, rows, batch_size=8, pad_id=int(self.loaded.tokenizer.pad_token_id))
+
+
+def copy_results(source: Path, target: Path) -> None:
+    """Predictions first, results last: where results.json stands, everything does."""
+    shutil.copytree(source / "predictions", target / "predictions", dirs_exist_ok=True)
+    write_json(target / "results.json", read_json(source / "results.json"))
