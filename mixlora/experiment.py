@@ -27,7 +27,7 @@ from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.parts import Parts
 from mixlora.provenance import differences, peak_memory, same_origin, surroundings
-from mixlora.records import disk_error, owned, read_json, remove_strays, write_json, write_text
+from mixlora.records import disk_error, finished, owned, read_json, remove_strays, write_json, write_text
 from mixlora.scoring import Scoring
 from mixlora.tables.report import run_report
 from mixlora.tasks.collate import Row
@@ -94,10 +94,9 @@ class Experiment:
         )
 
     def finished(self) -> bool:
-        record = self.folder / "run.json"
-        if not record.is_file() or read_json(record).get("status") != "finished":
+        if not finished(self.folder):
             return False
-        if read_json(record).get("config_sha256") == configs.digest(self.config):
+        if read_json(self.folder / "run.json").get("config_sha256") == configs.digest(self.config):
             return True
         raise ConfigError(f"{self.folder} holds a finished run of another configuration. Set run_dir to a new folder")
 

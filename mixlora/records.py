@@ -59,6 +59,12 @@ def log_path(run_folder: Path) -> Path:
     return run_folder.parent / "logs" / f"{run_folder.name}.log"
 
 
+def finished(run_folder: Path) -> bool:
+    """Whether the run in this folder has come to its end."""
+    record = run_folder / "run.json"
+    return record.is_file() and read_json(record).get("status") == "finished"
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -9,13 +9,17 @@ from mixlora.config.cli import door
 
 @door("train")
 def main(cfg: DictConfig) -> None:
-    from mixlora.config.load import config_of, refuse_launcher
+    from mixlora.config.load import config_of, refuse_launcher, run_folder
 
     config = config_of(cfg)
     refuse_launcher(config)
     from mixlora.checks import check  # torch is imported only when all that needs no torch is right
+    from mixlora.records import finished
+    from mixlora.tasks import sources
 
     check(config)
+    if not finished(run_folder(config)):  # whose results are shown without its data
+        sources.require(config.tasks.mixture.values(), config.data.source)
     from mixlora.experiment import Experiment  # and transformers, datasets, accelerate only then
 
     Experiment(config, command(sys.argv)).run()

@@ -28,7 +28,7 @@ ROOMS = {
     "evaluation": {"config", "console", "errors", "gates", "models", "ranks", "records", "tasks"},
     "tables": {"config", "console", "errors", "records"},
     "checks": {"config", "evaluation", "gates", "losses"},
-    "sweeps": {"checks", "config", "console", "errors", "records", "signals"},
+    "sweeps": {"checks", "config", "console", "errors", "records", "signals", "tasks"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py"]
 

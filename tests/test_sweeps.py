@@ -55,6 +55,13 @@ def test_a_mistake_in_one_point_stops_the_sweep_before_any_starts(sweep, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_source_that_is_not_there_stops_the_sweep_before_any_starts(sweep, tmp_path):
+    status, said = sweep("-m", "method=lora", "tasks=arc", "data.source=sample,./nothing")
+    assert status == 3
+    assert "data.source=./nothing: data.source=nothing: There is no such folder" in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_two_points_that_would_be_one_run_are_refused(sweep):
     status, said = sweep("-m", "method=lora", "train.save_steps=10,20")
     assert status == 2

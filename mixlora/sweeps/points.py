@@ -13,8 +13,9 @@ from mixlora import checks
 from mixlora.config import explain
 from mixlora.config import load as configs
 from mixlora.config.schema import Config, Launch
-from mixlora.errors import ConfigError
-from mixlora.records import read_json, read_lines
+from mixlora.errors import ConfigError, DataError
+from mixlora.records import finished, read_lines
+from mixlora.tasks import sources
 
 LAUNCH_KEYS = frozenset(Launch.__dataclass_fields__)
 
@@ -30,8 +31,7 @@ class Point:
 
     @property
     def finished(self) -> bool:
-        record = self.folder / "run.json"
-        return record.is_file() and read_json(record).get("status") == "finished"
+        return finished(self.folder)
 
     @property
     def progress(self) -> str:
@@ -52,6 +52,7 @@ def composed(
 
     Raises:
         ConfigError: naming the first point that cannot be, or two that would be one run.
+        DataError: naming the first point whose source of data is not there.
     """
     shared = set.intersection(*(set(overrides) for overrides in job_overrides))
     places = [s.path for s in master.hydra.runtime.config_sources if s.provider == "command-line"]
@@ -62,10 +63,11 @@ def composed(
             values = loader.load_sweep_config(master, list(overrides))
             config = configs.config_of(OmegaConf.masked_copy(values, [key for key in values if key != "hydra"]))
             checks.check(config)
+            sources.require(config.tasks.mixture.values(), config.data.source)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(said_of(name, explain.hydra_error(error))) from None
-        except ConfigError as error:
-            raise ConfigError(said_of(name, str(error))) from None
+        except (ConfigError, DataError) as error:
+            raise type(error)(said_of(name, str(error))) from None
         arguments = [*(f"--config-dir={place}" for place in places), *filter(is_runs, overrides)]
         # A config of the group `sweep` says what to sweep over; in a point it must not start a sweep again.
         folder = configs.run_folder(config)

@@ -10,7 +10,7 @@ from mixlora.config.schema import Task
 from mixlora.errors import DataError
 from mixlora.tasks.table import MissingSplit, Table, table_of
 
-PATIENCE = 8.0  # seconds, name look-up included; with the time to say so it stays below ten
+PATIENCE = 6.0  # seconds, name look-up included; with the time to start and to say so it stays below ten
 
 
 def read(task: Task, split: str) -> Table:
@@ -20,8 +20,7 @@ def read(task: Task, split: str) -> Table:
         MissingSplit: the set has no such split.
         DataError: the hub cannot be reached, has no such set, or does not let us read it.
     """
-    if not offline() and (problem := unreachable(endpoint(), PATIENCE)):
-        raise DataError(remedy(task, f"{endpoint()} cannot be reached ({problem})"))
+    require(task)
     import datasets
 
     origin = f"{task.path} {task.config} {split} on the hub"
@@ -35,6 +34,12 @@ def read(task: Task, split: str) -> Table:
         raise DataError(remedy(task, reason)) from None
     # Straight from Arrow: pictures stay bytes and are not decoded.
     return table_of(loaded.data.table.to_pylist(), origin, hub_rows=len(loaded))
+
+
+def require(task: Task) -> None:
+    """Raise a DataError where the hub would be asked and cannot be reached."""
+    if not offline() and (problem := unreachable(endpoint(), PATIENCE)):
+        raise DataError(remedy(task, f"{endpoint()} cannot be reached ({problem})"))
 
 
 def remedy(task: Task, reason: str) -> str:

@@ -7,7 +7,7 @@ Files are read one by one, never by `load_dataset(folder)`, whose cache does not
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,21 @@ def read(task: Task, source: str, split: str) -> Table:
     if source == "hub":
         return hub.read(task, name)
     return from_sample(task, name) if source == "sample" else from_folder(task, Path(source), name)
+
+
+def require(tasks: Iterable[Task], source: str) -> None:
+    """Say that a whole source is not there before anything else is done.
+
+    Raises:
+        DataError: the hub cannot be reached, or the folder does not exist.
+    """
+    for task in tasks:
+        if source == "sample" or own.is_own(task):
+            continue
+        if source == "hub":
+            hub.require(task)
+        elif not Path(source).is_dir():
+            raise absent(task, Path(source), Path(source))
 
 
 def from_sample(task: Task, split: str) -> Table:
