@@ -22,6 +22,7 @@ from typing import Any
 from mixlora.errors import ConfigError, MixloraError, ResourceError
 from mixlora.evaluation.sandbox import Problem, Sandbox, Verdict, from_row, mean_pass_at_k
 from mixlora.evaluation.sandbox.sandbox import TIMEOUT
+from mixlora.evaluation.sandbox.scores import KS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--problems", metavar="FILE", type=Path, help="HumanEval's or MBPP's rows as JSON lines, .gz or not (HumanEval)"
     )
-    made.add_argument("--k", type=positive_list, default=[1, 10, 100], help="the k of pass@k (1,10,100)")
+    made.add_argument("--k", type=positive_list, default=KS, help="the k of pass@k (1,10,100)")
     made.add_argument("--workers", type=positive, default=None, help="judgements at a time (one a CPU)")
     made.add_argument("--timeout", type=seconds, default=TIMEOUT, help=f"CPU seconds of a sample ({TIMEOUT:g})")
     made.add_argument("--ignore-incomplete", action="store_true", help="score although problems have no sample")

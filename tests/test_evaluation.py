@@ -16,9 +16,11 @@ from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import protocols
 from mixlora.evaluation.batches import batches
+from mixlora.evaluation.generation import generate
 from mixlora.evaluation.likelihood import score_choices
 from mixlora.evaluation.protocols import BY_STYLE, PROTOCOLS
 from mixlora.evaluation.run import Evaluator, in_order, result
+from mixlora.evaluation.sandbox import Verdict
 from mixlora.models import base
 from mixlora.tasks import fewshot
 from mixlora.tasks.example import Example
@@ -158,6 +160,104 @@ def test_generations_do_not_depend_on_the_batch(options):
     if options:
         some = [p["prediction"] for p in evaluator(**options)(TEXT, examples[5:8], "")]
         assert some == runs[0][5:8]
+
+
+def test_a_sample_is_the_one_that_transformers_draws_after_its_seed():
+    """However many are drawn together, and without a trace in the generator that training uses."""
+    loaded, prompts, seeds = tiny(), [[5, 6, 7], [9], [8, 8, 8, 8, 8], [3, 4]], [11, 12, 13, 14]
+    state = torch.get_rng_state()
+    found = generate(
+        loaded.model, loaded.tokenizer, prompts, max_new_tokens=12, batch_size=3, temperature=0.7, seeds=seeds
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    for prompt, seed, text in zip(prompts, seeds, found, strict=True):
+        torch.manual_seed(seed)
+        ids = torch.tensor([prompt])
+        keys = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12}
+        keys |= {"attention_mask": torch.ones_like(ids), "pad_token_id": loaded.tokenizer.pad_token_id}
+        out = loaded.model.generate(ids, **keys)[0, len(prompt) :]
+        assert text == loaded.tokenizer.decode(out, skip_special_tokens=True)
+
+
+CODE = Task(
+    name="t", path="x", question="{q}", answer="a", answer_kind=Answer.code, metric="pass@1", tests="x",
+    max_new_tokens=6,
+)  # fmt: skip
+
+
+class Judge:
+    """Stands for the sandbox: a program passes where its letters add up to an even number."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def judge(self, pairs):
+        passed = [sum(map(ord, program)) % 2 == 0 for _, program in pairs]
+        return [Verdict("", p, "passed" if p else "failed", 0.0, "none") for p in passed]
+
+
+def code(number: int) -> list[Example]:
+    return [
+        replace(e, options=(), gold=None, answer="a", tests="assert f() == 1", entry_point="f")
+        for e in questions(number)
+    ]
+
+
+def test_every_sample_is_judged_and_depends_on_nothing_but_its_seed(monkeypatch):
+    monkeypatch.setattr("mixlora.evaluation.code.Sandbox", Judge)
+    examples = code(5)
+    runs = [evaluator(num_samples=10, temperature=0.9, batch_size=size)(CODE, examples, "") for size in (1, 3, 16)]
+    assert runs[0] == runs[1] == runs[2]
+    assert evaluator(num_samples=10, temperature=0.9)(CODE, examples[1::2], "") == runs[0][1::2]  # of two processes
+    one = evaluator(temperature=0.9)(CODE, examples, "")
+    for row, single in zip(runs[0], one, strict=True):
+        replies = [sample["reply"] for sample in row["samples"]]
+        assert len(set(replies)) > 5
+        assert replies[0] == row["prediction"] == single["prediction"]
+        right = sum(sample["verdict"] == "passed" for sample in row["samples"])
+        assert row["pass@1"] == pytest.approx(right / 10)
+        assert row["pass@10"] == float(right > 0)
+        assert "pass@100" not in row
+        assert [s["verdict"] for s in single["samples"]] == [["failed", "passed"][int(single["pass@1"])]]
+        assert "pass@10" not in single
+    scorer = evaluator(num_samples=10, temperature=0.9)
+    found = result(CODE, runs[0], scorer.protocol)
+    shares = torch.tensor([row["pass@1"] for row in runs[0]], dtype=torch.float64)
+    assert found["metric"] == "pass@1"
+    assert found["n"] == 5
+    assert found["value"] == pytest.approx(float(shares.mean()))
+    assert found["stderr"] == found["stderrs"]["pass@1"] == pytest.approx(float(shares.std() / 5**0.5))
+    assert found["metrics"].keys() == found["stderrs"].keys() == {"pass@1", "pass@10"}
+    assert 0 < found["value"] < found["metrics"]["pass@10"] == 1
+    assert scorer.describe(CODE)["num_samples"] == 10
+    assert "num_samples" not in scorer.describe(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["humaneval"], {"num_samples": 0, "temperature": 0.8}, r"eval\.num_samples must be at least 1"),
+        (["humaneval"], {"temperature": -1.0}, r"eval\.temperature must be at least 0"),
+        (["humaneval"], {"num_samples": 10}, r"same greedy answer 10 times.*eval\.temperature=0\.8"),
+        (["arc_easy", "gsm8k"], {"num_samples": 10, "temperature": 0.8}, r"none is scored here: arc_easy, gsm8k"),
+    ],
+)
+def test_samples_that_would_be_of_no_use_are_refused(names, options, message):
+    mixture = {name: task(name) for name in names}
+    with pytest.raises(ConfigError, match=message):
+        protocols.check(Config(tasks=Mixture(name="mix", mixture=mixture), eval=Eval(**options)))
+
+
+def test_pass_at_10_needs_ten_samples():
+    mixture = {"boolq": task("boolq"), "mbpp": task("mbpp", metric="pass@10")}
+    config = Config(tasks=Mixture(name="mix", mixture=mixture), eval=Eval(num_samples=9, temperature=0.8))
+    with pytest.raises(ConfigError, match=r"task mbpp: pass@10 needs eval\.num_samples of at least 10, got 9"):
+        protocols.check(config)
+    config.eval.num_samples = 10
+    protocols.check(config)
 
 
 def test_batches_keep_to_both_limits_and_lose_nothing():

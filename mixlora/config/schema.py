@@ -288,7 +288,8 @@ class Eval:
     split: str = "test"
     backend: Backend = Backend.own
     allow_code_execution: bool = False
-    temperature: float = 0.0  # 0 is greedy
+    temperature: float = 0.0  # of generated answers; 0 is greedy
+    num_samples: int = 1  # of each program, for pass@k; other tasks are answered once
 
 
 class Tracker(Enum):

@@ -143,7 +143,7 @@ class Evaluator:
         }[task.answer_kind]
         target = (lambda e: e.gold) if task.answer_kind is Answer.options else (lambda e: e.answer)
         prompts = self.prompts(task, examples)
-        said = self.generated(task, examples, prompts, label)
+        said = self.generated(task, prompts, [self.sample_seed(example) for example in examples], label)
         return [
             {"id": e.id, "prompt": e.question, "target": target(e), "prediction": text}
             | compare(text, e)
@@ -163,9 +163,12 @@ class Evaluator:
         }
 
     def programs(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
-        """A generated function, run against its tests in the sandbox."""
-        prompts = self.prompts(task, examples)
-        judged = judge_code(examples, self.generated(task, examples, prompts, label))
+        """Generated functions, `num_samples` of each, run against their tests in the sandbox."""
+        prompts, number = self.prompts(task, examples), self.options.num_samples
+        repeated = [prompt for prompt in prompts for _ in range(number)]
+        seeds = [self.sample_seed(example, sample) for example in examples for sample in range(number)]
+        said = self.generated(task, repeated, seeds, label)
+        judged = judge_code(examples, [said[i : i + number] for i in range(0, len(said), number)])
         return [prediction | cuts([prompt]) for prediction, prompt in zip(judged, prompts, strict=True)]
 
     def prompts(self, task: Task, examples: Sequence[Example]) -> list[Prompt]:
@@ -173,9 +176,14 @@ class Evaluator:
         room = max(self.max_length - self.max_new_tokens(task), 1)
         return [self.formatter.prompt(example, **limits | {"max_length": room}) for example in examples]
 
-    def generated(self, task: Task, examples: Sequence[Example], prompts: Sequence[Prompt], label: str) -> list[str]:
+    def sample_seed(self, example: Example, sample: int = 0) -> int:
+        """Of one sample of one example; the first sample's is the same whatever their number."""
+        parts = (self.seed, example.id, sample) if sample else (self.seed, example.id)
+        return seed_of(*parts) % 2**63
+
+    def generated(self, task: Task, prompts: Sequence[Prompt], seeds: Sequence[int], label: str) -> list[str]:
         free = task.answer_kind is not Answer.options
-        with bar(label, len(examples)) as shown:
+        with bar(label, len(prompts)) as shown:
             return generate(
                 self.model,
                 self.tokenizer,
@@ -186,7 +194,7 @@ class Evaluator:
                 stop=self.stop(task),
                 temperature=self.options.temperature if free else 0.0,
                 beams=1 if free else self.protocol.beams,
-                seeds=[seed_of(self.seed, example.id) % 2**63 for example in examples],
+                seeds=seeds,
                 on_done=shown.advance,
             )
 
@@ -206,6 +214,7 @@ class Evaluator:
     def describe(self, task: Task) -> dict[str, Any]:
         """How this task is asked and read: all that must be equal for two scores to be comparable."""
         options, formatter = self.options, self.formatter
+        sampled = {"num_samples": options.num_samples} if task.answer_kind is Answer.code else {}
         return {
             "name": self.protocol.name.value if task.answer_kind is Answer.options else "generate",
             "backend": options.backend.value,
@@ -219,6 +228,7 @@ class Evaluator:
             "max_length": self.max_length,
             "temperature": options.temperature,
             "max_new_tokens": self.max_new_tokens(task),
+            **sampled,
         }
 
     def fingerprint(self, task: Task) -> str:
@@ -257,7 +267,12 @@ def cuts(prompts: Sequence[Prompt]) -> dict[str, int]:
 def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) -> dict[str, Any]:
     """Everything a table needs to know about one task; no model is asked."""
     metric = protocol.metric(task)
-    score = scores.mean_score([p[metric] for p in predictions])
+    found = {
+        name: scores.mean_score([p[name] for p in predictions])
+        for name in protocol.metrics(task)
+        if name in predictions[0]
+    }
+    score = found[metric]
     return {
         "metric": metric,
         "value": score.value,
@@ -265,11 +280,8 @@ def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) ->
         "n": score.n,
         "interval": list(score.interval),
         "majority": majority(task, predictions),
-        "metrics": {
-            name: scores.mean_score([p[name] for p in predictions]).value
-            for name in protocol.metrics(task)
-            if name in predictions[0]
-        },
+        "metrics": {name: one.value for name, one in found.items()},
+        "stderrs": {name: one.stderr for name, one in found.items()},
         "cut": {
             "prompts": sum(p["shots_cut"] + p["tokens_cut"] > 0 for p in predictions),
             "shots": sum(p["shots_cut"] for p in predictions),
