@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -24,9 +26,10 @@ from mixlora.evaluation.sandbox import Verdict
 from mixlora.models import base
 from mixlora.tasks import fewshot
 from mixlora.tasks.example import Example
-from mixlora.tasks.parse import Reader
+from mixlora.tasks.parse import Reader, examples
 from mixlora.tasks.prompts import Choice, Formatter, Prompt
 from mixlora.tasks.styles import STYLES
+from mixlora.tasks.table import table_of
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -82,7 +85,8 @@ ROWS = {  # the hub's columns
         "answerC": "sing", "label": "3",
     },
     "hellaswag": {
-        "activity_label": "Sun", "ctx": "A man sits. He", "endings": ["runs.", "eats.", "naps.", "flies"], "label": "3",
+        "activity_label": "Sun", "ctx": "A man sits. he", "ctx_a": "A man sits.", "ctx_b": "he",
+        "endings": ["runs.", "eats.", "naps.", "flies"], "label": "3",
     },
     "winogrande": {"sentence": "Ann met Eve and _ smiled.", "option1": "Ann", "option2": "Eve", "answer": "2"},
 }  # fmt: skip
@@ -453,7 +457,7 @@ def test_scores_are_those_of_lm_evaluation_harness(name, bos):
     loaded = without if bos else with_bos
     chosen = task(name, eval_only=True)
     if name == "boolq":  # the harness reads SuperGLUE's copy
-        chosen = replace(chosen, path="aps/super_glue", config="boolq", answer="label", answer_values=[0, 1])
+        chosen = replace(chosen, **SUPER_GLUE)
     chosen = replace(chosen, splits=Splits(test=recorded[name]["split"]))
     data = tasks.load_task(chosen, Data(source=str(HUB)))
     assert data.fingerprints["test"] == recorded[name]["data_sha256"]
@@ -469,6 +473,84 @@ def test_scores_are_those_of_lm_evaluation_harness(name, bos):
     assert (scores["acc"], scores["acc_norm"]) == (recorded[name][f"acc{bos}"], recorded[name][f"acc_norm{bos}"])
 
 
+# The harness's own file of each task, under its folder of tasks; boolq is SuperGLUE's copy there.
+HARNESS_FILES = {
+    "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "siqa": "siqa/siqa.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "boolq": "super_glue/boolq/default.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+}
+SUPER_GLUE = {"path": "aps/super_glue", "config": "boolq", "answer": "label", "answer_values": [0, 1]}
+MARKED = {  # as WikiHow's marks stand in the original set
+    "activity_label": "Home and Garden", "ctx_a": " [header] How to sow [title] Find  a   pot. [step] Fill it. ",
+    "ctx_b": "with EARTH",
+    "endings": [" [substeps] Any will do.  ", "[title] Wait. [step] Go on.", "a] b [c", "It  is."],
+}  # fmt: skip
+
+
+def real_rows(chosen: Task) -> list[dict]:
+    """Some rows of the split that is scored, and all with marks."""
+    rows = pq.read_table(HUB / chosen.path / chosen.config / f"{chosen.splits.test}.parquet").to_pylist()
+    marked = [row for row in rows if "[" in str(row.get("ctx", row.get("endings", ""))) and "endings" in row]
+    extra = [rows[0] | MARKED] if chosen.name == "hellaswag" else []
+    return [*rows[:: len(rows) // 60], *marked, *extra]
+
+
+def requests_of_the_harness(name: str, path: Path, split: str) -> list[list[tuple[str, str]]]:
+    """(context, continuation) of every option of every row, as the harness builds them."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    file = Path(lm_eval.__file__).parent / "tasks" / HARNESS_FILES[name]
+    local = path.with_suffix(".yaml")
+    local.write_text(
+        f"include: {file}\ntask: local_{name}\ndataset_path: parquet\ndataset_name: null\n"
+        f"dataset_kwargs: {{data_files: {{{split}: {path}}}}}\ntraining_split: null\nfewshot_split: null\n"
+        f"test_split: {split}\nvalidation_split: null\n"
+    )
+    harness_task = TaskManager(include_defaults=False).load(str(local))["tasks"][f"local_{name}"]
+    harness_task.build_all_requests()
+    found: dict[int, list[tuple[str, str]]] = {}
+    for request in harness_task.instances:
+        found.setdefault(request.doc_id, []).append(request.args)
+    return [found[i] for i in range(len(found))]
+
+
+def requests_of_ours(example: Example) -> list[tuple[str, str]]:
+    turns = STYLES[Style.lm_eval].turns(example)
+    return [(t.question + t.cue, ("" if t.cue[-1:].isspace() else " ") + t.answer) for t in turns]
+
+
+@pytest.mark.skipif(not HUB.is_dir(), reason="needs ../shared/data/hub")
+@pytest.mark.parametrize("name", HARNESS_FILES)
+def test_requests_are_those_of_lm_evaluation_harness(name, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    chosen = task(name, **(SUPER_GLUE if name == "boolq" else {}))
+    rows = real_rows(chosen)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found, _ = examples(chosen, table_of(rows, "rows"), "test")
+    theirs = requests_of_the_harness(name, path, "test")
+    assert len(theirs) == len(found) >= 60
+    for example, requests in zip(found, theirs, strict=True):
+        assert requests_of_ours(example) == requests, example.id
+        if name != "winogrande":  # the harness divides by its continuation's characters, without the blank before it
+            turns = STYLES[Style.lm_eval].turns(example)
+            assert [turn.length for turn in turns] == [len(continuation) - 1 for _, continuation in requests]
+
+
+def test_every_task_that_the_harness_knows_is_compared_with_it():
+    names = [path.stem for path in (ROOT / "configs" / "task").glob("*.yaml")]
+    wordings = {name: task(name).wordings.get("lm_eval") for name in names}
+    assert {name for name, worded in wordings.items() if worded and worded.harness_task} == set(HARNESS_FILES)
+
+
 def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
     def check(*names: str, data: Data | None = None, **options):
         mixture = Mixture(name="mix", mixture={name: task(name) for name in names})
@@ -477,8 +559,8 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
     check("boolq", "hellaswag", "gsm8k", "humaneval", protocol=Protocol.llm_adapters)
     with pytest.raises(ConfigError, match=r"eval\.protocol=llm_adapters: task medqa has no wording.*it has: none"):
         check("boolq", "medqa", protocol=Protocol.llm_adapters)
-    with pytest.raises(ConfigError, match=r"data\.style=lm_eval: task hellaswag.*llm_adapters, moe_peft"):
-        check("hellaswag", data=Data(style=Style.lm_eval))
+    with pytest.raises(ConfigError, match=r"data\.style=lm_eval: task commonsense_qa.*it has: moe_peft"):
+        check("commonsense_qa", data=Data(style=Style.lm_eval))
     with pytest.raises(ConfigError, match=r"eval\.num_fewshot must be at least 0"):
         check("boolq", num_fewshot=-1)
     with pytest.raises(ConfigError, match=r"no metric 'accc'.*Did you mean 'acc'"):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from mixlora.config.schema import Answer, BadRow, Options, Task
+from mixlora.config.schema import Answer, BadRow, Options, Replacement, Style, Task, Wording
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks.parse import examples
+from mixlora.tasks.styles import STYLES
 from mixlora.tasks.table import table_of
 from mixlora.tasks.template import template
 
@@ -158,13 +159,14 @@ def test_strange_text_is_kept_to_the_letter():
         ("{{{a}}} {{}}", "{1} {}"),
         ("{l.1}|{l}", "y|x\ny"),
         ("{two words}", "{a}"),
+        ("{b.c|capitalize}, {caps|capitalize} {a|capitalize}", "Two, Yes, he 1"),
         ("{b.c.d}", None),
         ("{l.2}", None),
         ("{b}", None),
     ],
 )
 def test_templates_read_columns_keys_and_places(text, filled):
-    values = {"a": 1, "b": {"c": "two"}, "l": ["x", "y"], "two words": "{a}"}
+    values = {"a": 1, "b": {"c": "two"}, "l": ["x", "y"], "two words": "{a}", "caps": "yes, HE"}
     if filled is not None:
         assert template(text, "question")(values) == filled
         return
@@ -172,7 +174,24 @@ def test_templates_read_columns_keys_and_places(text, filled):
         template(text, "question")(values)
 
 
-@pytest.mark.parametrize("text", ["{a!r}", "{a:>9}", "{a[0]}", "{.a}", "{}", "{ a}", "{a", "a}", "{'a': 1}", "{{a}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{a!r}",
+        "{a:>9}",
+        "{a[0]}",
+        "{.a}",
+        "{}",
+        "{ a}",
+        "{a",
+        "a}",
+        "{'a': 1}",
+        "{{a}",
+        "{a|}",
+        "{a|upper}",
+        "{|capitalize}",
+    ],
+)
 def test_templates_know_no_python(text):
     with pytest.raises(ConfigError, match="question"):
         template(text, "question")
@@ -181,6 +200,23 @@ def test_templates_know_no_python(text):
 def test_a_template_reaches_no_attribute():
     with pytest.raises(Exception, match="is missing"):
         template("{a.__class__}", "question")({"a": "x"})
+
+
+def test_a_wording_is_cleaned_step_by_step_in_question_and_options():
+    steps = [Replacement(pattern=r"\[(\w)\w*\]", by=r"<\1>"), Replacement(pattern="<s>")]
+    wording = Wording(question="{question} [two]", clean=steps, option="|{text}")
+    found = one(task(wordings={"lm_eval": wording}), row("[step] Why?", ["a [six]", "[one]", "c"]))
+    turn = STYLES[Style.lm_eval].turns(found)[1]
+    assert turn.question == " Why? <t>|a |<o>|c"
+    assert (turn.answer, turn.length) == ("<o>", 3)
+    assert found.options == ("a [six]", "[one]", "c")
+
+
+@pytest.mark.parametrize(("pattern", "by"), [("[", ""), ("a", r"\1"), ("a", r"\q")])
+def test_a_replacement_that_cannot_be_is_named(pattern, by):
+    wording = Wording(clean=[Replacement(pattern="a"), Replacement(pattern=pattern, by=by)])
+    with pytest.raises(ConfigError, match=r"task quiz: wordings\.lm_eval\.clean\[1\]"):
+        one(task(wordings={"lm_eval": wording}), row())
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """From the rows of a table to examples: strict, so that what is wrong with a row is said before anything is trained."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixlora.config.schema import Answer, BadRow, Options, Style, Task
+from mixlora.config.schema import Answer, BadRow, Options, Replacement, Style, Task
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks.code import function_under_test, newlines
@@ -142,14 +143,37 @@ class Reader:
 
 
 def worded(task: Task) -> dict[str, Worded]:
-    """The task's wordings with their templates read."""
+    """The task's wordings with their templates and patterns read."""
     found = {}
     for style, keys in task.wordings.items():
         place = f"task {task.name}: wordings.{style}"
         question = template(keys.question, f"{place}.question") if keys.question is not None else None
         option = template(keys.option, f"{place}.option") if keys.option is not None else None
-        found[style] = Worded(keys, question, option)
+        found[style] = Worded(keys, question, option, cleaner(keys.clean, f"{place}.clean"))
     return found
+
+
+def cleaner(replacements: Sequence[Replacement], key: str) -> Callable[[str], str]:
+    """A text with all replacements made, in their order.
+
+    Raises:
+        ConfigError: a pattern that is no regular expression, or names a group that it does not have.
+    """
+    steps = []
+    for number, step in enumerate(replacements):
+        try:
+            pattern = re.compile(step.pattern)
+            pattern.sub(step.by, "")
+        except (re.error, IndexError) as error:
+            raise ConfigError(f"{key}[{number}]: {step.pattern!r} by {step.by!r}: {error}") from None
+        steps.append((pattern, step.by))
+
+    def clean(text: str) -> str:
+        for pattern, by in steps:
+            text = pattern.sub(by, text)
+        return text
+
+    return clean
 
 
 def option_reader(options: Options, task: Task) -> OptionReader:
