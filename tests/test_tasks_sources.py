@@ -14,7 +14,8 @@ import pytest
 from mixlora import tasks
 from mixlora.config.schema import BadRow, Data, Mixture, Options, Overlap, Splits, Task
 from mixlora.errors import ConfigError, DataError
-from mixlora.tasks import hub, sources
+from mixlora.tasks import hub, overlap, sources
+from mixlora.tasks.example import Example
 from mixlora.tasks.table import MissingSplit
 
 
@@ -217,6 +218,14 @@ def test_thirteen_words_in_a_row_are_said_with_ids(folder):
     assert data.resembling == ["quiz/test/0"]
     assert any("1 of 4 test rows have 13 words in a row in common" in note for note in data.notes)
     assert len(data.train) == 2
+
+
+def test_programs_are_compared_with_their_questions_and_options_are_not_compared():
+    long = " ".join(f"w{i}" for i in range(13))
+    plain = Example(id="a", task="a", question="Why?", answer=long, options=(long, "no"))
+    program = Example(id="b", task="b", question="Write it", answer=long, entry_point="f")
+    asked = Example(id="c", task="c", question=f"Please: {long}", answer="")
+    assert overlap.resembling([plain, program, asked], [[program], [asked], [plain]]) == [["b", "c"], ["b", "c"], []]
 
 
 def test_a_row_of_a_megabyte_is_read_whole(tmp_path):
