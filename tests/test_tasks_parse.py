@@ -67,6 +67,8 @@ def test_arcs_numbers_and_three_to_five_options_are_fine(labels):
 BAD = {
     "null question": (row(question=None), "question"),
     "blank question": (row(question=None) | {"question": ["x", None]}, "question"),
+    "empty question in words of the task": (row(question=" \n"), "question"),
+    "NaN for a null": (row(question=float("nan")), "question"),
     "half a surrogate": (row(question="\ud800"), "question"),
     "question of the wrong type": (row(question={"a": 1}), "question"),
     "null answer": (row(key=None), "key"),
@@ -118,9 +120,21 @@ def test_a_missing_column_is_named_with_the_nearest(on_bad_row):
         )
 
 
-def test_no_row_is_an_error():
-    with pytest.raises(DataError, match="has no row where"):
+def test_no_row_is_an_error_that_names_the_task():
+    with pytest.raises(DataError, match=r"task quiz: quiz\.jsonl has no row where \{'key': 'Z'\}"):
         parse(task(where={"key": "Z"}), row())
+    with pytest.raises(DataError, match=r"task quiz: quiz\.jsonl has no row\. "):
+        parse(task())
+
+
+def test_an_empty_question_beside_a_passage_is_empty():
+    """What makes the question is its identity; an empty column of it may be the row's way."""
+    passage = task(question="{text}\n{question}", identity="{question}")
+    assert one(passage, row() | {"text": ""}).question == "Why?"
+    with pytest.raises(DataError, match="field 'question': is empty"):
+        one(passage, row(question="") | {"text": "long"})
+    with pytest.raises(DataError, match="field 'text, question': is empty"):
+        one(task(question="{text}\n{question}"), row(question="") | {"text": ""})
 
 
 def test_where_keeps_the_rows_that_match():
@@ -133,6 +147,8 @@ def test_a_number_must_contain_its_mark():
     assert one(number, {"question": "1+1", "solution": "#### 2"}).answer == "#### 2"
     with pytest.raises(DataError, match=r"row 0, field 'solution': has no '####'"):
         parse(number, {"question": "1+1", "solution": "2"})
+    with pytest.raises(DataError, match=r"row 0, field 'solution': has no number after '####'"):
+        parse(number, {"question": "1+1", "solution": "2 #### two"})
 
 
 def test_a_program_has_tests_and_the_name_that_they_call():

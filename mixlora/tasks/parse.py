@@ -15,6 +15,7 @@ from mixlora.tasks.template import BadField, Template, columns, template, text_a
 
 PUBLISHED = tuple(style.value for style in (Style.llm_adapters, Style.moe_peft, Style.lm_eval))
 MOST_BAD = 0.01  # of the rows may be skipped
+NUMBER = re.compile(r"\b\d")
 # (texts, labels) of a row's options; the answer names one of the labels.
 OptionReader = Callable[[Mapping[str, Any]], tuple[list[str], Sequence[Any]]]
 
@@ -39,6 +40,8 @@ def examples(
         ConfigError: the task's own keys cannot be.
     """
     reader = Reader.of(task)
+    if not table.rows:
+        raise DataError(f"task {task.name}: {table.origin} has no row. Give it some, or take the task out")
     require_columns(reader.columns, table)
     found, bad, seen = [], [], 0
     for number, row in zip(table.numbers, table.rows, strict=True):
@@ -57,7 +60,7 @@ def examples(
             f"{table.origin}: {len(bad)} of {seen} rows are bad, more than {MOST_BAD:.0%}; the first: {bad[0]}"
         )
     if not found:
-        raise DataError(f"{table.origin} has no row{' where ' + str(task.where) if task.where else ''}")
+        raise DataError(f"task {task.name}: {table.origin} has no row where {task.where}. Mend `where` or the file")
     return found, bad
 
 
@@ -86,8 +89,9 @@ class Reader:
     def __call__(self, row: Mapping[str, Any], id: str) -> Example:
         """Raises BadField."""
         task, question = self.task, self.question(row).lstrip("\n")  # a template may begin with an empty column
-        if not question.strip():
-            raise BadField(self.question.paths[0] if self.question.paths else "question", "is empty")
+        asked = (self.identity or self.question).paths
+        if asked and not any(text_at(row, path).strip() for path in asked):
+            raise BadField(", ".join(asked), "is empty")
         identity = self.identity(row) if self.identity else ""
         if self.options is not None:
             texts, labels, gold = self.choice(row)
@@ -130,6 +134,9 @@ class Reader:
             raise BadField(name, "is empty")
         if contains and contains not in text:
             raise BadField(name, f"has no {contains!r}")
+        end = text.partition(contains)[2] if contains else text
+        if self.task.answer_kind is Answer.number and not NUMBER.search(end):
+            raise BadField(name, f"has no number{f' after {contains!r}' if contains else ''}")
         return newlines(text) if self.task.answer_kind is Answer.code else text
 
     def program(self, row: Mapping[str, Any], answer: str) -> dict[str, Any]:

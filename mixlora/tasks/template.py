@@ -5,6 +5,7 @@ A filter may follow: "{text|capitalize}" is the text with a capital at its begin
 Python and Jinja know it. What a row holds is never read as a template. `{{` and `}}` are braces.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def text_of(value: Any, path: str) -> str:
         return whole(value, path)
     if value is None:
         raise BadField(path, "is null")
+    if isinstance(value, float) and math.isnan(value):
+        raise BadField(path, "is NaN")
     if isinstance(value, (bool, int, float)):
         return str(value)
     if isinstance(value, (list, tuple)):
