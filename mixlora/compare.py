@@ -1,6 +1,7 @@
 """python -m mixlora.compare RUN_A RUN_B: a paired test a task on the same examples, and which were won and lost.
 
-A folder is a run, its `before`, or one of its `evaluations`.
+A folder is a run, its `before`, or one of its `evaluations`. `differ` is the share of examples with another prediction,
+right or wrong: one run scored with two batch sizes, say, differs where rounding decides a near-tie.
 Exit statuses: 0 done, 2 not comparable, 3 predictions are missing.
 """
 
@@ -43,12 +44,14 @@ def parser() -> argparse.ArgumentParser:
 
 def show(found: Sequence[Paired], listed: int) -> None:
     table = Table(title="B against A, in percent", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("task", "n", "A", "B", "change", "won/lost", "p", "p Holm"):
+    for column in ("task", "n", "A", "B", "change", "differ", "won/lost", "p", "p Holm"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for one in found:
         scores = f"{100 * one.a:.1f}", f"{100 * one.b:.1f}", f"{100 * (one.b - one.a):+.1f}"
         won = f"{len(one.won)}/{len(one.lost)}"
-        table.add_row(one.task, str(one.n), *scores, won, f"{one.p:.2g}", f"{one.p_holm:.2g}")
+        table.add_row(
+            one.task, str(one.n), *scores, f"{100 * one.differ:.1f}", won, f"{one.p:.2g}", f"{one.p_holm:.2g}"
+        )
     console.print(table)
     for one in found:
         say(f"{one.task}: {one.metric}, {one.test}")
