@@ -6,7 +6,6 @@ Exit statuses: 0 done, 2 not comparable, 3 predictions are missing.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mixlora.console import console, say
-from mixlora.errors import MixloraError
+from mixlora.errors import exit_status
 from mixlora.tables.paired import Paired, compare
 
 LISTED = 10
@@ -24,14 +23,8 @@ LISTED = 10
 def main(argv: Sequence[str] | None = None) -> int:
     """The command -> its exit status. MIXLORA_DEBUG=1 shows the traceback of an error."""
     arguments = parser().parse_args(argv)
-    try:
-        show(compare(arguments.a, arguments.b), LISTED if arguments.examples is None else arguments.examples)
-    except MixloraError as error:
-        if os.environ.get("MIXLORA_DEBUG"):
-            raise
-        print(f"mixlora: {error}", file=sys.stderr)
-        return error.status
-    return 0
+    listed = LISTED if arguments.examples is None else arguments.examples
+    return exit_status(lambda: show(compare(arguments.a, arguments.b), listed))
 
 
 def parser() -> argparse.ArgumentParser:

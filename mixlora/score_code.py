@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixlora.errors import ConfigError, MixloraError, ResourceError
+from mixlora.errors import ConfigError, ResourceError, exit_status
 from mixlora.evaluation.sandbox import Problem, Sandbox, Verdict, from_row, mean_pass_at_k
 from mixlora.evaluation.sandbox.sandbox import TIMEOUT
 from mixlora.evaluation.sandbox.scores import KS
@@ -29,16 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command -> its exit status. MIXLORA_DEBUG=1 shows the traceback of an error."""
     arguments = parser().parse_args(argv)
     try:
-        score(arguments)
-    except MixloraError as error:
-        if os.environ.get("MIXLORA_DEBUG") == "1":
-            raise
-        print(f"score_code: {error}", file=sys.stderr)
-        return error.status
+        return exit_status(lambda: score(arguments))
     except KeyboardInterrupt:
-        print("score_code: interrupted, nothing was written", file=sys.stderr)
+        print("mixlora: interrupted, nothing was written", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:

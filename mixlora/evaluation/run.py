@@ -80,52 +80,43 @@ class Evaluator:
 
     def likeliest(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """The likeliest option under each normaliser."""
-        asked = [self.formatter.choices(example, **self.limits(task)) for example in examples]
-        predictions = []
-        for example, choices, nats in zip(examples, asked, self.nats(asked, label), strict=True):
+
+        def read(example: Example, choices: Sequence[Choice], nats: Sequence[float]) -> dict[str, Any]:
             lengths, tokens = [c.length for c in choices], [len(c.answer_ids) for c in choices]
             chosen = scores.choose(nats, lengths, tokens)
-            predictions.append(
-                {
-                    "id": example.id,
-                    "prompt": example.question,
-                    "options": [c.text for c in choices],
-                    "log_likelihoods": [round(n, 6) for n in nats],
-                    "lengths": lengths,
-                    "tokens": tokens,
-                    "target": example.gold,
-                    "prediction": chosen[self.protocol.metric(task)],
-                    **{name: float(choice == example.gold) for name, choice in chosen.items()},
-                    **cuts([choice.prompt for choice in choices]),
-                }
-            )
-        return predictions
+            return {
+                "lengths": lengths,
+                "tokens": tokens,
+                "target": example.gold,
+                "prediction": chosen[self.protocol.metric(task)],
+                **{name: float(choice == example.gold) for name, choice in chosen.items()},
+            }
+
+        asked = [self.formatter.choices(example, **self.limits(task)) for example in examples]
+        return self.by_likelihood(examples, asked, read, label)
 
     def label_tokens(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """The label whose last token is the likeliest next one; it need not be the label of an option."""
-        asked = [self.formatter.label_tokens(example, **self.limits(task)) for example in examples]
-        predictions = []
-        for example, choices, nats in zip(examples, asked, self.nats(asked, label), strict=True):
+
+        def read(example: Example, choices: Sequence[Choice], nats: Sequence[float]) -> dict[str, Any]:
             labels, _ = self.formatter.style.labels(example)
             chosen = choices[nats.index(max(nats))].text
             target = labels[example.gold or 0]
-            predictions.append(
-                {
-                    "id": example.id,
-                    "prompt": example.question,
-                    "options": [choice.text for choice in choices],
-                    "log_likelihoods": [round(n, 6) for n in nats],
-                    "target": target,
-                    "prediction": chosen,
-                    "acc": float(chosen == target),
-                    **cuts([choice.prompt for choice in choices]),
-                }
-            )
-        return predictions
+            return {"target": target, "prediction": chosen, "acc": float(chosen == target)}
 
-    def nats(self, asked: Sequence[Sequence[Choice]], label: str) -> list[list[float]]:
+        asked = [self.formatter.label_tokens(example, **self.limits(task)) for example in examples]
+        return self.by_likelihood(examples, asked, read, label)
+
+    def by_likelihood(
+        self,
+        examples: Sequence[Example],
+        asked: Sequence[Sequence[Choice]],
+        read: Callable[[Example, Sequence[Choice], Sequence[float]], dict[str, Any]],
+        label: str,
+    ) -> list[Prediction]:
+        """The log-likelihoods of the choices of each example, and what `read` makes of them."""
         with bar(label, len(asked)) as shown:
-            return score_choices(
+            found = score_choices(
                 self.model,
                 asked,
                 batch_size=self.options.batch_size,
@@ -133,6 +124,17 @@ class Evaluator:
                 pad_id=int(self.tokenizer.pad_token_id),
                 on_done=shown.advance,
             )
+        return [
+            {
+                "id": example.id,
+                "prompt": example.question,
+                "options": [choice.text for choice in choices],
+                "log_likelihoods": [round(n, 6) for n in nats],
+                **read(example, choices, nats),
+                **cuts([choice.prompt for choice in choices]),
+            }
+            for example, choices, nats in zip(examples, asked, found, strict=True)
+        ]
 
     def texts(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """A generated answer, read by its rule and compared with the right one."""
