@@ -1,6 +1,7 @@
 """Laws of scoring: the same scores however the work is split, and the standard harness's own on its prompts."""
 
 import json
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from mixlora.evaluation.batches import batches
 from mixlora.evaluation.generation import generate
 from mixlora.evaluation.likelihood import score_choices
 from mixlora.evaluation.protocols import BY_STYLE, PROTOCOLS
+from mixlora.evaluation.report import notes
 from mixlora.evaluation.run import Evaluator, in_order, result
 from mixlora.evaluation.sandbox import Verdict
 from mixlora.models import base
@@ -237,6 +239,8 @@ def test_every_sample_is_judged_and_depends_on_nothing_but_its_seed(monkeypatch)
     assert found["metrics"].keys() == found["stderrs"].keys() == {"pass@1", "pass@10"}
     assert 0 < found["value"] < found["metrics"]["pass@10"] == 1
     assert scorer.describe(CODE)["num_samples"] == 10
+    told = notes({"t": found | {"protocol": scorer.describe(CODE)}})[-1]
+    assert re.fullmatch(r"t, 10 samples: pass@1 [\d.]+ ± [\d.]+, pass@10 100\.0 ± 0\.0", told)
     assert "num_samples" not in scorer.describe(TEXT)
 
 
