@@ -1,11 +1,11 @@
 """python -m mixlora.compare RUN_A RUN_B: a paired test a task on the same examples, and which were won and lost.
 
-A folder is a run, its `before`, or one of its `evaluations`.
+A folder is a run, its `before`, or one of its `evaluations`. `differ` is the share of examples with another prediction,
+right or wrong: one run scored with two batch sizes, say, differs where rounding decides a near-tie.
 Exit statuses: 0 done, 2 not comparable, 3 predictions are missing.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mixlora.console import console, say
-from mixlora.errors import MixloraError
+from mixlora.errors import exit_status
 from mixlora.tables.paired import Paired, compare
 
 LISTED = 10
@@ -23,14 +23,8 @@ LISTED = 10
 def main(argv: Sequence[str] | None = None) -> int:
     """The command -> its exit status. MIXLORA_DEBUG=1 shows the traceback of an error."""
     arguments = parser().parse_args(argv)
-    try:
-        show(compare(arguments.a, arguments.b), LISTED if arguments.examples is None else arguments.examples)
-    except MixloraError as error:
-        if os.environ.get("MIXLORA_DEBUG"):
-            raise
-        print(f"mixlora: {error}", file=sys.stderr)
-        return error.status
-    return 0
+    listed = LISTED if arguments.examples is None else arguments.examples
+    return exit_status(lambda: show(compare(arguments.a, arguments.b), listed))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,12 +37,14 @@ def parser() -> argparse.ArgumentParser:
 
 def show(found: Sequence[Paired], listed: int) -> None:
     table = Table(title="B against A, in percent", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("task", "n", "A", "B", "change", "won/lost", "p", "p Holm"):
+    for column in ("task", "n", "A", "B", "change", "differ", "won/lost", "p", "p Holm"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for one in found:
         scores = f"{100 * one.a:.1f}", f"{100 * one.b:.1f}", f"{100 * (one.b - one.a):+.1f}"
         won = f"{len(one.won)}/{len(one.lost)}"
-        table.add_row(one.task, str(one.n), *scores, won, f"{one.p:.2g}", f"{one.p_holm:.2g}")
+        table.add_row(
+            one.task, str(one.n), *scores, f"{100 * one.differ:.1f}", won, f"{one.p:.2g}", f"{one.p_holm:.2g}"
+        )
     console.print(table)
     for one in found:
         say(f"{one.task}: {one.metric}, {one.test}")

@@ -1,8 +1,12 @@
 """One error type for each exit status: what went wrong, where, and what to do next, in one message.
 
-A door (`mixlora.config.door`) prints the message without a traceback and exits with `status`. Set MIXLORA_DEBUG=1
-to see the traceback.
+A door (`mixlora.config.cli`, or `exit_status` here) prints the message without a traceback and exits with `status`. Set
+MIXLORA_DEBUG=1 to see the traceback.
 """
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class MixloraError(Exception):
@@ -53,3 +57,15 @@ class Interrupted(MixloraError):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.status = 128 + signal_number
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do the work of a command without Hydra -> its exit status, an error's message printed."""
+    try:
+        work()
+    except MixloraError as error:
+        if os.environ.get("MIXLORA_DEBUG"):
+            raise
+        print(f"mixlora: {error}", file=sys.stderr)
+        return error.status
+    return 0

@@ -5,28 +5,24 @@ so its own `lm_eval` command cannot know this one.) Every switch of the harness 
 """
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from mixlora.errors import ConfigError, MixloraError
+from mixlora.errors import ConfigError, exit_status
 
 
 def main() -> int:
-    try:
-        if importlib.util.find_spec("lm_eval") is None:
-            raise ConfigError("this command needs lm-evaluation-harness: pip install 'mixlora-train[lm-eval]'")
-        register()
-        from lm_eval.__main__ import cli_evaluate
+    return exit_status(run_harness)
 
-        cli_evaluate()
-    except MixloraError as error:
-        if os.environ.get("MIXLORA_DEBUG"):
-            raise
-        print(f"mixlora: {error}", file=sys.stderr)
-        return error.status
-    return 0
+
+def run_harness() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("this command needs lm-evaluation-harness: pip install 'mixlora-train[lm-eval]'")
+    register()
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
 
 
 def register() -> None:

@@ -19,25 +19,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixlora.errors import ConfigError, MixloraError, ResourceError
+from mixlora.errors import ConfigError, ResourceError, exit_status
 from mixlora.evaluation.sandbox import Problem, Sandbox, Verdict, from_row, mean_pass_at_k
 from mixlora.evaluation.sandbox.sandbox import TIMEOUT
+from mixlora.evaluation.sandbox.scores import KS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command -> its exit status. MIXLORA_DEBUG=1 shows the traceback of an error."""
     arguments = parser().parse_args(argv)
     try:
-        score(arguments)
-    except MixloraError as error:
-        if os.environ.get("MIXLORA_DEBUG") == "1":
-            raise
-        print(f"score_code: {error}", file=sys.stderr)
-        return error.status
+        return exit_status(lambda: score(arguments))
     except KeyboardInterrupt:
-        print("score_code: interrupted, nothing was written", file=sys.stderr)
+        print("mixlora: interrupted, nothing was written", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--problems", metavar="FILE", type=Path, help="HumanEval's or MBPP's rows as JSON lines, .gz or not (HumanEval)"
     )
-    made.add_argument("--k", type=positive_list, default=[1, 10, 100], help="the k of pass@k (1,10,100)")
+    made.add_argument("--k", type=positive_list, default=KS, help="the k of pass@k (1,10,100)")
     made.add_argument("--workers", type=positive, default=None, help="judgements at a time (one a CPU)")
     made.add_argument("--timeout", type=seconds, default=TIMEOUT, help=f"CPU seconds of a sample ({TIMEOUT:g})")
     made.add_argument("--ignore-incomplete", action="store_true", help="score although problems have no sample")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixlora.compare import main
-from mixlora.records import write_json, write_lines
+from mixlora.records import read_lines, write_json, write_lines
 from mixlora.tables.paired import bootstrap, compare, holm, mcnemar
 
 
@@ -67,6 +67,32 @@ def test_won_and_lost_are_listed(tmp_path, capsys):
     assert "arc: acc, McNemar" in said
     assert "lost by B: arc/test/2" in said
     assert "+20.0" in said
+
+
+def test_the_share_of_other_predictions_is_shown(tmp_path, capsys):
+    """Two wrong answers can differ; of a program every sample counts; without predictions the scores are compared."""
+    folders = [write(tmp_path / name, [0, 0, 1, 1, 0]) for name in "ab"]
+    for folder, chosen in zip(folders, ("ABCDE", "AXCDX"), strict=True):
+        said(folder, "arc", [{"prediction": letter} for letter in chosen])
+    for folder, last in zip(folders, ("y", "z"), strict=True):
+        write(folder, [0, 0], task="code", metric="pass@1")
+        said(folder, "code", [{"prediction": "x", "samples": [{"reply": "x"}, {"reply": r}]} for r in ("y", last)])
+    write(folders[0], [1, 0, 1], task="harness")
+    write(folders[1], [1, 1, 1], task="harness")
+    assert {pair.task: pair.differ for pair in compare(*folders)} == {
+        "arc": 0.4, "code": 0.5, "harness": pytest.approx(1 / 3)
+    }  # fmt: skip
+    assert main([str(folder) for folder in folders]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    place = next(line for line in lines if line[:1] == ["task"]).index("differ")
+    assert {line[0]: line[place] for line in lines if line[1:2] in (["5"], ["2"], ["3"])} == {
+        "arc": "40.0", "code": "50.0", "harness": "33.3"
+    }  # fmt: skip
+
+
+def said(folder, task, answers):
+    path = folder / "predictions" / f"{task}.jsonl"
+    write_lines(path, [row | answer for row, answer in zip(read_lines(path), answers, strict=True)])
 
 
 @pytest.mark.parametrize(

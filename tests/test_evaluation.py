@@ -1,10 +1,13 @@
 """Laws of scoring: the same scores however the work is split, and the standard harness's own on its prompts."""
 
 import json
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -16,15 +19,19 @@ from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import protocols
 from mixlora.evaluation.batches import batches
+from mixlora.evaluation.generation import generate
 from mixlora.evaluation.likelihood import score_choices
 from mixlora.evaluation.protocols import BY_STYLE, PROTOCOLS
+from mixlora.evaluation.report import notes
 from mixlora.evaluation.run import Evaluator, in_order, result
+from mixlora.evaluation.sandbox import Verdict
 from mixlora.models import base
 from mixlora.tasks import fewshot
 from mixlora.tasks.example import Example
-from mixlora.tasks.parse import Reader
+from mixlora.tasks.parse import Reader, examples
 from mixlora.tasks.prompts import Choice, Formatter, Prompt
 from mixlora.tasks.styles import STYLES
+from mixlora.tasks.table import table_of
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -80,7 +87,8 @@ ROWS = {  # the hub's columns
         "answerC": "sing", "label": "3",
     },
     "hellaswag": {
-        "activity_label": "Sun", "ctx": "A man sits. He", "endings": ["runs.", "eats.", "naps.", "flies"], "label": "3",
+        "activity_label": "Sun", "ctx": "A man sits. he", "ctx_a": "A man sits.", "ctx_b": "he",
+        "endings": ["runs.", "eats.", "naps.", "flies"], "label": "3",
     },
     "winogrande": {"sentence": "Ann met Eve and _ smiled.", "option1": "Ann", "option2": "Eve", "answer": "2"},
 }  # fmt: skip
@@ -158,6 +166,106 @@ def test_generations_do_not_depend_on_the_batch(options):
     if options:
         some = [p["prediction"] for p in evaluator(**options)(TEXT, examples[5:8], "")]
         assert some == runs[0][5:8]
+
+
+def test_a_sample_is_the_one_that_transformers_draws_after_its_seed():
+    """However many are drawn together, and without a trace in the generator that training uses."""
+    loaded, prompts, seeds = tiny(), [[5, 6, 7], [9], [8, 8, 8, 8, 8], [3, 4]], [11, 12, 13, 14]
+    state = torch.get_rng_state()
+    found = generate(
+        loaded.model, loaded.tokenizer, prompts, max_new_tokens=12, batch_size=3, temperature=0.7, seeds=seeds
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    for prompt, seed, text in zip(prompts, seeds, found, strict=True):
+        torch.manual_seed(seed)
+        ids = torch.tensor([prompt])
+        keys = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12}
+        keys |= {"attention_mask": torch.ones_like(ids), "pad_token_id": loaded.tokenizer.pad_token_id}
+        out = loaded.model.generate(ids, **keys)[0, len(prompt) :]
+        assert text == loaded.tokenizer.decode(out, skip_special_tokens=True)
+
+
+CODE = Task(
+    name="t", path="x", question="{q}", answer="a", answer_kind=Answer.code, metric="pass@1", tests="x",
+    max_new_tokens=6,
+)  # fmt: skip
+
+
+class Judge:
+    """Stands for the sandbox: a program passes where its letters add up to an even number."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def judge(self, pairs):
+        passed = [sum(map(ord, program)) % 2 == 0 for _, program in pairs]
+        return [Verdict("", p, "passed" if p else "failed", 0.0, "none") for p in passed]
+
+
+def code(number: int) -> list[Example]:
+    return [
+        replace(e, options=(), gold=None, answer="a", tests="assert f() == 1", entry_point="f")
+        for e in questions(number)
+    ]
+
+
+def test_every_sample_is_judged_and_depends_on_nothing_but_its_seed(monkeypatch):
+    monkeypatch.setattr("mixlora.evaluation.code.Sandbox", Judge)
+    examples = code(5)
+    runs = [evaluator(num_samples=10, temperature=0.9, batch_size=size)(CODE, examples, "") for size in (1, 3, 16)]
+    assert runs[0] == runs[1] == runs[2]
+    assert evaluator(num_samples=10, temperature=0.9)(CODE, examples[1::2], "") == runs[0][1::2]  # of two processes
+    one = evaluator(temperature=0.9)(CODE, examples, "")
+    for row, single in zip(runs[0], one, strict=True):
+        replies = [sample["reply"] for sample in row["samples"]]
+        assert len(set(replies)) > 5
+        assert replies[0] == row["prediction"] == single["prediction"]
+        right = sum(sample["verdict"] == "passed" for sample in row["samples"])
+        assert row["pass@1"] == pytest.approx(right / 10)
+        assert row["pass@10"] == float(right > 0)
+        assert "pass@100" not in row
+        assert [s["verdict"] for s in single["samples"]] == [["failed", "passed"][int(single["pass@1"])]]
+        assert "pass@10" not in single
+    scorer = evaluator(num_samples=10, temperature=0.9)
+    found = result(CODE, runs[0], scorer.protocol)
+    shares = torch.tensor([row["pass@1"] for row in runs[0]], dtype=torch.float64)
+    assert found["metric"] == "pass@1"
+    assert found["n"] == 5
+    assert found["value"] == pytest.approx(float(shares.mean()))
+    assert found["stderr"] == found["stderrs"]["pass@1"] == pytest.approx(float(shares.std() / 5**0.5))
+    assert found["metrics"].keys() == found["stderrs"].keys() == {"pass@1", "pass@10"}
+    assert 0 < found["value"] < found["metrics"]["pass@10"] == 1
+    assert scorer.describe(CODE)["num_samples"] == 10
+    told = notes({"t": found | {"protocol": scorer.describe(CODE)}})[-1]
+    assert re.fullmatch(r"t, 10 samples: pass@1 [\d.]+ ± [\d.]+, pass@10 100\.0 ± 0\.0", told)
+    assert "num_samples" not in scorer.describe(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["humaneval"], {"num_samples": 0, "temperature": 0.8}, r"eval\.num_samples must be at least 1"),
+        (["humaneval"], {"temperature": -1.0}, r"eval\.temperature must be at least 0"),
+        (["humaneval"], {"num_samples": 10}, r"same greedy answer 10 times.*eval\.temperature=0\.8"),
+        (["arc_easy", "gsm8k"], {"num_samples": 10, "temperature": 0.8}, r"none is scored here: arc_easy, gsm8k"),
+    ],
+)
+def test_samples_that_would_be_of_no_use_are_refused(names, options, message):
+    mixture = {name: task(name) for name in names}
+    with pytest.raises(ConfigError, match=message):
+        protocols.check(Config(tasks=Mixture(name="mix", mixture=mixture), eval=Eval(**options)))
+
+
+def test_pass_at_10_needs_ten_samples():
+    mixture = {"boolq": task("boolq"), "mbpp": task("mbpp", metric="pass@10")}
+    config = Config(tasks=Mixture(name="mix", mixture=mixture), eval=Eval(num_samples=9, temperature=0.8))
+    with pytest.raises(ConfigError, match=r"task mbpp: pass@10 needs eval\.num_samples of at least 10, got 9"):
+        protocols.check(config)
+    config.eval.num_samples = 10
+    protocols.check(config)
 
 
 def test_batches_keep_to_both_limits_and_lose_nothing():
@@ -353,7 +461,7 @@ def test_scores_are_those_of_lm_evaluation_harness(name, bos):
     loaded = without if bos else with_bos
     chosen = task(name, eval_only=True)
     if name == "boolq":  # the harness reads SuperGLUE's copy
-        chosen = replace(chosen, path="aps/super_glue", config="boolq", answer="label", answer_values=[0, 1])
+        chosen = replace(chosen, **SUPER_GLUE)
     chosen = replace(chosen, splits=Splits(test=recorded[name]["split"]))
     data = tasks.load_task(chosen, Data(source=str(HUB)))
     assert data.fingerprints["test"] == recorded[name]["data_sha256"]
@@ -369,6 +477,84 @@ def test_scores_are_those_of_lm_evaluation_harness(name, bos):
     assert (scores["acc"], scores["acc_norm"]) == (recorded[name][f"acc{bos}"], recorded[name][f"acc_norm{bos}"])
 
 
+# The harness's own file of each task, under its folder of tasks; boolq is SuperGLUE's copy there.
+HARNESS_FILES = {
+    "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "siqa": "siqa/siqa.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "boolq": "super_glue/boolq/default.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+}
+SUPER_GLUE = {"path": "aps/super_glue", "config": "boolq", "answer": "label", "answer_values": [0, 1]}
+MARKED = {  # as WikiHow's marks stand in the original set
+    "activity_label": "Home and Garden", "ctx_a": " [header] How to sow [title] Find  a   pot. [step] Fill it. ",
+    "ctx_b": "with EARTH",
+    "endings": [" [substeps] Any will do.  ", "[title] Wait. [step] Go on.", "a] b [c", "It  is."],
+}  # fmt: skip
+
+
+def real_rows(chosen: Task) -> list[dict]:
+    """Some rows of the split that is scored, and all with marks."""
+    rows = pq.read_table(HUB / chosen.path / chosen.config / f"{chosen.splits.test}.parquet").to_pylist()
+    marked = [row for row in rows if "[" in str(row.get("ctx", row.get("endings", ""))) and "endings" in row]
+    extra = [rows[0] | MARKED] if chosen.name == "hellaswag" else []
+    return [*rows[:: len(rows) // 60], *marked, *extra]
+
+
+def requests_of_the_harness(name: str, path: Path, split: str) -> list[list[tuple[str, str]]]:
+    """(context, continuation) of every option of every row, as the harness builds them."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    file = Path(lm_eval.__file__).parent / "tasks" / HARNESS_FILES[name]
+    local = path.with_suffix(".yaml")
+    local.write_text(
+        f"include: {file}\ntask: local_{name}\ndataset_path: parquet\ndataset_name: null\n"
+        f"dataset_kwargs: {{data_files: {{{split}: {path}}}}}\ntraining_split: null\nfewshot_split: null\n"
+        f"test_split: {split}\nvalidation_split: null\n"
+    )
+    harness_task = TaskManager(include_defaults=False).load(str(local))["tasks"][f"local_{name}"]
+    harness_task.build_all_requests()
+    found: dict[int, list[tuple[str, str]]] = {}
+    for request in harness_task.instances:
+        found.setdefault(request.doc_id, []).append(request.args)
+    return [found[i] for i in range(len(found))]
+
+
+def requests_of_ours(example: Example) -> list[tuple[str, str]]:
+    turns = STYLES[Style.lm_eval].turns(example)
+    return [(t.question + t.cue, ("" if t.cue[-1:].isspace() else " ") + t.answer) for t in turns]
+
+
+@pytest.mark.skipif(not HUB.is_dir(), reason="needs ../shared/data/hub")
+@pytest.mark.parametrize("name", HARNESS_FILES)
+def test_requests_are_those_of_lm_evaluation_harness(name, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    chosen = task(name, **(SUPER_GLUE if name == "boolq" else {}))
+    rows = real_rows(chosen)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found, _ = examples(chosen, table_of(rows, "rows"), "test")
+    theirs = requests_of_the_harness(name, path, "test")
+    assert len(theirs) == len(found) >= 60
+    for example, requests in zip(found, theirs, strict=True):
+        assert requests_of_ours(example) == requests, example.id
+        if name != "winogrande":  # the harness divides by its continuation's characters, without the blank before it
+            turns = STYLES[Style.lm_eval].turns(example)
+            assert [turn.length for turn in turns] == [len(continuation) - 1 for _, continuation in requests]
+
+
+def test_every_task_that_the_harness_knows_is_compared_with_it():
+    names = [path.stem for path in (ROOT / "configs" / "task").glob("*.yaml")]
+    wordings = {name: task(name).wordings.get("lm_eval") for name in names}
+    assert {name for name, worded in wordings.items() if worded and worded.harness_task} == set(HARNESS_FILES)
+
+
 def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
     def check(*names: str, data: Data | None = None, **options):
         mixture = Mixture(name="mix", mixture={name: task(name) for name in names})
@@ -377,8 +563,8 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
     check("boolq", "hellaswag", "gsm8k", "humaneval", protocol=Protocol.llm_adapters)
     with pytest.raises(ConfigError, match=r"eval\.protocol=llm_adapters: task medqa has no wording.*it has: none"):
         check("boolq", "medqa", protocol=Protocol.llm_adapters)
-    with pytest.raises(ConfigError, match=r"data\.style=lm_eval: task hellaswag.*llm_adapters, moe_peft"):
-        check("hellaswag", data=Data(style=Style.lm_eval))
+    with pytest.raises(ConfigError, match=r"data\.style=lm_eval: task commonsense_qa.*it has: moe_peft"):
+        check("commonsense_qa", data=Data(style=Style.lm_eval))
     with pytest.raises(ConfigError, match=r"eval\.num_fewshot must be at least 0"):
         check("boolq", num_fewshot=-1)
     with pytest.raises(ConfigError, match=r"no metric 'accc'.*Did you mean 'acc'"):

@@ -44,6 +44,25 @@ def folder_of(study: Study, method: str) -> Path:
     return study.run(Point(Group("tiny", "arc", method), 0)).folder
 
 
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"options": ["a", "b"], "log_likelihoods": [-2.0, -1.0], "target": 0, "prediction": 1}, [(1, 0), (0, 1)]),
+        ({"options": ["A", "B"], "log_likelihoods": [-2.0, -1.0], "target": "B", "prediction": "B"}, [(0, 0), (1, 1)]),
+        ({"options": ["a", "b"], "log_likelihoods": [-2.0, -1.0], "target": 0}, [(1, 0), (0, 0)]),
+        ({"options": ["a", "b"], "target": 0, "prediction": "It is B."}, "It is B."),
+        ({"target": "4", "prediction": "#### 5"}, "#### 5"),
+    ],
+    ids=["likelihood", "label token", "the harness's", "generated option", "generated"],
+)
+def test_an_example_of_every_protocol_is_shown(row, shown):
+    found = report.example({"id": "x", "prompt": "Which?", "acc": 0.0} | row, "acc")
+    if isinstance(shown, str):
+        assert found["said"] == shown
+    else:
+        assert [(line["target"], line["chosen"]) for line in found["options"]] == shown
+
+
 def test_nothing_is_loaded_from_elsewhere_and_text_is_escaped(study):
     page = report.run_page(folder_of(study, "mole"))
     assert not re.search(r'(src|href)="(?!#|data:)', page)

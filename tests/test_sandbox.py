@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (a hostile program is one line of the table)
 """Laws of the sandbox: a verdict is the checker's, the host stays as it was, and an honest program is not disturbed."""
 
+import dataclasses
 import gzip
 import json
 import math
@@ -19,6 +20,7 @@ import pytest
 
 from mixlora import score_code
 from mixlora.errors import SandboxError
+from mixlora.evaluation.code import judge_code
 from mixlora.evaluation.sandbox import (
     Problem,
     Sandbox,
@@ -32,6 +34,7 @@ from mixlora.evaluation.sandbox import (
     seccomp,
 )
 from mixlora.evaluation.sandbox.boxed.values import decode, encode
+from mixlora.tasks.example import Example
 
 try:
     require()
@@ -609,6 +612,21 @@ def test_a_candidate_that_dies_after_its_last_answer_is_judged_by_its_answers(bo
     again = problem("import time\nassert f(1) == 1\ntime.sleep(0.6)\nassert f(2) == 2\n")
     first, second = box.judge([(asked, code), (again, code)])
     assert (first.result, second.result) == ("passed", "failed: the process ended with status 0")
+
+
+@boxed
+def test_the_replies_of_a_model_are_judged_and_counted():
+    twice = Example(id="t/test/0", task="t", question="Twice", answer="", tests="assert f(2) == 4", entry_point="f")
+    once = dataclasses.replace(twice, id="t/test/1", tests="assert f(2) == 2")
+    right, wrong, broken = "def f(n):\n    return 2 * n", "def f(n):\n    return n", "def f(n:\n"
+    said = [[f"Here:\n```python\n{right}\n```", wrong, broken, right, *[wrong] * 6], [right] * 9 + [broken]]
+    first, second = judge_code([twice, once], said)
+    assert [sample["verdict"] == "passed" for sample in first["samples"]] == [True, False, False, True, *[False] * 6]
+    assert first["samples"][0] == {"reply": said[0][0], "program": f"{right}\n", "verdict": "passed"}
+    assert (first["pass@1"], first["pass@10"]) == (pytest.approx(0.2), 1)
+    assert (second["pass@1"], second["pass@10"]) == (0, 0)
+    assert first["prediction"] == said[0][0]
+    assert first["sandbox"].startswith("bubblewrap")
 
 
 # --- no sandbox ---------------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from mixlora.config.schema import Answer, Data, Mixture, Options, Overlap, Split
 from mixlora.config.typed import typed
 from mixlora.errors import DataError
 from mixlora.models.tokenizer import byte_tokenizer
+from mixlora.tasks import overlap
 from mixlora.tasks.data import against_overlap
 from mixlora.tasks.mixture import plan
 from mixlora.tasks.parse import Reader
 from mixlora.tasks.prompts import Formatter
+from mixlora.tasks.template import template
 
 ROOT = Path(__file__).parents[1]
 HUB, TINY = (ROOT.parent / "shared" / "data" / name for name in ("hub", "hub_tiny"))
@@ -141,6 +143,28 @@ def test_known_overlaps_stop_a_run_with_count_ids_and_remedy(name):
     assert not dropped.trained_on["test"]
     assert len(dropped.test) == len(data.test)
     assert 0 < len(data.train) - len(dropped.train) < 2 * (test + validation) + 5
+
+
+@needs_hub
+@pytest.mark.parametrize(
+    "published",
+    [{"arc_easy": 16, "arc_challenge": 6}, {"mbpp": 53}, {"gsm8k": 3}, {"medqa": 415}],
+    ids=lambda published: next(iter(published)),
+)
+def test_thirteen_words_in_a_row_count_as_published_for_the_sets(published):
+    """Test rows that share them with any training row of the tasks that are trained on together."""
+    data = [tasks.load_task(read(name), Data(source=str(HUB))) for name in published]
+    trained = [example for d in data for example in [*d.train, *(d.validation if d.held_out else ())]]
+    found = {d.name: len(overlap.resembling(d.test, [trained])[0]) for d in data}
+    assert found == published
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_that_a_task_file_adds_are_no_part_of_what_is_compared(name):
+    """The same question in the words of another task is the same, and no run of words comes from a template."""
+    task = read(name)
+    text = template(task.identity or task.question, name)
+    assert not any(map(str.isalnum, "".join(text.literals)))
 
 
 @needs_hub

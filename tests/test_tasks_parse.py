@@ -2,9 +2,10 @@
 
 import pytest
 
-from mixlora.config.schema import Answer, BadRow, Options, Task
+from mixlora.config.schema import Answer, BadRow, Options, Replacement, Style, Task, Wording
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks.parse import examples
+from mixlora.tasks.styles import STYLES
 from mixlora.tasks.table import table_of
 from mixlora.tasks.template import template
 
@@ -66,6 +67,8 @@ def test_arcs_numbers_and_three_to_five_options_are_fine(labels):
 BAD = {
     "null question": (row(question=None), "question"),
     "blank question": (row(question=None) | {"question": ["x", None]}, "question"),
+    "empty question in words of the task": (row(question=" \n"), "question"),
+    "NaN for a null": (row(question=float("nan")), "question"),
     "half a surrogate": (row(question="\ud800"), "question"),
     "question of the wrong type": (row(question={"a": 1}), "question"),
     "null answer": (row(key=None), "key"),
@@ -117,9 +120,21 @@ def test_a_missing_column_is_named_with_the_nearest(on_bad_row):
         )
 
 
-def test_no_row_is_an_error():
-    with pytest.raises(DataError, match="has no row where"):
+def test_no_row_is_an_error_that_names_the_task():
+    with pytest.raises(DataError, match=r"task quiz: quiz\.jsonl has no row where \{'key': 'Z'\}"):
         parse(task(where={"key": "Z"}), row())
+    with pytest.raises(DataError, match=r"task quiz: quiz\.jsonl has no row\. "):
+        parse(task())
+
+
+def test_an_empty_question_beside_a_passage_is_empty():
+    """What makes the question is its identity; an empty column of it may be the row's way."""
+    passage = task(question="{text}\n{question}", identity="{question}")
+    assert one(passage, row() | {"text": ""}).question == "Why?"
+    with pytest.raises(DataError, match="field 'question': is empty"):
+        one(passage, row(question="") | {"text": "long"})
+    with pytest.raises(DataError, match="field 'text, question': is empty"):
+        one(task(question="{text}\n{question}"), row(question="") | {"text": ""})
 
 
 def test_where_keeps_the_rows_that_match():
@@ -132,6 +147,8 @@ def test_a_number_must_contain_its_mark():
     assert one(number, {"question": "1+1", "solution": "#### 2"}).answer == "#### 2"
     with pytest.raises(DataError, match=r"row 0, field 'solution': has no '####'"):
         parse(number, {"question": "1+1", "solution": "2"})
+    with pytest.raises(DataError, match=r"row 0, field 'solution': has no number after '####'"):
+        parse(number, {"question": "1+1", "solution": "2 #### two"})
 
 
 def test_a_program_has_tests_and_the_name_that_they_call():
@@ -158,13 +175,14 @@ def test_strange_text_is_kept_to_the_letter():
         ("{{{a}}} {{}}", "{1} {}"),
         ("{l.1}|{l}", "y|x\ny"),
         ("{two words}", "{a}"),
+        ("{b.c|capitalize}, {caps|capitalize} {a|capitalize}", "Two, Yes, he 1"),
         ("{b.c.d}", None),
         ("{l.2}", None),
         ("{b}", None),
     ],
 )
 def test_templates_read_columns_keys_and_places(text, filled):
-    values = {"a": 1, "b": {"c": "two"}, "l": ["x", "y"], "two words": "{a}"}
+    values = {"a": 1, "b": {"c": "two"}, "l": ["x", "y"], "two words": "{a}", "caps": "yes, HE"}
     if filled is not None:
         assert template(text, "question")(values) == filled
         return
@@ -172,7 +190,24 @@ def test_templates_read_columns_keys_and_places(text, filled):
         template(text, "question")(values)
 
 
-@pytest.mark.parametrize("text", ["{a!r}", "{a:>9}", "{a[0]}", "{.a}", "{}", "{ a}", "{a", "a}", "{'a': 1}", "{{a}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{a!r}",
+        "{a:>9}",
+        "{a[0]}",
+        "{.a}",
+        "{}",
+        "{ a}",
+        "{a",
+        "a}",
+        "{'a': 1}",
+        "{{a}",
+        "{a|}",
+        "{a|upper}",
+        "{|capitalize}",
+    ],
+)
 def test_templates_know_no_python(text):
     with pytest.raises(ConfigError, match="question"):
         template(text, "question")
@@ -181,6 +216,23 @@ def test_templates_know_no_python(text):
 def test_a_template_reaches_no_attribute():
     with pytest.raises(Exception, match="is missing"):
         template("{a.__class__}", "question")({"a": "x"})
+
+
+def test_a_wording_is_cleaned_step_by_step_in_question_and_options():
+    steps = [Replacement(pattern=r"\[(\w)\w*\]", by=r"<\1>"), Replacement(pattern="<s>")]
+    wording = Wording(question="{question} [two]", clean=steps, option="|{text}")
+    found = one(task(wordings={"lm_eval": wording}), row("[step] Why?", ["a [six]", "[one]", "c"]))
+    turn = STYLES[Style.lm_eval].turns(found)[1]
+    assert turn.question == " Why? <t>|a |<o>|c"
+    assert (turn.answer, turn.length) == ("<o>", 3)
+    assert found.options == ("a [six]", "[one]", "c")
+
+
+@pytest.mark.parametrize(("pattern", "by"), [("[", ""), ("a", r"\1"), ("a", r"\q")])
+def test_a_replacement_that_cannot_be_is_named(pattern, by):
+    wording = Wording(clean=[Replacement(pattern="a"), Replacement(pattern=pattern, by=by)])
+    with pytest.raises(ConfigError, match=r"task quiz: wordings\.lm_eval\.clean\[1\]"):
+        one(task(wordings={"lm_eval": wording}), row())
 
 
 @pytest.mark.parametrize(

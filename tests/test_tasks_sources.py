@@ -14,7 +14,8 @@ import pytest
 from mixlora import tasks
 from mixlora.config.schema import BadRow, Data, Mixture, Options, Overlap, Splits, Task
 from mixlora.errors import ConfigError, DataError
-from mixlora.tasks import hub, sources
+from mixlora.tasks import hub, overlap, sources
+from mixlora.tasks.example import Example
 from mixlora.tasks.table import MissingSplit
 
 
@@ -95,6 +96,35 @@ def test_a_damaged_file_is_named(folder, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=r"test\.parquet"):
         load(folder)
+
+
+def test_a_text_of_a_parquet_file_that_is_no_unicode_is_named(folder):
+    """The format promises UTF-8 and writers do not keep it."""
+    path = folder / "me/quiz/default/train.parquet"
+    table = pq.read_table(path)
+    raw = pa.array([b"fine"] * 30 + [b"caf\xe9"] + [b"fine"] * 9, pa.binary())
+    text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    pq.write_table(table.set_column(table.schema.get_field_index("q"), "q", text), path)
+    with pytest.raises(DataError, match=r"train\.parquet, row 30, field 'q': is not UTF-8") as caught:
+        load(folder)
+    assert caught.value.status == 3
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_empty_split_stops_the_run_and_names_the_task(folder, split):
+    path = folder / f"me/quiz/default/{split}.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(DataError, match=rf"task quiz: .*{split}\.parquet has no row") as caught:
+        load(folder)
+    assert caught.value.status == 3
+
+
+def test_a_task_of_one_row_is_a_task(folder):
+    for split in ("train", "test"):
+        path = folder / f"me/quiz/default/{split}.parquet"
+        pq.write_table(pq.read_table(path).slice(0, 1), path)
+    data = load(folder, task(splits={"train": "train", "validation": None, "test": "test"}))["quiz"]
+    assert (len(data.train), data.held_out, len(data.test)) == (1, 0, 1)
 
 
 def test_the_manifest_marks_what_is_not_complete(folder):
@@ -219,6 +249,14 @@ def test_thirteen_words_in_a_row_are_said_with_ids(folder):
     assert len(data.train) == 2
 
 
+def test_programs_are_compared_with_their_questions_and_options_are_not_compared():
+    long = " ".join(f"w{i}" for i in range(13))
+    plain = Example(id="a", task="a", question="Why?", answer=long, options=(long, "no"))
+    program = Example(id="b", task="b", question="Write it", answer=long, entry_point="f")
+    asked = Example(id="c", task="c", question=f"Please: {long}", answer="")
+    assert overlap.resembling([plain, program, asked], [[program], [asked], [plain]]) == [["b", "c"], ["b", "c"], []]
+
+
 def test_a_row_of_a_megabyte_is_read_whole(tmp_path):
     WRITERS["csv"](tmp_path / "mine.csv", [{"q": "long " * 300_000, "key": 0, "more": 1}])
     keys = {"path": str(tmp_path / "mine.csv"), "options": Options(columns=["o1", "o2"])}
@@ -295,6 +333,7 @@ def test_a_split_that_a_file_does_not_have_says_how_to_name_one(own):
         ("list.jsonl", b"[1]\n", r"line 1: holds a list"),
         ("latin.jsonl", b'{"q": "caf\xe9"}\n', r"latin\.jsonl is not UTF-8"),
         ("empty.jsonl", b"", r"empty\.jsonl"),
+        ("empty.csv", b"q,key\n", r"task quiz: .*empty\.csv all has no row"),
         ("long.csv", b"q,key\na,b,c\n", r"row 0 has more values"),
         ("quote.csv", b'q,key\n"a,1\n', r"quote\.csv, line \d: no CSV"),
         ("text.parquet", b"not parquet", r"text\.parquet cannot be read as parquet"),

@@ -119,10 +119,19 @@ class Options:
 
 
 @dataclass(kw_only=True)
+class Replacement:
+    """What stands in the place of each match of a regular expression."""
+
+    pattern: str = MISSING
+    by: str = ""
+
+
+@dataclass(kw_only=True)
 class Wording:
     """How a named protocol words an option task: question, then the options if it lists them, then `end`."""
 
     question: str | None = None  # a template over the row's columns; None: the task's own
+    clean: list[Replacement] = field(default_factory=list)  # in the question and in each option, one after the other
     option: str | None = None  # how one option is listed, over {number}, {label} and {text}; None: none is
     between: str = ""  # between two listed options
     end: str = ""  # "{labels}" stands for all of them, with "/" between
@@ -288,7 +297,8 @@ class Eval:
     split: str = "test"
     backend: Backend = Backend.own
     allow_code_execution: bool = False
-    temperature: float = 0.0  # 0 is greedy
+    temperature: float = 0.0  # of generated answers; 0 is greedy
+    num_samples: int = 1  # of each program, for pass@k; other tasks are answered once
 
 
 class Tracker(Enum):

@@ -1,31 +1,42 @@
-"""Generated programs: taken out of the model's reply, run against their tests in the sandbox."""
+"""Generated programs: taken out of the model's replies, run against their tests in the sandbox."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from mixlora.evaluation.sandbox import Problem, Sandbox, completion_of
+from mixlora.evaluation.sandbox import Problem, Sandbox, Verdict, completion_of, pass_at_k
+from mixlora.evaluation.sandbox.scores import KS
 from mixlora.tasks.example import Example
 
 
-def judge_code(examples: Sequence[Example], replies: Sequence[str]) -> list[dict[str, Any]]:
-    """One prediction an example: the program, its verdict, and pass@1."""
+def judge_code(examples: Sequence[Example], replies: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """One prediction an example, from one or more replies to it."""
     problems = [problem_of(example) for example in examples]
-    programs = [completion_of(reply, problem) for reply, problem in zip(replies, problems, strict=True)]
+    programs = [[completion_of(r, problem) for r in some] for problem, some in zip(problems, replies, strict=True)]
+    asked = [(problem, one) for problem, some in zip(problems, programs, strict=True) for one in some]
     with Sandbox() as box:
-        verdicts = box.judge(list(zip(problems, programs, strict=True)))
-    return [
-        {
-            "id": example.id,
-            "prompt": example.question,
-            "target": example.answer,
-            "prediction": reply,
-            "program": program,
-            "verdict": verdict.result,
-            "sandbox": verdict.sandbox,
-            "pass@1": float(verdict.passed),
-        }
-        for example, reply, program, verdict in zip(examples, replies, programs, verdicts, strict=True)
+        verdicts = iter(box.judge(asked))
+    judged = [[next(verdicts) for _ in some] for some in programs]
+    return [prediction(*parts) for parts in zip(examples, replies, programs, judged, strict=True)]
+
+
+def prediction(
+    example: Example, replies: Sequence[str], programs: Sequence[str], verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    """Every sample with its verdict, and pass@k for each k up to their number. `prediction` is the first sample."""
+    samples = [
+        {"reply": reply, "program": program, "verdict": verdict.result}
+        for reply, program, verdict in zip(replies, programs, verdicts, strict=True)
     ]
+    n, c = len(verdicts), sum(verdict.passed for verdict in verdicts)
+    return {
+        "id": example.id,
+        "prompt": example.question,
+        "target": example.answer,
+        "prediction": replies[0],
+        "samples": samples,
+        "sandbox": verdicts[0].sandbox,
+        **{f"pass@{k}": pass_at_k(n, c, k) for k in KS if k <= n},
+    }
 
 
 def problem_of(example: Example) -> Problem:

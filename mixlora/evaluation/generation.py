@@ -1,10 +1,14 @@
-"""Generated answers: left-padded batches, greedy or sampled with a seed, cut at the first stop string."""
+"""Generated answers: left-padded batches, greedy or sampled with a seed, cut at the first stop string.
+
+B rows of a batch   V vocabulary
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from mixlora.evaluation.batches import batches
 
@@ -26,19 +30,16 @@ def generate(
 ) -> list[str]:
     """The text that follows each prompt, in the order of `prompts`.
 
-    `temperature` 0 is greedy, or beam search with `beams` above 1. Sampling takes one prompt at a time and seeds the
-    generator with its entry of `seeds`, so that a sample depends neither on its batch nor on its process.
+    `temperature` 0 is greedy, or beam search with `beams` above 1. Sampling takes one of `seeds` for each prompt, and a
+    sample depends neither on its batch nor on its process.
     """
     texts = [""] * len(prompts)
-    size = batch_size if temperature == 0 else 1
     lengths = [(len(prompt) + max_new_tokens) * beams for prompt in prompts]
-    if temperature > 0:
-        how: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    else:
-        how = {"do_sample": False, "num_beams": beams}
-    for chosen in batches(lengths, size, batch_tokens):
+    device = next(model.parameters()).device
+    for chosen in batches(lengths, batch_size, batch_tokens):
+        how: dict[str, Any] = {"num_beams": beams}
         if temperature > 0:
-            torch.manual_seed(seeds[chosen[0]])
+            how = {"logits_processor": LogitsProcessorList([Draw(temperature, [seeds[i] for i in chosen], device)])}
         new = continue_batch(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens, stop, how)
         for i, text in zip(chosen, new, strict=True):
             texts[i] = cut(text, stop)
@@ -64,10 +65,27 @@ def continue_batch(
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
+        do_sample=False,
         **how,
         **stops,
     )
     return tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+
+
+class Draw(LogitsProcessor):
+    """The next token of each row, drawn by a generator of the row's own: t ~ softmax(z / temperature).
+
+    Only the drawn token keeps a finite score, so greedy search takes it.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int], device: torch.device):
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+        p_BV = (scores_BV / self.temperature).softmax(-1)
+        drawn = [torch.multinomial(p_V, 1, generator=g) for p_V, g in zip(p_BV, self.generators, strict=True)]
+        return torch.full_like(scores_BV, -torch.inf).scatter(1, torch.stack(drawn), 0.0)
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from mixlora.config.schema import Protocol as Name
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 from mixlora.evaluation import extract, harness
+from mixlora.evaluation.sandbox.scores import KS
 
 
 class Reading(Enum):
@@ -38,7 +39,7 @@ OPTION_METRICS = {
 OTHER_METRICS = {
     Answer.number: ("strict", "flexible"),
     Answer.text: ("exact_match",),
-    Answer.code: ("pass@1",),
+    Answer.code: tuple(f"pass@{k}" for k in KS),
 }
 
 Extract = Callable[[str, Sequence[str], Sequence[str]], str | None]  # (answer, labels, texts) -> label
@@ -88,7 +89,10 @@ def protocol_of(options: Eval, data: Data) -> Protocol:
 def check(config: Config) -> None:
     """Raises ConfigError where a task cannot be asked or scored as the configuration says."""
     options = config.eval
-    for key, least in (("batch_size", 1), ("batch_tokens", 1), ("max_length", 8), ("num_fewshot", 0)):
+    for key, least in (
+        ("batch_size", 1), ("batch_tokens", 1), ("max_length", 8), ("num_fewshot", 0),
+        ("num_samples", 1), ("temperature", 0),
+    ):  # fmt: skip
         value = getattr(options, key)
         if value is not None and value < least:
             raise ConfigError(f"eval.{key} must be at least {least}, got {value}")
@@ -103,6 +107,32 @@ def check(config: Config) -> None:
         known = OTHER_METRICS.get(task.answer_kind, OPTION_METRICS[Reading.likelihood])
         if task.metric not in known:
             raise ConfigError(f"task {name}: there is no metric '{task.metric}'. {suggest(task.metric, known)}")
+    check_samples(config)
+
+
+def check_samples(config: Config) -> None:
+    """Raises ConfigError where several samples of a program would be equal, are of no use, or are too few."""
+    number, mixture = config.eval.num_samples, config.tasks.mixture
+    code = {name: task for name, task in mixture.items() if task.answer_kind is Answer.code and not task.train_only}
+    for name, task in code.items():
+        least = int(task.metric.partition("@")[2])
+        if number < least:
+            raise ConfigError(
+                f"task {name}: {task.metric} needs eval.num_samples of at least {least}, got {number}. Raise it, or "
+                f"set tasks.mixture.{name}.metric=pass@1"
+            )
+    if number == 1:
+        return
+    if not code:
+        raise ConfigError(
+            f"eval.num_samples={number} is for tasks whose answer is a program, and none is scored here: "
+            f"{', '.join(mixture)}. Leave it at 1"
+        )
+    if config.eval.temperature == 0:
+        raise ConfigError(
+            f"eval.num_samples={number} with eval.temperature=0 would take the same greedy answer {number} times. "
+            "Set eval.temperature=0.8, say, or leave eval.num_samples at 1"
+        )
 
 
 def require_wording(name: str, task: Task, style: Style, key: str) -> None:

@@ -80,52 +80,43 @@ class Evaluator:
 
     def likeliest(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """The likeliest option under each normaliser."""
-        asked = [self.formatter.choices(example, **self.limits(task)) for example in examples]
-        predictions = []
-        for example, choices, nats in zip(examples, asked, self.nats(asked, label), strict=True):
+
+        def read(example: Example, choices: Sequence[Choice], nats: Sequence[float]) -> dict[str, Any]:
             lengths, tokens = [c.length for c in choices], [len(c.answer_ids) for c in choices]
             chosen = scores.choose(nats, lengths, tokens)
-            predictions.append(
-                {
-                    "id": example.id,
-                    "prompt": example.question,
-                    "options": [c.text for c in choices],
-                    "log_likelihoods": [round(n, 6) for n in nats],
-                    "lengths": lengths,
-                    "tokens": tokens,
-                    "target": example.gold,
-                    "prediction": chosen[self.protocol.metric(task)],
-                    **{name: float(choice == example.gold) for name, choice in chosen.items()},
-                    **cuts([choice.prompt for choice in choices]),
-                }
-            )
-        return predictions
+            return {
+                "lengths": lengths,
+                "tokens": tokens,
+                "target": example.gold,
+                "prediction": chosen[self.protocol.metric(task)],
+                **{name: float(choice == example.gold) for name, choice in chosen.items()},
+            }
+
+        asked = [self.formatter.choices(example, **self.limits(task)) for example in examples]
+        return self.by_likelihood(examples, asked, read, label)
 
     def label_tokens(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """The label whose last token is the likeliest next one; it need not be the label of an option."""
-        asked = [self.formatter.label_tokens(example, **self.limits(task)) for example in examples]
-        predictions = []
-        for example, choices, nats in zip(examples, asked, self.nats(asked, label), strict=True):
+
+        def read(example: Example, choices: Sequence[Choice], nats: Sequence[float]) -> dict[str, Any]:
             labels, _ = self.formatter.style.labels(example)
             chosen = choices[nats.index(max(nats))].text
             target = labels[example.gold or 0]
-            predictions.append(
-                {
-                    "id": example.id,
-                    "prompt": example.question,
-                    "options": [choice.text for choice in choices],
-                    "log_likelihoods": [round(n, 6) for n in nats],
-                    "target": target,
-                    "prediction": chosen,
-                    "acc": float(chosen == target),
-                    **cuts([choice.prompt for choice in choices]),
-                }
-            )
-        return predictions
+            return {"target": target, "prediction": chosen, "acc": float(chosen == target)}
 
-    def nats(self, asked: Sequence[Sequence[Choice]], label: str) -> list[list[float]]:
+        asked = [self.formatter.label_tokens(example, **self.limits(task)) for example in examples]
+        return self.by_likelihood(examples, asked, read, label)
+
+    def by_likelihood(
+        self,
+        examples: Sequence[Example],
+        asked: Sequence[Sequence[Choice]],
+        read: Callable[[Example, Sequence[Choice], Sequence[float]], dict[str, Any]],
+        label: str,
+    ) -> list[Prediction]:
+        """The log-likelihoods of the choices of each example, and what `read` makes of them."""
         with bar(label, len(asked)) as shown:
-            return score_choices(
+            found = score_choices(
                 self.model,
                 asked,
                 batch_size=self.options.batch_size,
@@ -133,6 +124,17 @@ class Evaluator:
                 pad_id=int(self.tokenizer.pad_token_id),
                 on_done=shown.advance,
             )
+        return [
+            {
+                "id": example.id,
+                "prompt": example.question,
+                "options": [choice.text for choice in choices],
+                "log_likelihoods": [round(n, 6) for n in nats],
+                **read(example, choices, nats),
+                **cuts([choice.prompt for choice in choices]),
+            }
+            for example, choices, nats in zip(examples, asked, found, strict=True)
+        ]
 
     def texts(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """A generated answer, read by its rule and compared with the right one."""
@@ -143,7 +145,7 @@ class Evaluator:
         }[task.answer_kind]
         target = (lambda e: e.gold) if task.answer_kind is Answer.options else (lambda e: e.answer)
         prompts = self.prompts(task, examples)
-        said = self.generated(task, examples, prompts, label)
+        said = self.generated(task, prompts, [self.sample_seed(example) for example in examples], label)
         return [
             {"id": e.id, "prompt": e.question, "target": target(e), "prediction": text}
             | compare(text, e)
@@ -163,9 +165,12 @@ class Evaluator:
         }
 
     def programs(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
-        """A generated function, run against its tests in the sandbox."""
-        prompts = self.prompts(task, examples)
-        judged = judge_code(examples, self.generated(task, examples, prompts, label))
+        """Generated functions, `num_samples` of each, run against their tests in the sandbox."""
+        prompts, number = self.prompts(task, examples), self.options.num_samples
+        repeated = [prompt for prompt in prompts for _ in range(number)]
+        seeds = [self.sample_seed(example, sample) for example in examples for sample in range(number)]
+        said = self.generated(task, repeated, seeds, label)
+        judged = judge_code(examples, [said[i : i + number] for i in range(0, len(said), number)])
         return [prediction | cuts([prompt]) for prediction, prompt in zip(judged, prompts, strict=True)]
 
     def prompts(self, task: Task, examples: Sequence[Example]) -> list[Prompt]:
@@ -173,9 +178,14 @@ class Evaluator:
         room = max(self.max_length - self.max_new_tokens(task), 1)
         return [self.formatter.prompt(example, **limits | {"max_length": room}) for example in examples]
 
-    def generated(self, task: Task, examples: Sequence[Example], prompts: Sequence[Prompt], label: str) -> list[str]:
+    def sample_seed(self, example: Example, sample: int = 0) -> int:
+        """Of one sample of one example; the first sample's is the same whatever their number."""
+        parts = (self.seed, example.id, sample) if sample else (self.seed, example.id)
+        return seed_of(*parts) % 2**63
+
+    def generated(self, task: Task, prompts: Sequence[Prompt], seeds: Sequence[int], label: str) -> list[str]:
         free = task.answer_kind is not Answer.options
-        with bar(label, len(examples)) as shown:
+        with bar(label, len(prompts)) as shown:
             return generate(
                 self.model,
                 self.tokenizer,
@@ -186,7 +196,7 @@ class Evaluator:
                 stop=self.stop(task),
                 temperature=self.options.temperature if free else 0.0,
                 beams=1 if free else self.protocol.beams,
-                seeds=[seed_of(self.seed, example.id) % 2**63 for example in examples],
+                seeds=seeds,
                 on_done=shown.advance,
             )
 
@@ -206,6 +216,7 @@ class Evaluator:
     def describe(self, task: Task) -> dict[str, Any]:
         """How this task is asked and read: all that must be equal for two scores to be comparable."""
         options, formatter = self.options, self.formatter
+        sampled = {"num_samples": options.num_samples} if task.answer_kind is Answer.code else {}
         return {
             "name": self.protocol.name.value if task.answer_kind is Answer.options else "generate",
             "backend": options.backend.value,
@@ -219,6 +230,7 @@ class Evaluator:
             "max_length": self.max_length,
             "temperature": options.temperature,
             "max_new_tokens": self.max_new_tokens(task),
+            **sampled,
         }
 
     def fingerprint(self, task: Task) -> str:
@@ -257,7 +269,12 @@ def cuts(prompts: Sequence[Prompt]) -> dict[str, int]:
 def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) -> dict[str, Any]:
     """Everything a table needs to know about one task; no model is asked."""
     metric = protocol.metric(task)
-    score = scores.mean_score([p[metric] for p in predictions])
+    found = {
+        name: scores.mean_score([p[name] for p in predictions])
+        for name in protocol.metrics(task)
+        if name in predictions[0]
+    }
+    score = found[metric]
     return {
         "metric": metric,
         "value": score.value,
@@ -265,11 +282,8 @@ def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) ->
         "n": score.n,
         "interval": list(score.interval),
         "majority": majority(task, predictions),
-        "metrics": {
-            name: scores.mean_score([p[name] for p in predictions]).value
-            for name in protocol.metrics(task)
-            if name in predictions[0]
-        },
+        "metrics": {name: one.value for name, one in found.items()},
+        "stderrs": {name: one.stderr for name, one in found.items()},
         "cut": {
             "prompts": sum(p["shots_cut"] + p["tokens_cut"] > 0 for p in predictions),
             "shots": sum(p["shots_cut"] for p in predictions),

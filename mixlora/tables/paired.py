@@ -22,13 +22,17 @@ RESAMPLES, SEED = 10_000, 0
 
 @dataclass(frozen=True)
 class Paired:
-    """One task. `won` are the examples on which B is better than A; `p_holm` is corrected over all tasks."""
+    """One task. `won` are the examples on which B is better than A; `p_holm` is corrected over all tasks.
+
+    `differ` is the share of examples to which the runs give another prediction, right or wrong.
+    """
 
     task: str
     metric: str
     a: float
     b: float
     n: int
+    differ: float
     won: tuple[str, ...]
     lost: tuple[str, ...]
     test: str
@@ -111,11 +115,19 @@ def compare_task(name: str, metric: str, folders: Sequence[Path], numbers: Seque
         "a": float(values[0].mean()),
         "b": float(values[1].mean()),
         "n": len(a),
+        "differ": sum(said(a[i], metric) != said(b[i], metric) for i in a) / len(a),
         "won": won,
         "lost": lost,
         "test": "McNemar" if binary else "bootstrap",
         "p": mcnemar(len(won), len(lost)) if binary else bootstrap(change),
     }
+
+
+def said(row: Mapping[str, Any], metric: str) -> Any:
+    """The replies of all samples, or the prediction; of a row that keeps neither (the harness's), its score."""
+    if "samples" in row:
+        return [sample["reply"] for sample in row["samples"]]
+    return row.get("prediction", row[metric])
 
 
 def mcnemar(won: int, lost: int) -> float:

@@ -157,9 +157,10 @@ def example(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
         "question": question if len(question) <= LONGEST else f"… {question[-LONGEST:]}",
         "right": row[metric] == 1,
     }
-    if "options" in row:
+    if "log_likelihoods" in row:
+        target, chosen = row["target"], row.get("prediction")  # places of options, or label texts
         lines = [
-            {"text": text, "score": score, "target": i == row["target"], "chosen": i == row["prediction"]}
+            {"text": text, "score": score, "target": target in (i, text), "chosen": chosen in (i, text)}
             for i, (text, score) in enumerate(zip(row["options"], row["log_likelihoods"], strict=True))
         ]
         return shown | {"options": lines}

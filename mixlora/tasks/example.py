@@ -11,11 +11,12 @@ Filled = Callable[[Mapping[str, Any]], str]  # a template
 
 @dataclass(frozen=True)
 class Worded:
-    """A task's wording for one style, its templates read."""
+    """A task's wording for one style, its templates and patterns read."""
 
     keys: Wording
     question: Filled | None
     option: Filled | None
+    clean: Callable[[str], str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,11 @@
 """From the rows of a table to examples: strict, so that what is wrong with a row is said before anything is trained."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixlora.config.schema import Answer, BadRow, Options, Style, Task
+from mixlora.config.schema import Answer, BadRow, Options, Replacement, Style, Task
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks.code import function_under_test, newlines
@@ -14,6 +15,7 @@ from mixlora.tasks.template import BadField, Template, columns, template, text_a
 
 PUBLISHED = tuple(style.value for style in (Style.llm_adapters, Style.moe_peft, Style.lm_eval))
 MOST_BAD = 0.01  # of the rows may be skipped
+NUMBER = re.compile(r"\b\d")
 # (texts, labels) of a row's options; the answer names one of the labels.
 OptionReader = Callable[[Mapping[str, Any]], tuple[list[str], Sequence[Any]]]
 
@@ -38,6 +40,8 @@ def examples(
         ConfigError: the task's own keys cannot be.
     """
     reader = Reader.of(task)
+    if not table.rows:
+        raise DataError(f"task {task.name}: {table.origin} has no row. Give it some, or take the task out")
     require_columns(reader.columns, table)
     found, bad, seen = [], [], 0
     for number, row in zip(table.numbers, table.rows, strict=True):
@@ -56,7 +60,7 @@ def examples(
             f"{table.origin}: {len(bad)} of {seen} rows are bad, more than {MOST_BAD:.0%}; the first: {bad[0]}"
         )
     if not found:
-        raise DataError(f"{table.origin} has no row{' where ' + str(task.where) if task.where else ''}")
+        raise DataError(f"task {task.name}: {table.origin} has no row where {task.where}. Mend `where` or the file")
     return found, bad
 
 
@@ -85,8 +89,9 @@ class Reader:
     def __call__(self, row: Mapping[str, Any], id: str) -> Example:
         """Raises BadField."""
         task, question = self.task, self.question(row).lstrip("\n")  # a template may begin with an empty column
-        if not question.strip():
-            raise BadField(self.question.paths[0] if self.question.paths else "question", "is empty")
+        asked = (self.identity or self.question).paths
+        if asked and not any(text_at(row, path).strip() for path in asked):
+            raise BadField(", ".join(asked), "is empty")
         identity = self.identity(row) if self.identity else ""
         if self.options is not None:
             texts, labels, gold = self.choice(row)
@@ -129,6 +134,9 @@ class Reader:
             raise BadField(name, "is empty")
         if contains and contains not in text:
             raise BadField(name, f"has no {contains!r}")
+        end = text.partition(contains)[2] if contains else text
+        if self.task.answer_kind is Answer.number and not NUMBER.search(end):
+            raise BadField(name, f"has no number{f' after {contains!r}' if contains else ''}")
         return newlines(text) if self.task.answer_kind is Answer.code else text
 
     def program(self, row: Mapping[str, Any], answer: str) -> dict[str, Any]:
@@ -142,14 +150,37 @@ class Reader:
 
 
 def worded(task: Task) -> dict[str, Worded]:
-    """The task's wordings with their templates read."""
+    """The task's wordings with their templates and patterns read."""
     found = {}
     for style, keys in task.wordings.items():
         place = f"task {task.name}: wordings.{style}"
         question = template(keys.question, f"{place}.question") if keys.question is not None else None
         option = template(keys.option, f"{place}.option") if keys.option is not None else None
-        found[style] = Worded(keys, question, option)
+        found[style] = Worded(keys, question, option, cleaner(keys.clean, f"{place}.clean"))
     return found
+
+
+def cleaner(replacements: Sequence[Replacement], key: str) -> Callable[[str], str]:
+    """A text with all replacements made, in their order.
+
+    Raises:
+        ConfigError: a pattern that is no regular expression, or names a group that it does not have.
+    """
+    steps = []
+    for number, step in enumerate(replacements):
+        try:
+            pattern = re.compile(step.pattern)
+            pattern.sub(step.by, "")
+        except (re.error, IndexError) as error:
+            raise ConfigError(f"{key}[{number}]: {step.pattern!r} by {step.by!r}: {error}") from None
+        steps.append((pattern, step.by))
+
+    def clean(text: str) -> str:
+        for pattern, by in steps:
+            text = pattern.sub(by, text)
+        return text
+
+    return clean
 
 
 def option_reader(options: Options, task: Task) -> OptionReader:

@@ -101,10 +101,11 @@ class Published(Cloze):
             question = worded.question(example.row or {}) if worded.question else example.question
         except BadField as error:
             raise DataError(f"{example.id}, field '{error.field}': {error.reason}") from None
+        question = worded.clean(question)
         if worded.option is None:
             listed = ""
         else:
-            rows = enumerate(zip(labels, example.options, strict=True), start=1)
+            rows = enumerate(zip(labels, map(worded.clean, example.options), strict=True), start=1)
             listed = worded.keys.between.join(worded.option({"number": n, "label": b, "text": t}) for n, (b, t) in rows)
         return question + listed + worded.keys.end.replace("{labels}", "/".join(labels))
 
@@ -124,10 +125,11 @@ class Harness(Published):
 
     def option_turns(self, example: Example) -> list[Turn]:
         text, keys = self.text(example), self.worded(example).keys
+        options = map(self.worded(example).clean, example.options)
         if keys.blank is None:
-            return [Turn(text, keys.cue, option, len(option)) for option in example.options]
+            return [Turn(text, keys.cue, option, len(option)) for option in options]
         before, _, after = text.partition(keys.blank)
-        return [Turn(before + o, "", after.strip(), len(before + o)) for o in example.options]
+        return [Turn(before + o, "", after.strip(), len(before + o)) for o in options]
 
 
 class LlmAdapters(Published):

@@ -56,11 +56,26 @@ def read_parquet(path: Path, task: Task | None = None) -> Table:
     try:
         names = pq.read_schema(path).names
         wanted = {p if p in names else p.split(".")[0] for p in columns(task)} if task and not task.tests else names
-        rows = pq.read_table(path, columns=[name for name in names if name in wanted]).to_pylist()
+        found = pq.read_table(path, columns=[name for name in names if name in wanted])
+        rows = found.to_pylist()
+    except UnicodeDecodeError as error:
+        row, name = first_undecodable(found)
+        raise DataError(f"{path}, row {row}, field '{name}': is not UTF-8 ({error.reason}). Mend the file") from None
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} cannot be read as parquet: {reason} Copy it again from where it came") from None
     return Table(rows=rows, sha256=digest, columns=frozenset(names), origin=str(path))
+
+
+def first_undecodable(table: Any) -> tuple[int, str]:
+    """(row, column) of the first value of an Arrow table that is no UTF-8."""
+    for row in range(table.num_rows):
+        for name in table.column_names:
+            try:
+                table.column(name)[row].as_py()
+            except UnicodeDecodeError:
+                return row, name
+    raise AssertionError("every value can be decoded")
 
 
 def file_sha256(path: Path) -> str:

@@ -1,19 +1,23 @@
 """Templates over the columns of a row: "{context} {question}", "{choices.text}", "{test_list.0}".
 
 Only names of columns and, behind dots, keys of mappings and places in lists: no attributes, no conversions, no formats.
-What a row holds is never read as a template. `{{` and `}}` are braces.
+A filter may follow: "{text|capitalize}" is the text with a capital at its beginning and small letters after it, as
+Python and Jinja know it. What a row holds is never read as a template. `{{` and `}}` are braces.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mixlora.config.schema import Options, Task
+from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 
 PIECE = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|([{}])")
-NAME = re.compile(r"[^\s.!:\[\]{}][^!:\[\]{}]*")
+NAME = re.compile(r"[^\s.!:|\[\]{}][^!:|\[\]{}]*")
+FILTERS: dict[str, Callable[[str], str]] = {"capitalize": str.capitalize}
 
 
 class BadField(Exception):
@@ -26,16 +30,17 @@ class BadField(Exception):
 
 @dataclass(frozen=True)
 class Template:
-    """Literal texts with a column's path after each but the last."""
+    """Literal texts with a column's path, and what is done to its text, after each but the last."""
 
     literals: tuple[str, ...]
     paths: tuple[str, ...]
+    filters: tuple[str, ...]
 
     def __call__(self, row: Mapping[str, Any]) -> str:
         """Fill in `row`. Raises BadField: a missing column, a null, or something that is no text."""
         parts = [self.literals[0]]
-        for path, literal in zip(self.paths, self.literals[1:], strict=True):
-            parts += (text_at(row, path), literal)
+        for path, filter_name, literal in zip(self.paths, self.filters, self.literals[1:], strict=True):
+            parts += (FILTERS.get(filter_name, str)(text_at(row, path)), literal)
         return "".join(parts)
 
 
@@ -43,22 +48,26 @@ def template(text: str, key: str) -> Template:
     """Read the template `text` that stands under the config key `key`.
 
     Raises:
-        ConfigError: a brace without its partner, or a field that is more than a name.
+        ConfigError: a brace without its partner, a field that is more than a name, or an unknown filter.
     """
-    literals, paths, literal, end = [], [], "", 0
+    literals, paths, filters, literal, end = [], [], [], "", 0
     for piece in PIECE.finditer(text):
         literal += text[end : piece.start()]
         end = piece.end()
-        brace, path, stray = piece.groups()
+        brace, field, stray = piece.groups()
+        path, bar, filter_name = (field or "").partition("|")
         if brace:
             literal += brace[0]
         elif stray or not NAME.fullmatch(path):
             raise ConfigError(f"{key}: '{piece[0]}' is not a column in braces. Write {{column}}, and {{{{ for a brace")
+        elif bar and filter_name not in FILTERS:
+            raise ConfigError(f"{key}: '{piece[0]}' has no known filter. {suggest(filter_name, FILTERS)}")
         else:
             literals.append(literal)
             paths.append(path)
+            filters.append(filter_name)
             literal = ""
-    return Template((*literals, literal + text[end:]), tuple(paths))
+    return Template((*literals, literal + text[end:]), tuple(paths), tuple(filters))
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
@@ -86,6 +95,8 @@ def text_of(value: Any, path: str) -> str:
         return whole(value, path)
     if value is None:
         raise BadField(path, "is null")
+    if isinstance(value, float) and math.isnan(value):
+        raise BadField(path, "is NaN")
     if isinstance(value, (bool, int, float)):
         return str(value)
     if isinstance(value, (list, tuple)):

@@ -6,6 +6,8 @@ pass@k = 1 - C(n - c, k) / C(n, k)      n samples of a problem, c of them right 
 import math
 from collections.abc import Iterable, Sequence
 
+KS = (1, 10, 100)  # that the field reports
+
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The unbiased estimator for one problem. Raises ValueError unless 0 <= c <= n and 1 <= k <= n."""
