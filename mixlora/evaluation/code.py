@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixlora.evaluation.sandbox import Problem, Sandbox, Verdict, completion_of, pass_at_k
+from mixlora.evaluation.sandbox.problem import standing
 from mixlora.evaluation.sandbox.scores import KS
 from mixlora.tasks.example import Example
 
@@ -40,4 +41,12 @@ def prediction(
 
 
 def problem_of(example: Example) -> Problem:
-    return Problem(task_id=example.id, prompt=example.question, tests=example.tests, entry_point=example.entry_point)
+    """What an answer may go on from stands before it, and runs beside the tests, which may call its helpers."""
+    return Problem(
+        task_id=example.id,
+        prompt=example.question,
+        tests=example.tests,
+        entry_point=example.entry_point,
+        prefix=example.prefix,
+        context=standing(example.prefix),
+    )

@@ -28,7 +28,7 @@ from mixlora.tasks.mixture import seed_of
 from mixlora.tasks.prompts import Choice, Formatter, Prompt
 
 # Raised by one whenever the same predictions would get another score.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Prediction = dict[str, Any]
 

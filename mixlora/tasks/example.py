@@ -24,8 +24,8 @@ class Example:
     """One question with its answer.
 
     `answer` is what training teaches: the text of the right option, the reasoning that ends in the number, the body of
-    the function. `options` is empty for generated answers. `tests` and `entry_point` are for code only. `row` is kept
-    for code (a sandbox makes its problem from it) and where `wordings` word it in other ways.
+    the function. `options` is empty for generated answers. `tests`, `entry_point` and `prefix` are for code only. `row`
+    is kept for code and where `wordings` word it in other ways.
     """
 
     id: str  # "<task>/<split>/<row>"
@@ -39,5 +39,6 @@ class Example:
     cue: str = "\nAnswer:"  # what follows the question where there is no chat template
     tests: str = ""
     entry_point: str = ""
+    prefix: str = ""  # code that the answer may go on from
     row: Mapping[str, Any] | None = None
     wordings: Mapping[str, Worded] = field(default_factory=dict)  # of the task, one mapping for all its rows

@@ -74,6 +74,7 @@ class Reader:
     tests: Template | None
     columns: frozenset[str]
     identity: Template | None = None
+    prefix: Template | None = None
     wordings: Mapping[str, Worded] = field(default_factory=dict)
 
     @classmethod
@@ -84,7 +85,8 @@ class Reader:
         tests = template(task.tests, f"task {task.name}: tests") if task.tests else None
         options = option_reader(task.options, task) if task.options else None
         identity = template(task.identity, f"task {task.name}: identity") if task.identity else None
-        return cls(task, question, options, tests, columns(task), identity, worded(task))
+        prefix = template(task.prefix, f"task {task.name}: prefix") if task.prefix else None
+        return cls(task, question, options, tests, columns(task), identity, prefix, worded(task))
 
     def __call__(self, row: Mapping[str, Any], id: str) -> Example:
         """Raises BadField."""
@@ -146,7 +148,8 @@ class Reader:
         entry_point = text_at(row, name) if name else function_under_test(answer, tests)
         if not entry_point:
             raise BadField(self.task.answer, "defines no function that the tests call")
-        return {"tests": tests, "entry_point": entry_point, "row": row}
+        prefix = newlines(self.prefix(row)) if self.prefix else ""
+        return {"tests": tests, "entry_point": entry_point, "prefix": prefix, "row": row}
 
 
 def worded(task: Task) -> dict[str, Worded]:
