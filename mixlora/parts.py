@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mixlora import tasks
 from mixlora.config import load as configs
-from mixlora.config.schema import Config
+from mixlora.config.schema import Answer, Config
 from mixlora.console import say
+from mixlora.evaluation import sandbox
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.tasks import fewshot
@@ -123,6 +124,14 @@ class Parts:
     def rows(self, first: int, number: int) -> list[Row]:
         drawn = self.plan.draws(first, number)
         return [self.row(name, self.trained[name].train[index]) for name, index in drawn]
+
+    def runnable(self, data: tasks.TaskData) -> bool:
+        return data.task.answer_kind is not Answer.code or self.config.eval.allow_code_execution
+
+    def require_sandbox(self) -> None:
+        """Raise a SandboxError where programs are to be run and none holds: before the model is loaded."""
+        if any(data.task.answer_kind is Answer.code and self.runnable(data) for data in self.evaluated.values()):
+            sandbox.require()
 
     def tell_notes(self) -> None:
         """What the user should know about the data before anything is trained or scored."""

@@ -25,6 +25,7 @@ def reevaluate(config: Config, run: str | None) -> Path:
     check(config)
     parts = Parts(config)
     parts.tell_notes()
+    parts.require_sandbox()
     loaded = base.load(config.model, device=parts.accelerator.device)
     if run is not None:
         files.load(Path(run) / "adapter", attach(loaded.model, config.method, config.model))

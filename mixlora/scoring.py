@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlora import ranks, tasks
+from mixlora import ranks
 from mixlora.config import load as configs
 from mixlora.console import say
 from mixlora.evaluation.routing import expert_loads
@@ -45,7 +45,7 @@ class Scoring:
         found = {}
         for name, data in self.parts.evaluated.items():
             examples = data.validation[: self.config.train.eval_limit]
-            if examples and self.runnable(data):
+            if examples and self.parts.runnable(data):
                 self.at(f"step {step}, validate {name}")
                 predictions = self.evaluator(data.task, examples, f"validate {name}")
                 found[name] = result(data.task, predictions, self.evaluator.protocol)["value"]
@@ -84,7 +84,7 @@ class Scoring:
         """Score every task into `folder`: predictions/TASK.jsonl and results.json."""
         results: dict[str, Any] = {}
         for name, data in self.parts.evaluated.items():
-            if not self.runnable(data):
+            if not self.parts.runnable(data):
                 reason = "generated code is run only with eval.allow_code_execution=true"
                 results[name] = {"metric": data.task.metric, "value": None, "n": 0, "reason": reason}
                 continue
@@ -103,9 +103,6 @@ class Scoring:
         reach("results.write")
         if self.main:
             write_json(folder / "results.json", results)
-
-    def runnable(self, data: tasks.TaskData) -> bool:
-        return data.task.answer_kind.value != "code" or self.config.eval.allow_code_execution
 
     def routing(self) -> dict[str, Any]:
         rows = {

@@ -650,6 +650,17 @@ def test_without_bubblewrap_nothing_runs(monkeypatch):
         require()
 
 
+def test_a_run_says_so_before_it_loads_the_model_or_writes_anything(tmp_path):
+    line = [sys.executable, "-m", "mixlora.train", "method=lora", "tasks=humaneval", "model=tiny", "data.source=sample"]
+    line += ["eval.allow_code_execution=true", "eval.before=false", "train.max_steps=1", "output_root=runs"]
+    env = {"PATH": "/nowhere", "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert "apt-get install bubblewrap" in done.stderr
+    assert "Loading" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("script", ["echo 'No permissions to create new namespace' >&2; exit 1", "exit 1"])
 def test_where_namespaces_are_forbidden_the_remedy_is_named(monkeypatch, tmp_path, script):
     fake = tmp_path / "bwrap"
