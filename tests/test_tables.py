@@ -5,16 +5,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from invented_runs import right, write_run
 
 from mixlora.errors import ConfigError
-from mixlora.records import write_json
+from mixlora.records import read_json, read_text, write_json
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, show, table
 from mixlora.tables.recipe import Group, Point
-from mixlora.tables.study import Study, log_path
+from mixlora.tables.study import MISSING, Study, log_path
 
 HERE = Path(__file__).parent
 RECIPE, EXPECTED = HERE / "recipes" / "marks", HERE / "recipes" / "marks" / "expected"
@@ -48,7 +49,7 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
-def study_in(folder: Path, **options: bool) -> Study:
+def study_in(folder: Path, **options: Any) -> Study:
     return Study(recipes.load(str(RECIPE)), RECIPE, str(folder), **options)
 
 
@@ -142,12 +143,57 @@ def test_the_bytes_are_the_stored_ones_and_the_same_twice(root, made, kind):
     assert text == (EXPECTED / f"table.{kind}").read_text(encoding="utf-8")
 
 
-def test_kept_records_make_the_same_table(root, made, tmp_path):
-    show.keep_records(study_in(root, include_dirty=True), tmp_path / "records")
-    again = table.build(study_in(tmp_path / "records"))
-    for method in ("lora", "mole", "mola", "smora"):
-        assert cell(again, method) == cell(made, method)
-    assert not list((tmp_path / "records").rglob("*.jsonl"))
+def test_kept_records_make_the_same_table_byte_for_byte(root, tmp_path):
+    show.keep_records(study_in(root), tmp_path / "runs")
+    again = table.build(study_in(tmp_path / "runs"))
+    for kind, text in render.FORMATS.items():
+        assert text(again) == (EXPECTED / f"table.{kind}").read_text(encoding="utf-8")
+    assert not list((tmp_path / "runs").rglob("*.jsonl"))
+    assert sum(path.stat().st_size for path in (tmp_path / "runs").rglob("*") if path.is_file()) < 200_000
+
+
+def test_kept_records_are_found_by_what_was_asked_for_wherever_the_data_lay(tmp_path):
+    runs, kept = tmp_path / "runs", tmp_path / "kept"
+    made_with = study_in(runs, overrides=["data.source=/elsewhere/hub"])
+    write_run(made_with, points("lora")[0], {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 1.0]})
+    show.keep_records(made_with, kept)
+    found = study_in(kept)
+    assert found.run(points("lora")[0]).scored("arc_easy")
+    assert "laid over the recipe: data.source=hub" in render.markdown(table.build(found))
+    index = read_json(kept / "kept.json")
+    moved = kept / index["runs"][0]["folder"]
+    moved.rename(kept / "any-name")  # as if a later key of the configuration had changed every hash
+    index["runs"][0]["folder"] = "any-name"
+    write_json(kept / "kept.json", index)
+    assert study_in(kept).run(points("lora")[0]).scored("arc_easy")
+    changed = study_in(kept)
+    changed.recipe.protocol = ["train.max_steps=99"]
+    assert changed.run(points("lora")[0]).state == MISSING
+
+
+def test_kept_records_name_no_place_of_the_machine(tmp_path):
+    source, runs = "/elsewhere/hub", tmp_path / "runs"
+    study = study_in(runs, overrides=[f"data.source={source}"])
+    command = f"python -m mixlora.train --config-dir={tmp_path} method=lora data.source={source} output_root={runs}"
+    notes = [f"task arc: there is no {source}/arc/train.parquet"]
+    scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 1.0]}
+    write_run(study, points("lora")[0], scores, command=command, notes=notes)
+    failed = log_path(study.run(points("mole")[0]).folder).with_suffix(".json")
+    write_json(failed, {"status": 3, "message": f"there is no {source}"})
+    study.forget()
+    show.keep_records(study, tmp_path / "kept")
+    for path in (tmp_path / "kept").rglob("*"):
+        if path.is_file():
+            assert not re.search(rf"/elsewhere|{re.escape(str(tmp_path))}", read_text(path_of(path))), path
+    record = read_json(tmp_path / "kept" / study.run(points("lora")[0]).folder.name / "run.json")
+    assert record["command"].endswith("method=lora data.source=hub output_root=runs")
+    assert "mole · seed 0: failed, exit status 3: there is no hub" in render.markdown(
+        table.build(study_in(tmp_path / "kept"))
+    )
+
+
+def path_of(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix == ".gz" else path
 
 
 def test_the_rate_is_chosen_on_validation_with_the_first_seed(tmp_path):

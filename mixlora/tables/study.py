@@ -7,7 +7,6 @@ point's folder is found by composing its configuration through the door of train
 import contextlib
 import dataclasses
 import functools
-import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -25,9 +25,11 @@ from mixlora.config import cli, explain
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.errors import ConfigError
-from mixlora.records import read_json, read_lines
+from mixlora.records import is_there, read_json, read_lines
 from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Group, Point, Recipe
+
+INDEX = "kept.json"  # in a folder of kept records: which run lies where, and what the study was run with
 
 # How far a point got; the words are what the table shows.
 MISSING, FAILED, UNFINISHED, DIRTY, OTHER, DONE = "not run", "failed", "unfinished", "dirty", "other data", "done"
@@ -55,15 +57,15 @@ class Run:
 
     def predictions(self, task: str) -> list[dict[str, Any]]:
         """One record an example; empty where the file is not there."""
-        path = self.folder / "predictions" / f"{task}.jsonl"
-        packed = path.with_name(path.name + ".gz")
-        if packed.is_file():
-            return [json.loads(line) for line in gzip.decompress(packed.read_bytes()).decode().splitlines()]
-        return read_lines(path)
+        return read_lines(self.folder / "predictions" / f"{task}.jsonl")
 
 
 class Study:
     """A recipe and its runs under one output root.
+
+    Where the root holds kept records (kept.json), a run is found by the overrides that it was made with, so that
+    neither the place of the data nor a key that was added later hides it; without overrides of its own the study takes
+    those of the records.
 
     Args:
         overrides: laid over every point, after the recipe's own: another source of the data, fewer steps.
@@ -80,7 +82,9 @@ class Study:
         include_dirty: bool = False,
     ) -> None:
         self.recipe, self.folder, self.root = recipe, folder, Path(output_root)
-        self.overrides = list(overrides)
+        kept = self.root / INDEX
+        self.kept: dict[str, Any] = read_json(kept) if kept.is_file() else {"overrides": [], "runs": []}
+        self.overrides = list(overrides) or list(self.kept["overrides"])
         self.include_dirty = include_dirty
         recipes.check_overrides(dataclasses.replace(recipe, protocol=self.overrides))
 
@@ -149,8 +153,14 @@ class Study:
     def run(self, point: Point) -> Run:
         """What stands in the folder of one point, before it is compared with the others."""
         if point not in self.read:
-            self.read[point] = read_run(point, configs.run_folder(self.config(point)), self.include_dirty)
+            self.read[point] = read_run(point, self.run_folder(point), self.include_dirty)
         return self.read[point]
+
+    def run_folder(self, point: Point) -> Path:
+        """Among the kept records, or else by the hash of the configuration."""
+        overrides = self.point_overrides(point)
+        kept = next((entry["folder"] for entry in self.kept["runs"] if entry["overrides"] == overrides), None)
+        return configs.run_folder(self.config(point)) if kept is None else self.root / kept
 
     @cached_property
     def read(self) -> dict[Point, Run]:
@@ -229,6 +239,15 @@ def outside_hydra() -> Iterator[None]:
         yield
     finally:
         here.hydra = before
+
+
+def optional(path: Path) -> Any:
+    return read_json(path) if is_there(path) else {}
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
