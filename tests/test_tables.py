@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from invented_runs import right, write_run
 
 from mixlora.errors import ConfigError
@@ -111,16 +112,62 @@ def test_anything_else_that_differs_is_left_out_as_well(tmp_path, changes):
     assert cell(table.build(study), "mole").empty == "other data"
 
 
-def test_pins_win_over_the_majority(tmp_path):
-    study = study_in(tmp_path)
-    study.recipe.pins.data = {"arc_easy": {"test": "pinned"}}
+HASHED = {"task_data": {"test": "a" * 64}, "task_prompts": "b" * 64, "weights_sha256": "c" * 64}
+PINNED = {
+    "data": {"arc_easy": {"test": "a" * 64}, "arc_challenge": {"test": "a" * 64}},
+    "prompts": {"tiny": {"arc_easy": "b" * 64, "arc_challenge": "b" * 64}},
+    "weights": {"tiny": "c" * 64},
+    "protocol_version": 1,
+}
+
+
+def pinned(folder: Path, pins: dict[str, Any]) -> Study:
+    """A copy of the recipe that pins, over the runs in `folder`."""
+    place = folder / "pinned"
+    place.mkdir(exist_ok=True)
+    (place / "recipe.yaml").write_text((RECIPE / "recipe.yaml").read_text() + yaml.safe_dump({"pins": pins}))
+    return Study(recipes.load(str(place)), place, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"task_data": {"test": "d" * 64}}, "data"),
+        ({"task_prompts": "d" * 64}, "prompts"),
+        ({"weights_sha256": "d" * 64}, "weights"),
+        ({"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}}, "protocol version"),
+    ],
+)
+def test_what_differs_from_a_pin_is_left_out_even_where_most_runs_do(tmp_path, changes, says):
+    study = pinned(tmp_path, PINNED)
     scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}
-    write_run(study, points("lora")[0], scores)
-    write_run(study, points("lora")[1], scores)
-    write_run(study, points("mole")[0], scores, task_data={"test": "pinned"})
+    for point in points("lora")[:2]:
+        write_run(study, point, scores, **HASHED | changes)
+    assert cell(table.build(study), "lora").empty == "other data"  # even where no run fits
+    write_run(study, points("mole")[0], scores, **HASHED)
+    study.forget()
     made = table.build(study)
-    assert cell(made, "lora").empty == "other data"
     assert cell(made, "mole").values == [0.5]
+    assert cell(made, "lora").empty == "other data"
+    assert f"lora · seed 0, arc_easy: left out, {says} " in render.markdown(made)
+
+
+def test_the_pins_of_finished_runs_are_printed_for_pasting_and_fit(tmp_path, capsys):
+    study = study_in(tmp_path)
+    with pytest.raises(ConfigError, match="has no finished run"):
+        show.print_pins(study)
+    scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}
+    for point in points("lora"):
+        write_run(study, point, scores, **HASHED)
+    write_run(study, points("mole")[0], scores, **HASHED | {"task_prompts": "d" * 64})
+    study.forget()
+    show.print_pins(study)
+    text = capsys.readouterr().out
+    assert "# tiny · arc · mole · seed 0, arc_easy: left out, prompts" in text
+    assert yaml.safe_load(text) == {"pins": PINNED}
+    again = table.build(pinned(tmp_path, yaml.safe_load(text)["pins"]))
+    assert len(cell(again, "lora").values) == 3
+    assert cell(again, "mole").empty == "other data"
 
 
 def test_dirty_runs_are_taken_in_when_asked_and_marked(root):

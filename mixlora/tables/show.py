@@ -1,8 +1,11 @@
 """What `python -m mixlora.table` does: read the runs of a recipe, print its table, write it as asked for."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import yaml
 
 from mixlora.config.typed import suggest
 from mixlora.console import say
@@ -10,10 +13,11 @@ from mixlora.errors import ConfigError
 from mixlora.records import is_there, read_text, write_packed, write_text
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
-from mixlora.tables.study import INDEX, MISSING, Run, Study, config_of, log_path
+from mixlora.tables.study import INDEX, MISSING, Run, Study, config_of, log_path, pins
 
 # What stays of a prediction in kept records: all that a score can be computed from again.
 DROPPED = ("prompt", "options")
+PINS = "pins"  # not a format of the table: what its runs would be pinned to
 KEPT = ("config.yaml", "run.json", "results.json", "before/results.json")
 PACKED = ("metrics.jsonl", "routing.json")
 PLACES = {"output_root": "runs", "run_dir": "run"}  # key of the configuration -> what its path is called in records
@@ -29,7 +33,7 @@ def formats(asked: str) -> list[str]:
     if asked == "all":
         return list(render.FORMATS)
     if asked not in render.FORMATS:
-        raise ConfigError(f"format={asked} is not a format. {suggest(asked, [*render.FORMATS, 'all'])}")
+        raise ConfigError(f"format={asked} is not a format. {suggest(asked, [*render.FORMATS, 'all', PINS])}")
     return [asked]
 
 
@@ -44,6 +48,22 @@ def show(study: Study, asked: str, to: Path | None) -> table.Table:
         write_text(path, render.FORMATS[kind](made))
         say(f"Wrote {path}")
     return made
+
+
+def print_pins(study: Study) -> None:
+    """The `pins` of a recipe as its finished runs would have them, for pasting. A run that is left out is named.
+
+    Raises:
+        ConfigError: there is no finished run.
+    """
+    runs = [run for runs in study.final.values() for run in runs]
+    found = pins(runs, study.recipe)
+    if not found.data:
+        raise ConfigError(f"recipe {study.recipe.name} has no finished run in {study.root}. Run it first")
+    for run in runs:
+        for task, why in run.others.items():
+            say(f"# {run.point}, {task}: left out, {why}")
+    say(yaml.safe_dump({"pins": dataclasses.asdict(found)}, sort_keys=False, width=120).rstrip())
 
 
 def report(study: Study, made: table.Table, to: Path | None, plots: str | None) -> None:

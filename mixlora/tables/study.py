@@ -27,7 +27,7 @@ from mixlora.config.schema import Config
 from mixlora.errors import ConfigError
 from mixlora.records import is_there, read_json, read_lines
 from mixlora.tables import recipe as recipes
-from mixlora.tables.recipe import Group, Point, Recipe
+from mixlora.tables.recipe import Group, Pins, Point, Recipe
 
 INDEX = "kept.json"  # in a folder of kept records: which run lies where, and what the study was run with
 
@@ -286,7 +286,36 @@ def validation_score(folder: Path, best: bool) -> float | None:
 
 # ---- may these runs stand in one table?
 
-PARTS = ("data", "metric", "n", "protocol")  # of a task's result: the same in all runs
+
+@dataclass(frozen=True)
+class Part:
+    """Something that all runs of a task must share, or all those of one base model."""
+
+    name: str
+    of: Callable[[Run], Any]
+    pin: Any = None
+    model: str | None = None
+
+
+def parts(task: str, recipe: Recipe) -> list[Part]:
+    """Pins come first: a run that they leave out has no say in the rest."""
+    pins = recipe.pins
+    found = [
+        Part(
+            "protocol version",
+            lambda run: (run.results[task].get("protocol") or {}).get("version"),
+            pins.protocol_version,
+        ),
+        Part("data", lambda run: run.results[task].get("data"), pins.data.get(task)),
+        Part("metric", lambda run: run.results[task].get("metric")),
+        Part("n", lambda run: run.results[task].get("n")),
+        Part("protocol", lambda run: run.results[task].get("protocol")),
+    ]
+    for model in recipe.models:
+        prompts = pins.prompts.get(model, {}).get(task)
+        found.append(Part("prompts", lambda run: run.results[task].get("prompts"), prompts, model))
+        found.append(Part("weights", lambda run: run.record.get("weights_sha256"), pins.weights.get(model), model))
+    return sorted(found, key=lambda part: part.pin is None)
 
 
 def compare(runs: Sequence[Run], recipe: Recipe) -> None:
@@ -297,16 +326,9 @@ def compare(runs: Sequence[Run], recipe: Recipe) -> None:
     for run in runs:
         run.others = {}
     for task in recipe.table.columns:
-        scored = [run for run in runs if run.scored(task)]
-        for part in PARTS:
-            pin = recipe.pins.data.get(task) if part == "data" else None
-            keep(task, part, [(run, run.results[task].get(part)) for run in scored], pin)
-        for model in recipe.models:
-            of = [run for run in scored if run.point.group.model == model]
-            prompts = [(run, run.results[task].get("prompts")) for run in of]
-            keep(task, "prompts", prompts, recipe.pins.prompts.get(model))
-            weights = [(run, run.record.get("weights_sha256")) for run in of]
-            keep(task, "weights", weights, recipe.pins.weights.get(model))
+        for part in parts(task, recipe):
+            mine = [run for run in runs if run.scored(task) and part.model in (None, run.point.group.model)]
+            keep(task, part.name, [(run, part.of(run)) for run in mine], part.pin)
 
 
 def keep(task: str, part: str, values: Sequence[tuple[Run, Any]], pin: Any) -> None:
@@ -319,6 +341,19 @@ def keep(task: str, part: str, values: Sequence[tuple[Run, Any]], pin: Any) -> N
     for run, text in spelled:
         if text != wanted:
             run.others.setdefault(task, f"{part} {short(text)} instead of {short(wanted)}")
+
+
+def pins(runs: Sequence[Run], recipe: Recipe) -> Pins:
+    """What the runs of a table were made with, to be pinned: of each task, and of each model."""
+    made = Pins()
+    for task in recipe.table.columns:
+        for run in (run for run in runs if run.scored(task)):
+            model, result = run.point.group.model, run.results[task]
+            made.data[task] = result["data"]
+            made.prompts.setdefault(model, {})[task] = result["prompts"]
+            made.weights[model] = run.record["weights_sha256"]
+            made.protocol_version = result["protocol"]["version"]
+    return made
 
 
 def short(spelled: str) -> str:
