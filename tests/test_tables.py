@@ -291,8 +291,30 @@ def test_every_row_of_the_latex_has_as_many_cells_as_the_table_has_columns(made)
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)")
-def test_the_latex_compiles(made, tmp_path):
-    text = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\\end{document}\n"
-    (tmp_path / "t.tex").write_text(text % render.latex(made))
-    done = subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
+class TestLatexCompiles:
+    def compiled(self, folder: Path, made: table.Table) -> None:
+        text = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n%s\\end{document}\n"
+        (folder / "t.tex").write_text(text % render.latex(made))
+        line = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+        done = subprocess.run(line, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert "Missing character" not in done.stdout
+        assert "Overfull" not in done.stdout  # nothing runs off the page
+        assert (folder / "t.pdf").read_bytes().startswith(b"%PDF")
+
+    def test_with_every_mark(self, made, tmp_path):
+        self.compiled(tmp_path, made)
+
+    @pytest.mark.parametrize("name", recipes.names())
+    def test_of_every_recipe_with_and_without_runs(self, name, tmp_path):
+        study = Study(recipes.load(name), recipes.find(name), str(tmp_path / "runs"))
+        self.compiled(tmp_path, table.build(study))
+        study.recipe.learning_rates = study.recipe.learning_rates[:1]  # or no run of the table were known yet
+        for i, group in enumerate(study.groups):
+            point = recipes.final_points(study.recipe, group, study.rate(group))[0]
+            tasks = study.group_configs[group].tasks.mixture
+            write_run(study, point, {task: right(20, 0.5 + i % 3 / 10, i) for task in tasks})
+        study.forget()
+        made = table.build(study)
+        assert any(c.values for c in made.cells.values())
+        self.compiled(tmp_path, made)

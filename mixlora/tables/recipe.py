@@ -250,12 +250,13 @@ def check_names(recipe: Recipe) -> None:
 def check_pins(recipe: Recipe) -> None:
     """A pin of something that the table does not have would never be looked at."""
     pins = recipe.pins
-    for place, names, known in (
+    looked_up: list[tuple[str, Mapping[str, object], Mapping[str, object]]] = [
         ("pins.data", pins.data, recipe.table.columns),
         ("pins.prompts", pins.prompts, recipe.models),
         ("pins.weights", pins.weights, recipe.models),
         *((f"pins.prompts.{model}", tasks, recipe.table.columns) for model, tasks in pins.prompts.items()),
-    ):
+    ]
+    for place, names, known in looked_up:
         for name in names:
             known_name(name, known, place)
     hashes = list(pins.weights.values())
