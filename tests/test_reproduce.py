@@ -49,6 +49,7 @@ def study_of(folder: Path) -> Study:
     return Study(recipes.load(str(folder)), folder, str(folder / "runs"))
 
 
+@pytest.mark.full  # test_tiny_recipe.py trains in every run of the tests; this one has a config folder of its own
 def test_two_methods_and_two_seeds_from_nothing_to_the_table(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = written(tmp_path / "colours")

@@ -75,6 +75,17 @@ def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_marked(made):
     assert cell(made, "mole", "arc_challenge").p < 0.01
 
 
+def test_equal_means_are_both_the_best_and_need_no_mark(tmp_path):
+    study = study_in(tmp_path)
+    for method, turn in (("lora", 0), ("mole", 7)):
+        for point in points(method):
+            write_run(study, point, {"arc_easy": right(20, 0.5, turn), "arc_challenge": right(20, 0.5, turn)})
+    made = table.build(study)
+    assert all(cell(made, method).best and not cell(made, method).tied for method in ("lora", "mole"))
+    assert render.markdown(made).count("**50.0** ± 0.0") == 6
+    assert "≈" not in render.markdown(made)
+
+
 def test_one_seed_has_no_deviation(made):
     assert cell(made, "mola").deviation is None
     assert "50.0¹ 1/3" in render.markdown(made)

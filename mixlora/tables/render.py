@@ -36,11 +36,7 @@ def shown(cell: Cell, decimals: int, dialect: Dialect) -> str:
     text = dialect.bold(text) if cell.best else text
     if cell.deviation is not None:
         text += dialect.spread(percent(cell.deviation, decimals))
-    marks = (
-        (TIED if cell.tied and not cell.best else "")
-        + (ONE_SEED if cell.deviation is None else "")
-        + (DIRTY if cell.dirty else "")
-    )
+    marks = (TIED if cell.tied else "") + (ONE_SEED if cell.deviation is None else "") + (DIRTY if cell.dirty else "")
     if len(cell.values) < cell.expected:
         marks += f" {len(cell.values)}/{cell.expected}"
     return text + (dialect.small(dialect.escape(marks)) if marks else "") + printed

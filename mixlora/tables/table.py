@@ -36,7 +36,7 @@ class Cell:
     empty: str = ""  # why there is no number
     dirty: bool = False
     best: bool = False
-    tied: bool = False  # not distinguishable from the best
+    tied: bool = False  # less than the best, and not distinguishable from it
     p: float | None = None  # of the comparison with the best, adjusted
     published: float | None = None
 
@@ -211,7 +211,7 @@ def mark(
     for row, mean in means.items():
         cells[row, column].best = mean == means[best]
         cells[row, column].p = p.get(row)
-        cells[row, column].tied = row is not best and p.get(row, 0.0) >= LEVEL
+        cells[row, column].tied = mean != means[best] and p.get(row, 0.0) >= LEVEL
 
 
 def test(best: Sequence[Scores], other: Sequence[Scores]) -> float | None:
