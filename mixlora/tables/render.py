@@ -239,7 +239,7 @@ def html_parts(table: Table) -> dict[str, object]:
     groups = [[body(table, row, HTML) for row in group] for group in table.groups()]
     return {
         "title": table.recipe.title,
-        "head": head(table),
+        "head": list(zip(labels(table), sizes(table), strict=True)),
         "left": len(lead_labels(table)),
         "groups": groups,
         "legend": legend(table),
