@@ -6,6 +6,8 @@ JSON is written beside its name, synced and renamed. One process at a time owns 
 import contextlib
 import errno
 import fcntl
+import gzip
+import io
 import json
 import os
 import socket
@@ -69,8 +71,31 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_packed(path: Path, text: str) -> None:
+    """Write `path`.gz, without the clock that gzip puts in by itself: the same text gives the same bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="") as file:
+        file.write(text.encode())
+    write_bytes(packed(path), buffer.getvalue())
+
+
+def packed(path: Path) -> Path:
+    return path.with_name(path.name + ".gz")
+
+
+def is_there(path: Path) -> bool:
+    """As it is, or packed as `path`.gz."""
+    return path.is_file() or packed(path).is_file()
+
+
+def read_text(path: Path) -> str:
+    if packed(path).is_file():
+        return gzip.decompress(packed(path).read_bytes()).decode()
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_text(path))
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
@@ -79,10 +104,10 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 def read_lines(path: Path) -> list[Any]:
     """The rows of a JSONL file; a last line that a crash cut short is left out."""
-    if not path.is_file():
+    if not is_there(path):
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

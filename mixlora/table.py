@@ -1,4 +1,4 @@
-"""python -m mixlora.table recipe=NAME [output_root=runs] [format=all] [to=FOLDER] [include_dirty=true]"""
+"""python -m mixlora.table recipe=NAME [output_root=runs] [format=all|pins] [to=FOLDER] [include_dirty=true]"""
 
 from pathlib import Path
 
@@ -14,6 +14,9 @@ def main(cfg: DictConfig) -> None:
     study = show.study_of(
         str(cfg.recipe), str(cfg.output_root), list(cfg.overrides), include_dirty=bool(cfg.include_dirty)
     )
+    if cfg.format == show.PINS:
+        show.print_pins(study)
+        return
     made = show.show(study, str(cfg.format), to := None if cfg.to is None else Path(str(cfg.to)))
     if cfg.report:
         show.report(study, made, to, None if cfg.plots is None else str(cfg.plots))

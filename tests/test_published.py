@@ -94,7 +94,7 @@ def test_parameters_that_the_papers_print():
 def test_the_six_methods_have_matched_parameters_and_the_note_states_them():
     found = estimate.recipe_sizes("smollm2_commonsense")
     assert len(found) == 6
-    assert max(found.values()) / min(found.values()) < 1.03
+    assert max(found.values()) / min(found.values()) < 1.015
     stated = next(note for note in recipes.load("smollm2_commonsense").notes if "Trained parameters" in note)
     assert [int(x.replace(",", "")) for x in re.findall(r"\d[\d,]{6,}", stated.replace(";", ""))] == list(
         found.values()

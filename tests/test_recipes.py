@@ -81,6 +81,15 @@ def test_an_exception_wins_over_the_method_and_the_method_over_the_protocol(tmp_
         ({"learning_rates": [1e-3, 2e-3]}, "needs train.eval_steps in protocol"),
         ({"protocol": ["seed=3"]}, "decided by the grid"),
         ({"protocol": ["train.max_steps"]}, "Write key=value"),
+        (
+            {"pins": {"data": {"arc_esy": {"test": "0" * 64}}}},
+            r"pins.data: there is no 'arc_esy'. Did you mean 'arc_easy'",
+        ),
+        ({"pins": {"prompts": {"tyny": {"arc_easy": "0" * 64}}}}, "pins.prompts: there is no 'tyny'"),
+        ({"pins": {"prompts": {"tiny": {"arc_esy": "0" * 64}}}}, "pins.prompts.tiny: there is no 'arc_esy'"),
+        ({"pins": {"weights": {"tyny": "0" * 64}}}, "pins.weights: there is no 'tyny'"),
+        ({"pins": {"weights": {"tiny": "main"}}}, "'main' is not a sha256"),
+        ({"pins": {"revisions": {}}}, "revisions"),
     ],
 )
 def test_a_mistake_is_named(tmp_path, changes, says):

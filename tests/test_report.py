@@ -1,12 +1,14 @@
 """A report holds everything in one file, says what the records say, and is the same twice."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from invented_runs import right, write_run
+from PIL import Image
 
 from mixlora.errors import ConfigError
 from mixlora.records import write_json, write_lines
@@ -14,6 +16,9 @@ from mixlora.tables import recipe as recipes
 from mixlora.tables import report, table
 from mixlora.tables.recipe import Group, Point
 from mixlora.tables.study import Study
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+import screenshots
 
 RECIPE = Path(__file__).parent / "recipes" / "marks"
 
@@ -111,3 +116,22 @@ def test_the_routing_command_says_that_a_mixture_has_collapsed(study):
     assert done.returncode == 0, done.stderr
     assert "COLLAPSED: 4 of 4 gates" in done.stdout
     assert (folder_of(study, "mole") / "report.html").is_file()
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium (Debian: chromium)")
+def test_no_page_is_wider_than_the_window_and_its_pictures_are_taken(study, tmp_path):
+    pages = {"run": report.run_report(folder_of(study, "mole"))}
+    pages["recipe"] = report.recipe_report(study, table.build(study), tmp_path)
+    for name, page in pages.items():
+        for width in screenshots.WIDTHS.values():
+            assert screenshots.size_of("chromium", page, width)[0] == width, name
+    written = screenshots.pictures("chromium", pages["recipe"], tmp_path / "shots", most=300)
+    assert [path.stem for path in written] == ["desktop-light", "desktop-dark", "phone-light", "phone-dark"]
+    lightness = []
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.size == (screenshots.WIDTHS[path.stem.split("-")[0]], 300)
+            lightness.append(picture.convert("L").getpixel((2, 2)))
+    assert lightness[0] == lightness[2] > 200
+    assert lightness[1] == lightness[3] < 60

@@ -51,6 +51,7 @@ def study_of(folder: Path) -> Study:
     return Study(recipes.load(str(folder)), folder, str(folder / "runs"))
 
 
+@pytest.mark.full  # test_tiny_recipe.py trains in every run of the tests; this one has a config folder of its own
 def test_two_methods_and_two_seeds_from_nothing_to_the_table(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = written(tmp_path / "colours")
@@ -161,9 +162,16 @@ def test_a_dry_run_lists_runs_with_parameters_and_hours(tmp_path):
 
 
 def test_a_wrong_key_or_recipe_ends_with_status_2(tmp_path):
-    for arguments in (["recipe=tyni"], ["recipe=tiny", "jbos=2"], ["recipe=tiny", "overrides=[seed=3]"]):
+    cases = {
+        "There is no recipe 'tyni'": ["recipe=tyni"],
+        "jbos": ["recipe=tiny", "jbos=2"],
+        "goes into double quotes": ["recipe=tiny", "overrides=[train.max_steps=3]"],
+        "'seed=3' is decided by the grid": ["recipe=tiny", 'overrides=["seed=3"]'],
+    }
+    for says, arguments in cases.items():
         done = subprocess.run(
             [sys.executable, "-m", "mixlora.table", *arguments], capture_output=True, text=True, cwd=tmp_path
         )
         assert done.returncode == 2, done.stderr
+        assert says in done.stderr
         assert "Traceback" not in done.stderr

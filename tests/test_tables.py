@@ -5,16 +5,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from invented_runs import right, write_run
 
 from mixlora.errors import ConfigError
-from mixlora.records import write_json
+from mixlora.records import read_json, read_text, write_json
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, show, table
 from mixlora.tables.recipe import Group, Point
-from mixlora.tables.study import Study, log_path
+from mixlora.tables.study import MISSING, Study, log_path
 
 HERE = Path(__file__).parent
 RECIPE, EXPECTED = HERE / "recipes" / "marks", HERE / "recipes" / "marks" / "expected"
@@ -48,7 +50,7 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
-def study_in(folder: Path, **options: bool) -> Study:
+def study_in(folder: Path, **options: Any) -> Study:
     return Study(recipes.load(str(RECIPE)), RECIPE, str(folder), **options)
 
 
@@ -71,6 +73,17 @@ def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_marked(made):
     assert not cell(made, "mole", "arc_challenge").tied
     assert not cell(made, "smora").tied
     assert cell(made, "mole", "arc_challenge").p < 0.01
+
+
+def test_equal_means_are_both_the_best_and_need_no_mark(tmp_path):
+    study = study_in(tmp_path)
+    for method, turn in (("lora", 0), ("mole", 7)):
+        for point in points(method):
+            write_run(study, point, {"arc_easy": right(20, 0.5, turn), "arc_challenge": right(20, 0.5, turn)})
+    made = table.build(study)
+    assert all(cell(made, method).best and not cell(made, method).tied for method in ("lora", "mole"))
+    assert render.markdown(made).count("**50.0** ± 0.0") == 6
+    assert "≈" not in render.markdown(made)
 
 
 def test_one_seed_has_no_deviation(made):
@@ -110,16 +123,62 @@ def test_anything_else_that_differs_is_left_out_as_well(tmp_path, changes):
     assert cell(table.build(study), "mole").empty == "other data"
 
 
-def test_pins_win_over_the_majority(tmp_path):
-    study = study_in(tmp_path)
-    study.recipe.pins.data = {"arc_easy": {"test": "pinned"}}
+HASHED = {"task_data": {"test": "a" * 64}, "task_prompts": "b" * 64, "weights_sha256": "c" * 64}
+PINNED = {
+    "data": {"arc_easy": {"test": "a" * 64}, "arc_challenge": {"test": "a" * 64}},
+    "prompts": {"tiny": {"arc_easy": "b" * 64, "arc_challenge": "b" * 64}},
+    "weights": {"tiny": "c" * 64},
+    "protocol_version": 1,
+}
+
+
+def pinned(folder: Path, pins: dict[str, Any]) -> Study:
+    """A copy of the recipe that pins, over the runs in `folder`."""
+    place = folder / "pinned"
+    place.mkdir(exist_ok=True)
+    (place / "recipe.yaml").write_text((RECIPE / "recipe.yaml").read_text() + yaml.safe_dump({"pins": pins}))
+    return Study(recipes.load(str(place)), place, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"task_data": {"test": "d" * 64}}, "data"),
+        ({"task_prompts": "d" * 64}, "prompts"),
+        ({"weights_sha256": "d" * 64}, "weights"),
+        ({"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}}, "protocol version"),
+    ],
+)
+def test_what_differs_from_a_pin_is_left_out_even_where_most_runs_do(tmp_path, changes, says):
+    study = pinned(tmp_path, PINNED)
     scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}
-    write_run(study, points("lora")[0], scores)
-    write_run(study, points("lora")[1], scores)
-    write_run(study, points("mole")[0], scores, task_data={"test": "pinned"})
+    for point in points("lora")[:2]:
+        write_run(study, point, scores, **HASHED | changes)
+    assert cell(table.build(study), "lora").empty == "other data"  # even where no run fits
+    write_run(study, points("mole")[0], scores, **HASHED)
+    study.forget()
     made = table.build(study)
-    assert cell(made, "lora").empty == "other data"
     assert cell(made, "mole").values == [0.5]
+    assert cell(made, "lora").empty == "other data"
+    assert f"lora · seed 0, arc_easy: left out, {says} " in render.markdown(made)
+
+
+def test_the_pins_of_finished_runs_are_printed_for_pasting_and_fit(tmp_path, capsys):
+    study = study_in(tmp_path)
+    with pytest.raises(ConfigError, match="has no finished run"):
+        show.print_pins(study)
+    scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}
+    for point in points("lora"):
+        write_run(study, point, scores, **HASHED)
+    write_run(study, points("mole")[0], scores, **HASHED | {"task_prompts": "d" * 64})
+    study.forget()
+    show.print_pins(study)
+    text = capsys.readouterr().out
+    assert "# tiny · arc · mole · seed 0, arc_easy: left out, prompts" in text
+    assert yaml.safe_load(text) == {"pins": PINNED}
+    again = table.build(pinned(tmp_path, yaml.safe_load(text)["pins"]))
+    assert len(cell(again, "lora").values) == 3
+    assert cell(again, "mole").empty == "other data"
 
 
 def test_dirty_runs_are_taken_in_when_asked_and_marked(root):
@@ -142,12 +201,57 @@ def test_the_bytes_are_the_stored_ones_and_the_same_twice(root, made, kind):
     assert text == (EXPECTED / f"table.{kind}").read_text(encoding="utf-8")
 
 
-def test_kept_records_make_the_same_table(root, made, tmp_path):
-    show.keep_records(study_in(root, include_dirty=True), tmp_path / "records")
-    again = table.build(study_in(tmp_path / "records"))
-    for method in ("lora", "mole", "mola", "smora"):
-        assert cell(again, method) == cell(made, method)
-    assert not list((tmp_path / "records").rglob("*.jsonl"))
+def test_kept_records_make_the_same_table_byte_for_byte(root, tmp_path):
+    show.keep_records(study_in(root), tmp_path / "runs")
+    again = table.build(study_in(tmp_path / "runs"))
+    for kind, text in render.FORMATS.items():
+        assert text(again) == (EXPECTED / f"table.{kind}").read_text(encoding="utf-8")
+    assert not list((tmp_path / "runs").rglob("*.jsonl"))
+    assert sum(path.stat().st_size for path in (tmp_path / "runs").rglob("*") if path.is_file()) < 200_000
+
+
+def test_kept_records_are_found_by_what_was_asked_for_wherever_the_data_lay(tmp_path):
+    runs, kept = tmp_path / "runs", tmp_path / "kept"
+    made_with = study_in(runs, overrides=["data.source=/elsewhere/hub"])
+    write_run(made_with, points("lora")[0], {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 1.0]})
+    show.keep_records(made_with, kept)
+    found = study_in(kept)
+    assert found.run(points("lora")[0]).scored("arc_easy")
+    assert "laid over the recipe: data.source=hub" in render.markdown(table.build(found))
+    index = read_json(kept / "kept.json")
+    moved = kept / index["runs"][0]["folder"]
+    moved.rename(kept / "any-name")  # as if a later key of the configuration had changed every hash
+    index["runs"][0]["folder"] = "any-name"
+    write_json(kept / "kept.json", index)
+    assert study_in(kept).run(points("lora")[0]).scored("arc_easy")
+    changed = study_in(kept)
+    changed.recipe.protocol = ["train.max_steps=99"]
+    assert changed.run(points("lora")[0]).state == MISSING
+
+
+def test_kept_records_name_no_place_of_the_machine(tmp_path):
+    source, runs = "/elsewhere/hub", tmp_path / "runs"
+    study = study_in(runs, overrides=[f"data.source={source}"])
+    command = f"python -m mixlora.train --config-dir={tmp_path} method=lora data.source={source} output_root={runs}"
+    notes = [f"task arc: there is no {source}/arc/train.parquet"]
+    scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 1.0]}
+    write_run(study, points("lora")[0], scores, command=command, notes=notes)
+    failed = log_path(study.run(points("mole")[0]).folder).with_suffix(".json")
+    write_json(failed, {"status": 3, "message": f"there is no {source}"})
+    study.forget()
+    show.keep_records(study, tmp_path / "kept")
+    for path in (tmp_path / "kept").rglob("*"):
+        if path.is_file():
+            assert not re.search(rf"/elsewhere|{re.escape(str(tmp_path))}", read_text(path_of(path))), path
+    record = read_json(tmp_path / "kept" / study.run(points("lora")[0]).folder.name / "run.json")
+    assert record["command"].endswith("method=lora data.source=hub output_root=runs")
+    assert "mole · seed 0: failed, exit status 3: there is no hub" in render.markdown(
+        table.build(study_in(tmp_path / "kept"))
+    )
+
+
+def path_of(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix == ".gz" else path
 
 
 def test_the_rate_is_chosen_on_validation_with_the_first_seed(tmp_path):
@@ -198,8 +302,30 @@ def test_every_row_of_the_latex_has_as_many_cells_as_the_table_has_columns(made)
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)")
-def test_the_latex_compiles(made, tmp_path):
-    text = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\\end{document}\n"
-    (tmp_path / "t.tex").write_text(text % render.latex(made))
-    done = subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
+class TestLatexCompiles:
+    def compiled(self, folder: Path, made: table.Table) -> None:
+        text = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n%s\\end{document}\n"
+        (folder / "t.tex").write_text(text % render.latex(made))
+        line = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+        done = subprocess.run(line, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert "Missing character" not in done.stdout
+        assert "Overfull" not in done.stdout  # nothing runs off the page
+        assert (folder / "t.pdf").read_bytes().startswith(b"%PDF")
+
+    def test_with_every_mark(self, made, tmp_path):
+        self.compiled(tmp_path, made)
+
+    @pytest.mark.parametrize("name", recipes.names())
+    def test_of_every_recipe_with_and_without_runs(self, name, tmp_path):
+        study = Study(recipes.load(name), recipes.find(name), str(tmp_path / "runs"))
+        self.compiled(tmp_path, table.build(study))
+        study.recipe.learning_rates = study.recipe.learning_rates[:1]  # or no run of the table were known yet
+        for i, group in enumerate(study.groups):
+            point = recipes.final_points(study.recipe, group, study.rate(group))[0]
+            tasks = study.group_configs[group].tasks.mixture
+            write_run(study, point, {task: right(20, 0.5 + i % 3 / 10, i) for task in tasks})
+        study.forget()
+        made = table.build(study)
+        assert any(c.values for c in made.cells.values())
+        self.compiled(tmp_path, made)

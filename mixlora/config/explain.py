@@ -25,6 +25,8 @@ def hydra_error(error: BaseException) -> str:
         group, _, name = absent[1].rpartition("/")
         what = WORDS.get(group, group or "config").removeprefix("a ")
         return f"There is no {what} '{name}'. {suggest(name, options(text))}"
+    if re.search(r"(no viable alternative|mismatched input|extraneous input)", text) and "=" in text:
+        return "A value that holds '=' goes into double quotes: 'overrides=[\"key=value\",\"other=value\"]'"
     key = override_key(error)
     if key:
         return f"There is no key '{key}'. {near(key)}"

@@ -42,6 +42,7 @@ STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 WIDTH, HEIGHT = 4.8, 3.0
+OVER = 3.4  # with a legend over it, where no curve can hide it
 Lines = Sequence[Mapping[str, Any]]
 Draw = Callable[[], Figure]
 
@@ -106,7 +107,7 @@ def loss(lines: Lines) -> Figure:
 
 
 def task_losses(lines: Lines) -> Figure:
-    made, axes = figure()
+    made, axes = figure(OVER)
     tasks = sorted({task for line in lines for task in line.get("task_losses", {})})
     window = max(1, len(lines) // 10)
     for i, task in enumerate(tasks):
@@ -117,7 +118,7 @@ def task_losses(lines: Lines) -> Figure:
     axes.set(xlabel="step", ylabel="loss (nats a token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if tasks:
-        axes.legend(ncols=2 if len(tasks) > 4 else 1)
+        made.legend(loc="outside upper center", ncols=4)
     return made
 
 
@@ -278,23 +279,27 @@ def bars(labels: Sequence[str], means: Sequence[float], deviations: Sequence[flo
 
 def rates(curves: Mapping[str, Mapping[float, float | None]]) -> Figure:
     """Validation score over the learning rate, a line a group."""
-    made, axes = figure()
+    made, axes = figure(OVER)
     for label, scores_at in curves.items():
         known = [(rate, 100 * score) for rate, score in scores_at.items() if score is not None]
         axes.plot([r for r, _ in known], [s for _, s in known], "o-", ms=4, label=label)
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation score (%)")
+    tried = sorted({rate for scores_at in curves.values() for rate in scores_at})
+    axes.set_xticks(tried, labels=[f"{rate:g}" for rate in tried])
+    axes.minorticks_off()
     if curves:
-        axes.legend(ncols=2)
+        made.legend(loc="outside upper center", ncols=3)
     return made
 
 
 def losses(curves: Mapping[str, Lines]) -> Figure:
     """Smoothed loss of one run a method."""
-    made, axes = figure()
+    made, axes = figure(OVER)
     for label, lines in curves.items():
         values = smooth(numbers([line["loss"] for line in lines]), max(1, len(lines) // 8))
         axes.plot([line["step"] for line in lines], values, lw=1.4, label=label)
     axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if curves:
-        axes.legend(ncols=2)
+        made.legend(loc="outside upper center", ncols=3)
     return made

@@ -7,6 +7,7 @@ the rate of each (model, mixture, method) is chosen on the validation split with
 with that rate only.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -85,11 +86,15 @@ class Shape:
 
 @dataclass(kw_only=True)
 class Pins:
-    """What the runs must have been made with; whatever differs is left out of the table and marked."""
+    """What the runs must have been made with; whatever differs is left out of the table and marked.
+
+    `python -m mixlora.table recipe=NAME format=pins` prints those of the runs that are there.
+    """
 
     data: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> split -> sha256
-    prompts: dict[str, str] = field(default_factory=dict)  # model -> fingerprint of the formatter
-    weights: dict[str, str] = field(default_factory=dict)  # model -> sha256
+    prompts: dict[str, dict[str, str]] = field(default_factory=dict)  # model -> task -> sha256 of all that asks it
+    weights: dict[str, str] = field(default_factory=dict)  # model -> sha256 of the loaded base: its revision and dtype
+    protocol_version: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -239,6 +244,26 @@ def check_names(recipe: Recipe) -> None:
         known_name(claim.worse, recipe.methods, f"claims[{i}].worse")
     for column in recipe.table.metrics:
         known_name(column, recipe.table.columns, "table.metrics")
+    check_pins(recipe)
+
+
+def check_pins(recipe: Recipe) -> None:
+    """A pin of something that the table does not have would never be looked at."""
+    pins = recipe.pins
+    looked_up: list[tuple[str, Mapping[str, object], Mapping[str, object]]] = [
+        ("pins.data", pins.data, recipe.table.columns),
+        ("pins.prompts", pins.prompts, recipe.models),
+        ("pins.weights", pins.weights, recipe.models),
+        *((f"pins.prompts.{model}", tasks, recipe.table.columns) for model, tasks in pins.prompts.items()),
+    ]
+    for place, names, known in looked_up:
+        for name in names:
+            known_name(name, known, place)
+    hashes = list(pins.weights.values())
+    hashes += [sha256 for part in (pins.data, pins.prompts) for some in part.values() for sha256 in some.values()]
+    for value in hashes:
+        if not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ConfigError(f"pins: '{value}' is not a sha256. `mixlora.table format=pins` prints those of the runs")
 
 
 def known_name(name: str, known: Mapping[str, object], place: str) -> None:

@@ -36,11 +36,7 @@ def shown(cell: Cell, decimals: int, dialect: Dialect) -> str:
     text = dialect.bold(text) if cell.best else text
     if cell.deviation is not None:
         text += dialect.spread(percent(cell.deviation, decimals))
-    marks = (
-        (TIED if cell.tied and not cell.best else "")
-        + (ONE_SEED if cell.deviation is None else "")
-        + (DIRTY if cell.dirty else "")
-    )
+    marks = (TIED if cell.tied else "") + (ONE_SEED if cell.deviation is None else "") + (DIRTY if cell.dirty else "")
     if len(cell.values) < cell.expected:
         marks += f" {len(cell.values)}/{cell.expected}"
     return text + (dialect.small(dialect.escape(marks)) if marks else "") + printed
@@ -61,9 +57,17 @@ def extra(name: str, value: float | int | None) -> str:
 
 def head(table: Table) -> list[str]:
     """Labels of all columns; a task says how many examples stand behind it."""
-    examples = {task: f" (n={n})" if n else "" for task, n in table.examples.items()}
-    names = [label + examples.get(name, "") for name, label in table.columns.items()]
-    return [*lead_labels(table), *names, *table.extra_columns.values()]
+    return [f"{label} ({n})" if n else label for label, n in zip(labels(table), sizes(table), strict=True)]
+
+
+def labels(table: Table) -> list[str]:
+    return [*lead_labels(table), *table.columns.values(), *table.extra_columns.values()]
+
+
+def sizes(table: Table) -> list[str]:
+    """Below each label: examples of a task; empty for what is no task, or was not scored."""
+    n = [f"n={table.examples[name]}" if table.examples.get(name) else "" for name in table.columns]
+    return ["" for _ in lead_labels(table)] + n + ["" for _ in table.extra_columns]
 
 
 def lead_labels(table: Table) -> list[str]:
@@ -146,6 +150,10 @@ def latex_text(text: str) -> str:
     return "".join(LATEX.get(c, c if c.isascii() else f"(U+{ord(c):04X})") for c in text)
 
 
+# A table wider than the text is made as wide as the text; one that fits keeps its size.
+FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+
+
 def latex(table: Table) -> str:
     dialect = Dialect(
         latex_text,
@@ -154,21 +162,31 @@ def latex(table: Table) -> str:
         lambda t: rf"{{\scriptsize $\pm${t}}}",
     )
     left = len(lead_labels(table))
-    titles = [latex_text(title) for title in head(table)]
+    titles = [latex_text(label) for label in labels(table)]
+    below = [dialect.small(latex_text(n)) if n else "" for n in sizes(table)]
     lines = [
-        "% needs \\usepackage{booktabs}",
+        "% needs \\usepackage{booktabs,graphicx}",
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{latex_text(table.recipe.title)}}}",
         rf"\label{{tab:{table.recipe.name.replace('_', '-')}}}",
+        r"\footnotesize\setlength{\tabcolsep}{4pt}",
+        FIT,
         rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(titles) - left)}}}",
         r"\toprule",
         " & ".join(titles) + r" \\",
+        *([" & ".join(below) + r" \\"] if any(below) else []),
     ]
     for group in table.groups():
         lines.append(r"\midrule")
         lines += [" & ".join(body(table, row, dialect)) + r" \\" for row in group]
-    lines += [r"\bottomrule", r"\end{tabular}", "", r"\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}}",
+        "",
+        r"\smallskip",
+        r"\begin{minipage}{\linewidth}\raggedright\footnotesize",
+    ]
     lines += [latex_text(line) + r".\\" for line in (*legend(table), *table.notes)]
     return "\n".join([*lines, r"\end{minipage}", r"\end{table}"]) + "\n"
 
@@ -221,7 +239,7 @@ def html_parts(table: Table) -> dict[str, object]:
     groups = [[body(table, row, HTML) for row in group] for group in table.groups()]
     return {
         "title": table.recipe.title,
-        "head": head(table),
+        "head": list(zip(labels(table), sizes(table), strict=True)),
         "left": len(lead_labels(table)),
         "groups": groups,
         "legend": legend(table),

@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
-from mixlora.records import read_json, read_lines, write_text
+from mixlora.records import read_lines, write_text
 from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
 from mixlora.tables.plots import Draw
-from mixlora.tables.study import DONE, Run, Study
+from mixlora.tables.study import DONE, Run, Study, config_of, optional
 from mixlora.tables.table import MEAN, Table
 
 EXAMPLES = 2  # right and wrong ones a task
@@ -30,10 +28,6 @@ def run_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_text(path, run_page(folder))
     return path
-
-
-def optional(path: Path) -> Any:
-    return read_json(path) if path.is_file() else {}
 
 
 def run_page(folder: Path) -> str:
@@ -57,11 +51,6 @@ def run_page(folder: Path) -> str:
             provenance=flat(record),
         )
     )
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def top_k(config: Mapping[str, Any]) -> int:

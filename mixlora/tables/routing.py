@@ -7,16 +7,17 @@ from rich.table import Table as Grid
 
 from mixlora.console import console, say
 from mixlora.errors import ConfigError
-from mixlora.records import read_json
+from mixlora.records import is_there, read_json
 from mixlora.tables import specialisation
-from mixlora.tables.report import check_kind, config_of, preferences, run_figures, run_report, top_k, write_plots
+from mixlora.tables.report import check_kind, preferences, run_figures, run_report, top_k, write_plots
+from mixlora.tables.study import config_of
 
 
 def show(folder: Path, plots: str | None) -> None:
     """Print the numbers of every layer and their reading; write report.html, and the plots as files when asked."""
     check_kind(plots)
     path = folder / "routing.json"
-    if not path.is_file():
+    if not is_there(path):
         raise ConfigError(f"{folder} has no routing.json: it is not a finished run")
     loads = read_json(path)
     found = specialisation.gates(loads, top_k(config_of(folder)))

@@ -1,22 +1,26 @@
 """What `python -m mixlora.table` does: read the runs of a recipe, print its table, write it as asked for."""
 
-import gzip
-import io
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import yaml
 
 from mixlora.config.typed import suggest
 from mixlora.console import say
 from mixlora.errors import ConfigError
-from mixlora.records import read_json, write_bytes, write_json, write_text
+from mixlora.records import is_there, read_text, write_packed, write_text
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
-from mixlora.tables.study import DONE, Run, Study
+from mixlora.tables.study import INDEX, MISSING, Run, Study, config_of, log_path, pins
 
 # What stays of a prediction in kept records: all that a score can be computed from again.
 DROPPED = ("prompt", "options")
-KEPT = ("run.json", "results.json", "config.yaml", "metrics.jsonl", "routing.json")
+PINS = "pins"  # not a format of the table: what its runs would be pinned to
+KEPT = ("config.yaml", "run.json", "results.json", "before/results.json")
+PACKED = ("metrics.jsonl", "routing.json")
+PLACES = {"output_root": "runs", "run_dir": "run"}  # key of the configuration -> what its path is called in records
 
 
 def study_of(name: str, output_root: str, overrides: Sequence[str], *, include_dirty: bool = False) -> Study:
@@ -29,7 +33,7 @@ def formats(asked: str) -> list[str]:
     if asked == "all":
         return list(render.FORMATS)
     if asked not in render.FORMATS:
-        raise ConfigError(f"format={asked} is not a format. {suggest(asked, [*render.FORMATS, 'all'])}")
+        raise ConfigError(f"format={asked} is not a format. {suggest(asked, [*render.FORMATS, 'all', PINS])}")
     return [asked]
 
 
@@ -46,6 +50,22 @@ def show(study: Study, asked: str, to: Path | None) -> table.Table:
     return made
 
 
+def print_pins(study: Study) -> None:
+    """The `pins` of a recipe as its finished runs would have them, for pasting. A run that is left out is named.
+
+    Raises:
+        ConfigError: there is no finished run.
+    """
+    runs = [run for runs in study.final.values() for run in runs]
+    found = pins(runs, study.recipe)
+    if not found.data:
+        raise ConfigError(f"recipe {study.recipe.name} has no finished run in {study.root}. Run it first")
+    for run in runs:
+        for task, why in run.others.items():
+            say(f"# {run.point}, {task}: left out, {why}")
+    say(yaml.safe_dump({"pins": dataclasses.asdict(found)}, sort_keys=False, width=120).rstrip())
+
+
 def report(study: Study, made: table.Table, to: Path | None, plots: str | None) -> None:
     """Write report.html beside the table, and its plots as files when asked."""
     from mixlora.tables import report as reports  # matplotlib takes a second to load, a table needs none
@@ -59,30 +79,63 @@ def report(study: Study, made: table.Table, to: Path | None, plots: str | None) 
 
 
 def keep_records(study: Study, folder: Path) -> None:
-    """Copy the runs of the table into `folder`: records as they are, predictions packed and without their prompts."""
-    runs = [run for runs in study.final.values() for run in runs if run.state == DONE]
+    """Copy the records of a study into `folder`, from which the same table can be made without a model.
+
+    Kept are the runs of the table and those that chose the learning rates, however far they got. Predictions lose
+    their prompts, long files are packed, and no path of the machine stays.
+    """
     first = [study.run(p) for group in study.groups for p in recipes.first_points(study.recipe, group)]
-    for run in {r.folder: r for r in [*runs, *first] if r.state == DONE}.values():
-        keep_run(study, run, folder / run.folder.name)
+    final = [run for runs in study.final.values() for run in runs]
+    runs = [run for run in {r.folder: r for r in [*first, *final]}.values() if run.state != MISSING]
+    hidden = machine_paths(study, runs)
+    for run in runs:
+        keep_run(run, folder / run.folder.name, hidden)
+    entries = [{"folder": run.folder.name, "overrides": study.point_overrides(run.point)} for run in runs]
+    index = {"recipe": study.recipe.name, "overrides": study.overrides, "runs": entries}
+    write_text(folder / INDEX, without_paths(json.dumps(index, indent=2) + "\n", hidden))
     say(f"Kept the records of {len(runs)} runs in {folder}")
 
 
-def keep_run(study: Study, run: Run, folder: Path) -> None:
+def keep_run(run: Run, folder: Path, hidden: Mapping[str, str]) -> None:
     for name in KEPT:
-        if (run.folder / name).is_file():
-            write_bytes(folder / name, (run.folder / name).read_bytes())
+        if is_there(run.folder / name):
+            write_text(folder / name, without_paths(read_text(run.folder / name), hidden))
+    for name in PACKED:
+        if is_there(run.folder / name):
+            write_packed(folder / name, read_text(run.folder / name))
     for task in run.results:
         rows = [{k: v for k, v in row.items() if k not in DROPPED} for row in run.predictions(task)]
-        write_bytes(folder / "predictions" / f"{task}.jsonl.gz", packed(rows))
-    before = run.folder / "before" / "results.json"
-    if before.is_file():
-        write_json(folder / "before" / "results.json", read_json(before))
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_packed(folder / "predictions" / f"{task}.jsonl", text)
+    failure = log_path(run.folder).with_suffix(".json")
+    if failure.is_file():
+        write_text(log_path(folder).with_suffix(".json"), without_paths(read_text(failure), hidden))
 
 
-def packed(rows: Sequence[object]) -> bytes:
-    """JSONL in gzip, without the clock that gzip writes by itself."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="") as file:
-        file.write(text.encode())
-    return buffer.getvalue()
+def machine_paths(study: Study, runs: Sequence[Run]) -> dict[str, str]:
+    """Absolute path in what the runs were started with -> what stands for it in kept records."""
+    found = {str(study.root): "runs", str(study.root.resolve()): "runs"}
+    given = [override.partition("=")[2] for override in study.overrides]
+    for run in runs:
+        config = config_of(run.folder)
+        found |= {str(config[key]): name for key, name in PLACES.items() if config.get(key)}
+        given += [*strings(config), *(word.rpartition("=")[2] for word in run.record.get("command", "").split())]
+    for value in given:
+        found.setdefault(value, Path(value).name)
+    return {path: name for path, name in found.items() if name and Path(path).is_absolute()}
+
+
+def strings(values: object) -> Iterator[str]:
+    """Every text in nested mappings and lists."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping | list):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from strings(value)
+
+
+def without_paths(text: str, hidden: Mapping[str, str]) -> str:
+    """`text` with every path replaced by its stand-in, the longest first, for one may begin with another."""
+    for path in sorted(hidden, key=len, reverse=True):
+        text = text.replace(path, hidden[path])
+    return text

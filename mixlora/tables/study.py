@@ -7,7 +7,6 @@ point's folder is found by composing its configuration through the door of train
 import contextlib
 import dataclasses
 import functools
-import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -25,9 +25,11 @@ from mixlora.config import cli, explain
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.errors import ConfigError
-from mixlora.records import log_path, read_json, read_lines
+from mixlora.records import is_there, log_path, read_json, read_lines
 from mixlora.tables import recipe as recipes
-from mixlora.tables.recipe import Group, Point, Recipe
+from mixlora.tables.recipe import Group, Pins, Point, Recipe
+
+INDEX = "kept.json"  # in a folder of kept records: which run lies where, and what the study was run with
 
 # How far a point got; the words are what the table shows.
 MISSING, FAILED, UNFINISHED, DIRTY, OTHER, DONE = "not run", "failed", "unfinished", "dirty", "other data", "done"
@@ -55,15 +57,15 @@ class Run:
 
     def predictions(self, task: str) -> list[dict[str, Any]]:
         """One record an example; empty where the file is not there."""
-        path = self.folder / "predictions" / f"{task}.jsonl"
-        packed = path.with_name(path.name + ".gz")
-        if packed.is_file():
-            return [json.loads(line) for line in gzip.decompress(packed.read_bytes()).decode().splitlines()]
-        return read_lines(path)
+        return read_lines(self.folder / "predictions" / f"{task}.jsonl")
 
 
 class Study:
     """A recipe and its runs under one output root.
+
+    Where the root holds kept records (kept.json), a run is found by the overrides that it was made with, so that
+    neither the place of the data nor a key that was added later hides it; without overrides of its own the study takes
+    those of the records.
 
     Args:
         overrides: laid over every point, after the recipe's own: another source of the data, fewer steps.
@@ -80,7 +82,9 @@ class Study:
         include_dirty: bool = False,
     ) -> None:
         self.recipe, self.folder, self.root = recipe, folder, Path(output_root)
-        self.overrides = list(overrides)
+        kept = self.root / INDEX
+        self.kept: dict[str, Any] = read_json(kept) if kept.is_file() else {"overrides": [], "runs": []}
+        self.overrides = list(overrides) or list(self.kept["overrides"])
         self.include_dirty = include_dirty
         recipes.check_overrides(dataclasses.replace(recipe, protocol=self.overrides))
 
@@ -149,8 +153,14 @@ class Study:
     def run(self, point: Point) -> Run:
         """What stands in the folder of one point, before it is compared with the others."""
         if point not in self.read:
-            self.read[point] = read_run(point, configs.run_folder(self.config(point)), self.include_dirty)
+            self.read[point] = read_run(point, self.run_folder(point), self.include_dirty)
         return self.read[point]
+
+    def run_folder(self, point: Point) -> Path:
+        """Among the kept records, or else by the hash of the configuration."""
+        overrides = self.point_overrides(point)
+        kept = next((entry["folder"] for entry in self.kept["runs"] if entry["overrides"] == overrides), None)
+        return configs.run_folder(self.config(point)) if kept is None else self.root / kept
 
     @cached_property
     def read(self) -> dict[Point, Run]:
@@ -231,6 +241,15 @@ def outside_hydra() -> Iterator[None]:
         here.hydra = before
 
 
+def optional(path: Path) -> Any:
+    return read_json(path) if is_there(path) else {}
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
     path = folder / "run.json"
     attempt = log_path(folder).with_suffix(".json")
@@ -262,7 +281,36 @@ def validation_score(folder: Path, best: bool) -> float | None:
 
 # ---- may these runs stand in one table?
 
-PARTS = ("data", "metric", "n", "protocol")  # of a task's result: the same in all runs
+
+@dataclass(frozen=True)
+class Part:
+    """Something that all runs of a task must share, or all those of one base model."""
+
+    name: str
+    of: Callable[[Run], Any]
+    pin: Any = None
+    model: str | None = None
+
+
+def parts(task: str, recipe: Recipe) -> list[Part]:
+    """Pins come first: a run that they leave out has no say in the rest."""
+    pins = recipe.pins
+    found = [
+        Part(
+            "protocol version",
+            lambda run: (run.results[task].get("protocol") or {}).get("version"),
+            pins.protocol_version,
+        ),
+        Part("data", lambda run: run.results[task].get("data"), pins.data.get(task)),
+        Part("metric", lambda run: run.results[task].get("metric")),
+        Part("n", lambda run: run.results[task].get("n")),
+        Part("protocol", lambda run: run.results[task].get("protocol")),
+    ]
+    for model in recipe.models:
+        prompts = pins.prompts.get(model, {}).get(task)
+        found.append(Part("prompts", lambda run: run.results[task].get("prompts"), prompts, model))
+        found.append(Part("weights", lambda run: run.record.get("weights_sha256"), pins.weights.get(model), model))
+    return sorted(found, key=lambda part: part.pin is None)
 
 
 def compare(runs: Sequence[Run], recipe: Recipe) -> None:
@@ -273,16 +321,9 @@ def compare(runs: Sequence[Run], recipe: Recipe) -> None:
     for run in runs:
         run.others = {}
     for task in recipe.table.columns:
-        scored = [run for run in runs if run.scored(task)]
-        for part in PARTS:
-            pin = recipe.pins.data.get(task) if part == "data" else None
-            keep(task, part, [(run, run.results[task].get(part)) for run in scored], pin)
-        for model in recipe.models:
-            of = [run for run in scored if run.point.group.model == model]
-            prompts = [(run, run.results[task].get("prompts")) for run in of]
-            keep(task, "prompts", prompts, recipe.pins.prompts.get(model))
-            weights = [(run, run.record.get("weights_sha256")) for run in of]
-            keep(task, "weights", weights, recipe.pins.weights.get(model))
+        for part in parts(task, recipe):
+            mine = [run for run in runs if run.scored(task) and part.model in (None, run.point.group.model)]
+            keep(task, part.name, [(run, part.of(run)) for run in mine], part.pin)
 
 
 def keep(task: str, part: str, values: Sequence[tuple[Run, Any]], pin: Any) -> None:
@@ -295,6 +336,19 @@ def keep(task: str, part: str, values: Sequence[tuple[Run, Any]], pin: Any) -> N
     for run, text in spelled:
         if text != wanted:
             run.others.setdefault(task, f"{part} {short(text)} instead of {short(wanted)}")
+
+
+def pins(runs: Sequence[Run], recipe: Recipe) -> Pins:
+    """What the runs of a table were made with, to be pinned: of each task, and of each model."""
+    made = Pins()
+    for task in recipe.table.columns:
+        for run in (run for run in runs if run.scored(task)):
+            model, result = run.point.group.model, run.results[task]
+            made.data[task] = result["data"]
+            made.prompts.setdefault(model, {})[task] = result["prompts"]
+            made.weights[model] = run.record["weights_sha256"]
+            made.protocol_version = result["protocol"]["version"]
+    return made
 
 
 def short(spelled: str) -> str:

@@ -36,7 +36,7 @@ class Cell:
     empty: str = ""  # why there is no number
     dirty: bool = False
     best: bool = False
-    tied: bool = False  # not distinguishable from the best
+    tied: bool = False  # less than the best, and not distinguishable from it
     p: float | None = None  # of the comparison with the best, adjusted
     published: float | None = None
 
@@ -91,7 +91,7 @@ def build(study: Study) -> Table:
     rows = publish(recipe, rows, columns, cells)
     examples = {task: max((cells[row, task].examples for row in rows), default=0) for task in recipe.table.columns}
     extras, extra_columns = extra_cells(study, rows)
-    notes = [*recipe.notes, *claims(recipe, rows, cells), *run_notes(study), *provenance_notes(study)]
+    notes = [*recipe.notes, *changes(study), *claims(recipe, rows, cells), *run_notes(study), *provenance_notes(study)]
     return Table(recipe, columns, rows, cells, extras, extra_columns, notes, examples)
 
 
@@ -211,7 +211,7 @@ def mark(
     for row, mean in means.items():
         cells[row, column].best = mean == means[best]
         cells[row, column].p = p.get(row)
-        cells[row, column].tied = row is not best and p.get(row, 0.0) >= LEVEL
+        cells[row, column].tied = mean != means[best] and p.get(row, 0.0) >= LEVEL
 
 
 def test(best: Sequence[Scores], other: Sequence[Scores]) -> float | None:
@@ -322,6 +322,11 @@ def average(values: Iterable[float | None]) -> float | None:
 def greatest(values: Iterable[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return max(known) / 2**30 if known else None
+
+
+def changes(study: Study) -> list[str]:
+    """What the runs were started with beside the recipe: it may be another experiment."""
+    return [f"laid over the recipe: {', '.join(study.overrides)}"] if study.overrides else []
 
 
 def run_notes(study: Study) -> list[str]:
