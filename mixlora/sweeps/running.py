@@ -71,25 +71,28 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
     """
     waiting, running, failed = list(points), dict[Point, Handle](), dict[Point, Failure]()
     with signals.collected() as caught, board:
-        while running or waiting:
-            while waiting and place.room():
-                point = waiting.pop(0)
-                running[point] = place.start(point, fresh_log(point))
-                board.told(point, "started")
-            for point, handle in list(running.items()):
-                status = handle.poll()
-                board.sees(point, handle.state)
-                if status is None:
-                    continue
-                del running[point]
-                if status == 0:
-                    board.told(point, "done")
-                else:
-                    failed[point] = failure(point, status)
-                    board.told(point, "failed", failed[point])
-            if caught:
-                raise Interrupted(place.leave(list(running.values())), caught[0])
-            time.sleep(place.pause)
+        try:
+            while (running or waiting) and not caught:
+                while waiting and place.room():
+                    point = waiting.pop(0)
+                    running[point] = place.start(point, fresh_log(point))
+                    board.told(point, "started")
+                for point, handle in list(running.items()):
+                    status = handle.poll()
+                    board.sees(point, handle.state)
+                    if status is None:
+                        continue
+                    del running[point]
+                    if status:
+                        failed[point] = failure(point, status)
+                        board.told(point, "failed", failed[point])
+                    else:
+                        board.told(point, "done")
+                time.sleep(place.pause)
+        finally:  # after a signal, or where this process itself fails
+            left = place.leave(list(running.values()))
+    if caught:
+        raise Interrupted(left, caught[0])
     return failed
 
 

@@ -63,6 +63,8 @@ class Slurm:
 
     def leave(self, handles: "Sequence[Job]") -> str:
         numbers = " ".join(handle.number for handle in handles)
+        if not handles:
+            return "no job was in the queue; the same command goes on from there"
         return (
             f"{len(handles)} jobs go on in SLURM (scancel {numbers} ends them); the same command watches them again "
             "and submits what was not yet submitted"
