@@ -4,6 +4,7 @@ A job is named after its run folder, so that a sweep which is started again find
 SLURM's warning before the time limit lets the run save; the job is requeued and goes on.
 """
 
+import contextlib
 import dataclasses
 import getpass
 import os
@@ -205,6 +206,12 @@ class Node:
         """submitit calls this on the warning, then requeues the job."""
         import submitit
 
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(SAVE_SECONDS)
+        # This runs in a signal handler inside self.process.wait(), which holds the lock that Popen's methods need.
+        number, until = self.process.pid, time.monotonic() + SAVE_SECONDS
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(number, signal.SIGTERM)
+            while os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.2)
         return submitit.helpers.DelayedSubmission(Node(self.arguments, dataclasses.replace(self.launch), self.log))
