@@ -1,6 +1,8 @@
 """Where a run comes from and what it must share with the one it goes on from: commit, versions, device, differences."""
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -87,7 +89,14 @@ def version(package: str) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """The accelerator's name, or the processor's with the number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    processor = next(named, "") or platform.processor() or platform.machine()
+    return f"{device.type} ({processor}, {os.cpu_count()} cores)"
 
 
 def peak_memory(device: torch.device) -> int:

@@ -39,8 +39,10 @@ def test_every_file_composes_and_fits_its_type(group, name):
     assert load.config_of(OmegaConf.create(load.plain(config))) == config
 
 
-def test_the_trunk_shows_every_key_and_its_default():
-    trunk = yaml.safe_load((CONFIGS / "trunk.yaml").read_text(encoding="utf-8"))
+def test_the_trunk_and_launch_show_every_key_and_its_default():
+    trunk = {}
+    for name in ("trunk", "launch"):
+        trunk |= yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
 
     def value(key: str):
         found = trunk

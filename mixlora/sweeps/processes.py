@@ -59,7 +59,8 @@ def threads(processes: int) -> dict[str, str]:
     """Processes that share a machine share its cores, unless the user said how many threads each may have."""
     if "OMP_NUM_THREADS" in os.environ:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes))}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
 def last_line(log: Path) -> str:
