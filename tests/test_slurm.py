@@ -187,3 +187,12 @@ def test_a_sweep_that_was_left_finds_its_jobs_again(cluster, tmp_path):
     assert again.process.returncode == 0
     assert cluster("squeue", "-h") == ""
     assert len(list((sweep.root / "logs" / "slurm").glob("*_submission.sh"))) == 1
+
+
+def test_a_recipe_runs_its_points_as_jobs(cluster, tmp_path):
+    line = [sys.executable, "-m", "mixlora.reproduce", "recipe=tiny", f"output_root={tmp_path}", "include_dirty=true"]
+    env = cluster.env | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*line, "launcher=slurm", "slurm.gpus_per_node=0"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "logs" / "slurm").glob("*_submission.sh"))) == 4
+    assert (tmp_path / "tables" / "tiny" / "table.md").is_file()
