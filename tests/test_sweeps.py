@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tiny_runs import task_folder
 
 from mixlora import train
+from mixlora.config.cli import config_dir
 from mixlora.config.schema import Launch, Slurm
 from mixlora.errors import ConfigError
 from mixlora.sweeps import local, points, processes, running, show
@@ -177,3 +178,19 @@ def test_slurm_without_its_commands_is_said_with_the_remedy(sweep, monkeypatch):
     status, said = sweep("-m", "method=lora,smora", "launcher=slurm")
     assert status == 2
     assert "there is no squeue here" in said
+
+
+def test_the_way_of_accelerate_is_a_key_and_said_before_any_point_starts(sweep, tmp_path):
+    status, said = sweep("-m", "method=lora", "seed=0,1", "processes=2", "accelerate=fsdp2", "dry_run=true")
+    assert status == 0, said
+    assert "2 points" in said
+    status, said = sweep("-m", "method=lora", "seed=0,1", "accelerate=fsdp3")
+    assert status == 2
+    assert "accelerate=fsdp3: neither a file nor one of ddp, fsdp2" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_key_has_the_name_of_a_group():
+    """Hydra would take key=value for the choice of a file."""
+    folders = {path.name for path in Path(config_dir()).iterdir() if path.is_dir()}
+    assert not folders & set(Launch.__dataclass_fields__)

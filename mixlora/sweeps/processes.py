@@ -42,12 +42,12 @@ def command(arguments: Sequence[str], launch: Launch, machine: Machine) -> list[
 
 
 def accelerate_file(name: str) -> Path:
-    """configs/accelerate/NAME.yaml, or the file of that path.
+    """configs/distributed/NAME.yaml, or the file of that path.
 
     Raises:
         ConfigError: it is neither.
     """
-    folder = Path(config_dir()) / "accelerate"
+    folder = Path(config_dir()) / "distributed"
     for path in (folder / f"{name}.yaml", Path(name)):
         if path.is_file():
             return path.resolve()

@@ -12,7 +12,7 @@ from mixlora.errors import Interrupted
 from mixlora.records import log_path, write_json
 from mixlora.sweeps.local import Local
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import last_line
+from mixlora.sweeps.processes import accelerate_file, last_line
 from mixlora.sweeps.show import Board
 
 KINDS = {2: "configuration", 3: "data", 4: "checkpoint", 5: "memory or disk", 6: "numbers", 7: "sandbox"}
@@ -56,6 +56,13 @@ class Failure:
 
 
 def place_of(launch: Launch) -> Place:
+    """Where points run.
+
+    Raises:
+        ConfigError: what was asked for is not there.
+    """
+    if launch.accelerate is not None:
+        accelerate_file(launch.accelerate)
     if launch.launcher is Launcher.slurm:
         from mixlora.sweeps.slurm import Slurm  # submitit is an extra
 
