@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from tiny_runs import task_folder
 
 from mixlora import train
+from mixlora.config import load
 from mixlora.config.cli import config_dir
-from mixlora.config.schema import Launch, Slurm
+from mixlora.config.schema import Config, Launch, Slurm
+from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
-from mixlora.sweeps import local, points, processes, running, show
+from mixlora.records import write_json
+from mixlora.sweeps import launch, local, points, processes, running, show
 from mixlora.sweeps.processes import Machine
 
 TINY = (
@@ -194,3 +198,75 @@ def test_no_key_has_the_name_of_a_group():
     """Hydra would take key=value for the choice of a file."""
     folders = {path.name for path in Path(config_dir()).iterdir() if path.is_dir()}
     assert not folders & set(Launch.__dataclass_fields__)
+
+
+def test_how_a_sweep_is_run_may_stand_in_its_file(sweep, tmp_path):
+    """A point reads the same file and must neither start a sweep again nor refuse what is for sweeps."""
+    grids = tmp_path / "own" / "sweep"
+    grids.mkdir()
+    text = "# @package _global_\njobs: 2\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: range(0,2)\n"
+    (grids / "mine.yaml").write_text(text)
+    status, said = sweep("method=lora", "sweep=mine")
+    assert status == 0, said
+    assert "2 to run, 2 at a time" in said
+    assert said.count("\nDone ") == 2
+
+
+def test_points_that_are_run_in_two_ways_are_refused(sweep, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir()
+    for name, seed, processes in (("small", 1, 1), ("big", 2, 2)):
+        text = f"# @package _global_\nseed: {seed}\nprocesses: {processes}\n"
+        (tmp_path / "own" / "experiment" / f"{name}.yaml").write_text(text)
+    status, said = sweep("-m", "method=lora", "+experiment=small,big")
+    assert status == 2
+    assert "processes is not the same in experiment=small and in experiment=big" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_no_sweep_is_refused_with_what_is_meant(sweep, tmp_path):
+    status, said = sweep("-m", "method=lora", "sweep=learning_rate,seeds")
+    assert status == 2
+    assert "For all their keys at once: sweep=[learning_rate,seeds]" in said
+    rate = "train.learning_rate=1e-3"  # on the command line: it stands, in place of the grid's
+    status, said = sweep("method=lora", "sweep=[learning_rate,seeds]", rate, "dry_run=true")
+    assert "3 points" in said
+    status, said = sweep("-m", "method=lora", "seed=0,1", "resume=runs/x/checkpoints/step-2")
+    assert status == 2
+    assert "resume names a checkpoint of one run" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_of_another_configuration_is_not_taken_for_the_point(sweep, tmp_path):
+    write_json(tmp_path / "here-0" / "run.json", {"status": "finished", "config_sha256": "of another"})
+    status, said = sweep("-m", "method=lora", "seed=0,1", "run_dir=here-${seed}")
+    assert status == 2
+    assert "seed=0: here-0 holds a finished run of another configuration" in said
+
+
+def test_a_point_gets_its_overrides_and_its_places_exactly(sweep, monkeypatch, tmp_path):
+    """What the point composes from its arguments is what the sweep has checked."""
+    found = []
+    monkeypatch.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
+    (tmp_path / "my own" / "task").mkdir(parents=True)
+    task = yaml.safe_load((tmp_path / "own" / "task" / "sums.yaml").read_text())
+    (tmp_path / "my own" / "task" / "other.yaml").write_text(yaml.safe_dump(task | {"name": "other"}))
+    status, said = sweep(
+        "-m", "+method=lora", "++train.save_steps=7", "method.target_modules=[q_proj,v_proj],attention",
+        "tasks.mixture.sums.question=\"{q}, really = [x] 'so'?\"", "seed=range(1,3)", "output_root='a b/c=d'",
+        f"hydra.searchpath=['file://{tmp_path}/my own']", "+task@tasks.mixture.other=other", "dry_run=true",
+    )  # fmt: skip
+    assert status == 0, said
+    ((some, configs),) = found
+    assert len(some) == 4
+    for point, config in zip(some, configs, strict=True):
+        monkeypatch.setattr(sys, "argv", ["mixlora.train", *point.arguments])
+        GlobalHydra.instance().clear()
+        composed = []
+        monkeypatch.setattr(load, "config_of", lambda cfg: composed.append(typed(Config, cfg)) or stop())
+        with pytest.raises(SystemExit):
+            train.main()
+        assert composed[0] == config
+
+
+def stop():
+    raise SystemExit
