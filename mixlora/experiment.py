@@ -139,7 +139,7 @@ class Experiment:
         reach("adapter.write")
         tensors = trainer.tensors()
         if trainer.main:
-            files.save(self.folder / "adapter", tensors, loaded.model, config.method, origin(config))
+            files.save(self.folder / "adapter", tensors, loaded.model, config.method, base_name(config))
         reach("evaluate.after")
         scoring.evaluate(self.folder, "after")
         loads = scoring.routing()
@@ -308,7 +308,8 @@ def longest(row: Row, length: int) -> Row:
     return replace(row, prompt_ids=(row.prompt_ids * room)[:room])
 
 
-def origin(config: Config) -> str:
+def base_name(config: Config) -> str:
+    """What PEFT calls base_model_name_or_path."""
     return config.model.path or config.model.name
 
 

@@ -29,7 +29,7 @@ PACKAGES = (
 def surroundings(device: torch.device) -> dict[str, Any]:
     """Commit, versions and device of this process."""
     return {
-        **git_state(),
+        **git_state(Path(__file__)),
         "packages": {name: version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
         "device": device_name(device),
@@ -66,19 +66,25 @@ def differences(a: Any, b: Any, prefix: str = "") -> set[str]:
     return set() if a == b else {prefix.rstrip(".")}
 
 
-def git_state() -> dict[str, Any]:
-    """Commit and whether tracked files differ from it; null outside a checkout."""
-    here = Path(__file__).resolve().parent
+def git_state(file: Path) -> dict[str, Any]:
+    """Commit that `file` is of and whether tracked files differ from it; null where it is of none.
+
+    A package that was installed into an environment inside somebody's checkout is of none.
+    """
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(file.resolve().parent), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except OSError:
-        commit, changes = None, None
-    return {"git_commit": commit, "git_dirty": None if commit is None else bool(changes)}
+        tracked = git("ls-files", "--error-unmatch", file.name) is not None
+        commit = git("rev-parse", "HEAD") if tracked else None
+    except OSError:  # no git
+        commit = None
+    return {
+        "git_commit": commit,
+        "git_dirty": None if commit is None else bool(git("status", "--porcelain", "--untracked-files=no")),
+    }
 
 
 def version(package: str) -> str | None:

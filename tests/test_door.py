@@ -1,5 +1,6 @@
 """The front door: a mistake is one message with its remedy and an exit status, before anything is loaded or written."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from mixlora import evaluate, export, generate, train
+from mixlora.config import cli
 
 ARC = ("+tasks=arc", "data.source=sample", "model=tiny")
 
@@ -52,6 +54,7 @@ MISTAKES = [
     (("+method=mole", *ARC, "+aux_loss.load_balance.coeff=1"), "aux_loss.load_balance.coeff", "'coef'"),
     (("+method=lora", *ARC, "launcher=slurm"), "launcher is for a sweep", "-m"),
     (("+method=lora", *ARC, "jobs=2"), "jobs is for a sweep", "-m"),
+    (("+method=lora", *ARC, "-m", "slurm.time_min=2"), "slurm.signal_delay_s=120 leaves nothing", "Lower the one"),
     (("+method=lora", *ARC, "-m", "jobs=0"), "jobs must be at least 1", "got 0"),
     (("+method=lora", *ARC, "sweep=learning_rates"), "no sweep 'learning_rates'", "Did you mean 'learning_rate'?"),
     (("+method=lora", *ARC, "model.path=./nothing"), "model.path=./nothing", "no such folder"),
@@ -136,3 +139,16 @@ def test_options_of_gates_and_losses_are_said_without_transformers(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout.split() == ["2", "False"], done.stderr
+
+
+def test_a_folder_does_not_hide_the_model_of_its_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "mine"):
+        (tmp_path / name).mkdir()
+    assert cli.normalise(["model=tiny"]) == ["model=tiny"]
+    assert cli.normalise(["model=mine"]) == ["model=path", "model.path=mine"]
+
+
+def test_the_command_of_a_run_can_be_typed_again():
+    argv = ["tasks=x", "method.target_modules=[q_proj,v_proj]", "tasks.mixture.x.question='{q}, \"really\"'"]
+    assert shlex.split(train.command(["mixlora", *argv])) == ["python", "-m", "mixlora.train", *argv]

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 from tiny_runs import task_folder
 
 from mixlora import train
-from mixlora.config import load
+from mixlora.config import cli, load
 from mixlora.config.cli import config_dir
 from mixlora.config.schema import Config, Launch, Slurm
 from mixlora.config.typed import typed
@@ -387,3 +388,34 @@ def test_a_queue_that_does_not_answer_is_left_in_peace_and_never_taken_for_empty
     before = calls.read_text()
     assert {queue.state("8") for _ in range(9)} == {"running"}
     assert calls.read_text() == before
+
+
+def test_an_option_of_the_methods_that_are_swept_over_reaches_each(sweep, monkeypatch):
+    """Hydra's first composition has no method yet, so no gate either."""
+    found = []
+    monkeypatch.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
+    options = ("method.gate.renormalize=false", "method.gate.kind='topk'", "aux_loss.load_balance.coef=0.5")
+    status, said = sweep("-m", "+method=mole,mola", *options, "method.target_modules=[q_proj,v_proj]", "dry_run=true")
+    assert status == 0, said
+    for config in found[0][1]:
+        assert config.method.gate["renormalize"] is False
+        assert config.aux_loss["load_balance"]["coef"] == 0.5
+        assert config.method.target_modules == ["q_proj", "v_proj"]
+    assert [point.name for point in found[0][0]] == ["method=mole", "method=mola"]
+    status, said = sweep("-m", "method=mole,mola", "method.gate.renormalise=false")
+    assert status == 2
+    assert "method.gate.renormalise" in said
+
+
+def test_a_value_that_is_left_to_the_points_comes_out_as_it_went_in():
+    parser = OverridesParser.create()
+    for value in ("1e-4", "[a,b]", "{a: 1}", "'x, y'", "a b/c:d", "${seed}", "int('3')", "-1", "[]"):
+        (left,) = cli.left_to_points(["-m", "method=a,b", f"++data.x={value}"])[2:]
+        assert left == f"++data.x=choice({value})"
+        each = parser.parse_override(left).sweep_string_iterator()
+        as_it_was = parser.parse_override(f"++data.x={value}").value()
+        assert [parser.parse_override(f"++data.x={one}").value() for one in each] == [as_it_was]
+    unchanged = ("data.x=1,2", "data.x=null", "data.x='1'", 'data.x="{q} = \\"so\\""', "~data.x", "data.x=", "seed=0")
+    for argument in (*unchanged, "hydra.verbose=true", "--config-dir=a.b", "method=a"):
+        assert cli.left_to_points(["-m", "method=a,b", argument])[2] == argument
+    assert cli.left_to_points(["-m", "method=a", "data.x=1"])[2] == "data.x=1"

@@ -6,6 +6,7 @@ known groups before Hydra looks, so both spellings work, in sweeps too.
 
 import functools
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -101,7 +102,7 @@ def refuse_sweep_of_ranks(argv: Sequence[str]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and MULTIRUN & set(argv):
         raise ConfigError(
             "a sweep (-m) inside torchrun or accelerate launch would run once on every rank. Start it as one process, "
-            f"which gives each point its devices: python -m {module_name()} {' '.join(argv)}"
+            f"which gives each point its devices: python -m {module_name()} {shlex.join(argv)}"
         )
 
 
@@ -116,25 +117,60 @@ def is_main_process() -> bool:
 
 def normalise(argv: Sequence[str]) -> list[str]:
     """`+method=x` -> `method=x`; `model=owner/name` and `model.path=...` -> `model=path model.path=...`."""
-    parser, out = OverridesParser.create(), []
+    out: list[str] = []
     for argument in argv:
-        try:
-            override = parser.parse_override(argument)
-        except HydraException:  # a switch, or a mistake that Hydra will report
+        override = parsed(argument)
+        if override is None:
             out.append(argument)
             continue
         group = override.key_or_group in GROUPS and override.package is None
         if group and override.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
             argument = argument.lstrip("+")
         value = argument.partition("=")[2]
-        if override.key_or_group == "model" and group and ("/" in value or Path(value).is_dir()):
+        named = (Path(config_dir()) / "model" / f"{value}.yaml").is_file()
+        if override.key_or_group == "model" and group and ("/" in value or Path(value).is_dir()) and not named:
             out += ["model=path", f"model.path={value}"]
         elif override.key_or_group == "model.path" and not any(a.startswith("model=") for a in argv):
             out += ["model=path", argument.lstrip("+")]
         else:
             out.append(argument)
     # Hydra takes -m only where no override stands before it and another after it.
-    return sorted(out, key=lambda argument: argument not in MULTIRUN)
+    return sorted(left_to_points(out), key=lambda argument: argument not in MULTIRUN)
+
+
+def left_to_points(argv: list[str]) -> list[str]:
+    """In a sweep over a group, `key=value` -> `key=choice(value)`: a sweep over one value, the same for every point.
+
+    Hydra composes a sweep once without what is swept over. `method.gate.renormalize` has no place there where no method
+    is chosen, so it would be refused; what is swept over is left to the points.
+    """
+    overrides = {argument: override for argument in argv if (override := parsed(argument)) is not None}
+    groups = {override.key_or_group: override for override in overrides.values() if override.key_or_group in GROUPS}
+    is_sweep = bool(MULTIRUN & set(argv)) or "sweep" in groups
+    if not is_sweep or not any(override.is_sweep_override() for override in groups.values()):
+        return argv
+    return [of_one(argument, overrides[argument]) if argument in overrides else argument for argument in argv]
+
+
+def of_one(argument: str, override: Override) -> str:
+    key, _, value = argument.partition("=")
+    section = (override.key_or_group or "").partition(".")
+    if not section[1] or section[0] == "hydra" or not value or override.is_sweep_override():
+        return argument
+    left = parsed(f"{key}=choice({value})")
+    if left is None:  # of null there is no choice
+        return argument
+    # A choice drops quotes: of '1' it would make the number.
+    kept = [one and one.value() for one in map(parsed, (f"{key}={text}" for text in left.sweep_string_iterator()))]
+    return str(left.input_line) if kept == [override.value()] else argument
+
+
+def parsed(argument: str) -> Override | None:
+    """None for a switch, or a mistake that Hydra will report."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
 
 
 def store_single_tasks(argv: Sequence[str]) -> None:

@@ -1,0 +1,41 @@
+"""Where a run comes from is what it says, and nothing of somebody else's."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mixlora.errors import CheckpointError
+from mixlora.provenance import git_state, same_origin
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_commit_is_that_of_the_code_and_not_of_the_checkout_it_is_installed_in(tmp_path):
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    own, installed = tmp_path / "own.py", tmp_path / ".venv" / "mixlora" / "provenance.py"
+    installed.parent.mkdir(parents=True)
+    for path in (own, installed):
+        path.write_text("1")
+    assert git_state(own) == {"git_commit": None, "git_dirty": None}
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    state = git_state(own)
+    assert len(state["git_commit"]) == 40
+    assert state["git_dirty"] is False
+    own.write_text("2")
+    assert git_state(own) == state | {"git_dirty": True}
+    assert git_state(installed) == {"git_commit": None, "git_dirty": None}
+
+
+def test_what_differs_is_named_with_both_values():
+    saved = {"config": {"train": {"learning_rate": 0.1}, "seed": 1}, "world_size": 2}
+    same_origin(Path("here"), saved, {"config": {"seed": 1, "train": {"learning_rate": 0.1}}, "world_size": 2})
+    with pytest.raises(
+        CheckpointError, match=r"here belongs .*train\.learning_rate was 0\.1, now 0\.2; world_size was 2"
+    ):
+        same_origin(Path("here"), saved, {"config": {"train": {"learning_rate": 0.2}, "seed": 1}, "world_size": 1})
