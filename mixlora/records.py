@@ -188,6 +188,18 @@ def owned(folder: Path) -> Iterator[None]:
         lock.close()
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a living process owns `folder`."""
+    try:
+        with open(folder / ".lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def locked(path: Path) -> TextIO:
     """The lock file, open and locked."""
     while True:

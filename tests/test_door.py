@@ -152,3 +152,9 @@ def test_a_folder_does_not_hide_the_model_of_its_name(monkeypatch, tmp_path):
 def test_the_command_of_a_run_can_be_typed_again():
     argv = ["tasks=x", "method.target_modules=[q_proj,v_proj]", "tasks.mixture.x.question='{q}, \"really\"'"]
     assert shlex.split(train.command(["mixlora", *argv])) == ["python", "-m", "mixlora.train", *argv]
+
+
+def test_a_value_is_quoted_where_hydra_would_read_something_else():
+    for value in ("runs/a-1", "a b", "/x/lr=1e-4,2", "1", "a]b", 'say "no"', "back\\slash", "null", "${x}"):
+        assert cli.parsed(cli.spelled("run", value)).value() == value
+    assert cli.spelled("run", "/data/runs/a-1") == "run=/data/runs/a-1"

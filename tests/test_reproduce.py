@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,12 @@ def reproduce(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str
     return subprocess.run([*command, *arguments], capture_output=True, text=True)
 
 
-def pretend(monkeypatch, code: str) -> None:
-    """Every run is this Python text; it knows its method and its seed."""
+def pretend(monkeypatch, code: str, written: Callable[[str, int], object] = lambda method, seed: None) -> None:
+    """Every run is this Python text, and leaves what is `written`; both know its method and its seed."""
 
     def command(arguments, launch, machine):
         values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        written(values["method"], int(values["seed"]))
         return [sys.executable, "-c", code, values["method"], values["seed"]]
 
     monkeypatch.setattr(local, "command", command)
@@ -85,27 +87,20 @@ def pretend(monkeypatch, code: str) -> None:
 
 def test_a_failed_point_leaves_the_others_running_and_is_named_with_its_log(tmp_path, monkeypatch):
     study = study_of(written(tmp_path / "colours"))
-    pretend(monkeypatch, "import sys; print('mixlora: loss not finite'); sys.exit(6 * (sys.argv[1] == 'lora'))")
-    monkeypatch.setattr(Study, "forget", forget_and_finish(study, "mole"))
+
+    def write(method: str, seed: int) -> None:
+        for point in study.points():
+            if method == "mole" == point.group.method and seed == point.seed:
+                write_run(study, point, {"colours": [1.0, 0.0]})
+
+    code = "import sys; print('mixlora: loss not finite'); sys.exit(6 * (sys.argv[1] == 'lora'))"
+    pretend(monkeypatch, code, write)
     failed = reproduction.reproduce(study, Launch(jobs=2))
     states = {(p.group.method, p.seed): study.run(p).state for p in study.points()}
     assert states == {("lora", 0): FAILED, ("lora", 1): FAILED, ("mole", 0): DONE, ("mole", 1): DONE}
     assert "exit status 6: loss not finite" in render.markdown(table.build(study))
     with pytest.raises(MixloraError, match=r"2 runs failed:\n.*logs.*\.log"):
         reproduction.complain(failed)
-
-
-def forget_and_finish(study: Study, method: str):
-    """What the runs would have written, at the moment the folders are read again."""
-    original = Study.forget
-
-    def forget(self: Study) -> None:
-        for point in self.points():
-            if point.group.method == method:
-                write_run(self, point, {"colours": [1.0, 0.0]})
-        original(self)
-
-    return forget
 
 
 def test_with_several_rates_the_first_round_chooses_them(tmp_path, monkeypatch):

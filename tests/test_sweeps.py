@@ -191,6 +191,31 @@ def test_a_run_that_ends_well_somewhere_else_has_failed(monkeypatch, tmp_path):
     assert run_one(monkeypatch, tmp_path, "pass") is None
 
 
+@pytest.mark.parametrize("end", ["running", "finished"])
+def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, end):
+    """Two sweeps at once, or one whose starter was killed: the second finds the run of the first in its folder."""
+    folder = tmp_path / "0"
+    code = (
+        f"import sys; from pathlib import Path; from mixlora import records as r; folder = Path({str(folder)!r})\n"
+        "with r.owned(folder): print('mine', flush=True); sys.stdin.read(); "
+        f"r.write_json(folder / 'run.json', {{'status': {end!r}}})"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout is not None
+    assert first.stdout.readline() == b"mine\n"
+    seen: list[str] = []
+
+    def sees(board: show.Board, point: points.Point, state: str) -> None:
+        seen.append(state)
+        if seen.count("runs elsewhere") == 3:
+            first.communicate()  # the end of its input is the end of its run
+
+    monkeypatch.setattr(show.Board, "sees", sees)
+    said = run_one(monkeypatch, tmp_path, code)
+    assert seen.count("runs elsewhere") >= 3
+    assert said is None if end == "finished" else said is not None and "in use by another run" in said.message
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_any_point_starts(sweep, tmp_path):
     (tmp_path / "file").write_text("")
     status, said = sweep("-m", "method=lora", "seed=0,1", "output_root=file/runs")

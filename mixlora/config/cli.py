@@ -165,6 +165,15 @@ def of_one(argument: str, override: Override) -> str:
     return str(left.input_line) if kept == [override.value()] else argument
 
 
+def spelled(key: str, value: str) -> str:
+    """`key=value`, in quotes where Hydra would read it as something else."""
+    read = parsed(f"{key}={value}")
+    if read is not None and read.value() == value:
+        return f"{key}={value}"
+    inside = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{inside}"'
+
+
 def parsed(argument: str) -> Override | None:
     """None for a switch, or a mistake that Hydra will report."""
     try:

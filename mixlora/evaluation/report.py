@@ -1,10 +1,12 @@
 """The table that a run prints at its end, from the files of its folder alone."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from mixlora.config.cli import spelled
 from mixlora.console import console, say
 from mixlora.evaluation.scores import paired_difference
 from mixlora.records import read_json, read_lines
@@ -28,7 +30,8 @@ def print_results(folder: Path) -> None:
     say(f"Results: {folder / 'results.json'}\nPredictions: {folder / 'predictions'}")
     if (folder / "adapter").is_dir():
         say(f"Losses step by step: {folder / 'metrics.jsonl'}\nAdapter: {folder / 'adapter'}")
-        say(f'Talk to it: python -m mixlora.generate run={folder} prompt="..."')
+        run = shlex.quote(spelled("run", str(folder)))
+        say(f'Talk to it: python -m mixlora.generate {run} prompt="..."')
 
 
 def notes(results: dict[str, Any]) -> list[str]:

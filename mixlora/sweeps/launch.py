@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from mixlora.config.cli import spelled
 from mixlora.console import say
 from mixlora.errors import ConfigError, MixloraError
 from mixlora.sweeps import show
@@ -50,7 +51,8 @@ def launch(loader: Any, master: DictConfig, job_overrides: Sequence[Sequence[str
         raise MixloraError(f"{len(failed)} of {count(left)} failed; the same command tries them again:\n{listed}")
     best = frame.iloc[0]
     if splits == ["validation"] and best.score == best.score:
-        say(f"The best on test rows: python -m mixlora.evaluate {shlex.quote(f'run={best.run}')} eval.split=test")
+        run_it = shlex.join(["python", "-m", "mixlora.evaluate", spelled("run", best.run), "eval.split=test"])
+        say(f"The best on test rows: {run_it}")
     return returns(points, job_overrides)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mixlora.config.schema import Launch
 from mixlora.console import say
 from mixlora.errors import ConfigError
+from mixlora.records import in_use
 from mixlora.sweeps.points import Point
 from mixlora.sweeps.processes import Machine, command, threads
 
@@ -44,7 +45,7 @@ class Local:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **shared, **devices},
             )
-        return Process(self, process, group)
+        return Process(self, point, process, group)
 
     def leave(self, handles: "Sequence[Process]") -> str:
         if handles:
@@ -57,18 +58,25 @@ class Local:
 
 
 class Process:
-    """One point that runs here."""
+    """One point that runs here, or that was found to run already, for another sweep or for one that is gone."""
 
-    def __init__(self, place: Local, process: "subprocess.Popen[bytes]", group: list[str]) -> None:
-        self.place, self.process, self.group = place, process, group
+    def __init__(self, place: Local, point: Point, process: "subprocess.Popen[bytes]", group: list[str]) -> None:
+        self.place, self.point, self.process = place, point, process
+        self.group: list[str] | None = group
         self.state, self.silence = "running", "it printed nothing"
 
     def poll(self) -> int | None:
-        """The exit status, once; its devices are free then."""
+        """The exit status, once nobody is at the point any more; the devices are free when this process has ended."""
         status = self.process.poll()
-        if status is not None:
+        if status is None:
+            return None
+        if self.group is not None:
             self.place.free.append(self.group)
-        return status
+            self.group = None
+        if status and in_use(self.point.folder):
+            self.state = "runs elsewhere"
+            return None
+        return 0 if self.point.finished else status
 
 
 def visible_devices() -> list[str]:

@@ -99,7 +99,7 @@ class Study:
     def command(self, point: Point) -> list[str]:
         """The arguments of `python -m mixlora.train` for one point."""
         extra = [] if self.config_folder is None else [f"--config-dir={self.config_folder}"]
-        return [*extra, *self.point_overrides(point), f"output_root={self.root}"]
+        return [*extra, *self.point_overrides(point), cli.spelled("output_root", str(self.root))]
 
     def point_overrides(self, point: Point) -> list[str]:
         return recipes.merged([*recipes.point_overrides(self.recipe, point), *self.overrides])
