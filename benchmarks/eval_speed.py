@@ -24,11 +24,12 @@ import torch
 import yaml
 
 from mixlora import tasks
-from mixlora.config.schema import Data, Eval, Model, Protocol, Task
+from mixlora.config.schema import Data, Eval, Protocol, Task
 from mixlora.config.typed import typed
 from mixlora.evaluation.likelihood import score_choices, trees_of
 from mixlora.evaluation.run import Evaluator
 from mixlora.models import base
+from mixlora.tables.study import composed
 from mixlora.tasks.prompts import Choice
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -42,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     device = torch.device(arguments.device)
-    keys = yaml.safe_load((CONFIGS / "model" / f"{arguments.model}.yaml").read_text(encoding="utf-8"))
-    loaded = base.load(typed(Model, keys), device=device)
+    loaded = base.load(composed(("method=lora", "tasks=arc", f"model={arguments.model}"), None).model, device=device)
     own = Evaluator(loaded.model, loaded.tokenizer, Eval(protocol=Protocol.lm_eval), Data())
     harness = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=arguments.batch_size)
     asked = {name: choices_of(own, name, arguments) for name in NAMES}
@@ -151,6 +151,7 @@ def report(arguments: argparse.Namespace, loaded: base.Base, asked: Any, seconds
     text = json.dumps(found, indent=2)
     print(text)
     if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 
