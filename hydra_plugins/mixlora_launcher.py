@@ -1,12 +1,14 @@
 """Hydra's way in: `-m` hands every point of a sweep to mixlora.sweeps. Hydra looks in packages of this name alone."""
 
-import contextlib
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.launcher import Launcher
+from omegaconf import open_dict
 
 
 class MixloraLauncher(Launcher):
@@ -14,16 +16,15 @@ class MixloraLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.loader, self.config = hydra_context.config_loader, config
+        # Hydra writes a multirun.yaml before a point is looked at. The run folders say more, and a sweep that is
+        # refused leaves nothing: so it is written where it goes away with this process.
+        scratch = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        with open_dict(config):
+            config.hydra.sweep.dir = scratch
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
         from mixlora.sweeps.launch import launch  # Hydra imports every plugin at every start
-
-        # Hydra has just written a multirun.yaml. The run folders say more, and a sweep that is refused leaves nothing.
-        folder = Path(self.config.hydra.sweep.dir)
-        (folder / "multirun.yaml").unlink(missing_ok=True)
-        for empty in (folder, folder.parent):
-            with contextlib.suppress(OSError):
-                empty.rmdir()
 
         return launch(self.loader, self.config, job_overrides)
 

@@ -10,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mixlora.config.cli import is_main_process
 
-console = Console(quiet=not is_main_process(), soft_wrap=True)
+# What is shown comes from users and models: [q_proj] and :x: are themselves, not a style and a picture.
+console = Console(quiet=not is_main_process(), soft_wrap=True, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(text, highlight=False)
 
 
 class Bar:

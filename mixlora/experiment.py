@@ -27,7 +27,7 @@ from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.parts import Parts
 from mixlora.provenance import differences, peak_memory, same_origin, surroundings
-from mixlora.records import disk_error, finished, owned, read_json, remove_strays, write_json, write_text
+from mixlora.records import disk_error, finished_as, owned, remove_strays, write_json, write_text
 from mixlora.scoring import Scoring
 from mixlora.tables.report import run_report
 from mixlora.tasks.collate import Row
@@ -59,7 +59,7 @@ class Experiment:
                     self.announce()
                     self.rehearse()
                     return
-                if ranks.agree(self.finished()):
+                if ranks.agree(finished_as(self.folder, configs.digest(self.config))):
                     say(f"This configuration is finished: {self.folder}")
                     if self.parts.accelerator.is_main_process:
                         print_results(self.folder)
@@ -92,13 +92,6 @@ class Experiment:
             f"{trainer.totals.micro_batch_size} in a forward: loss {line['loss']:.3f}, "
             f"{time.monotonic() - began:.1f} s, peak memory {peak:.2f} GiB. Nothing was trained or written"
         )
-
-    def finished(self) -> bool:
-        if not finished(self.folder):
-            return False
-        if read_json(self.folder / "run.json").get("config_sha256") == configs.digest(self.config):
-            return True
-        raise ConfigError(f"{self.folder} holds a finished run of another configuration. Set run_dir to a new folder")
 
     def begin(self) -> None:
         """Write the configuration; refuse a folder that another configuration began."""

@@ -51,8 +51,9 @@ def disk_error(path: Path, error: OSError) -> Exception:
     """The error to raise instead: a full disk and a folder one may not write to have remedies of their own."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left to write {path}. Free some, or set output_root to another disk")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return ConfigError(f"{path.parent} cannot be written to. Set output_root or run_dir to a folder of yours")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        why = f"{path.parent} cannot be written to ({str(error.strerror).lower()})"
+        return ConfigError(f"{why}. Set output_root or run_dir to a folder of yours")
     return error
 
 
@@ -65,6 +66,19 @@ def finished(run_folder: Path) -> bool:
     """Whether the run in this folder has come to its end."""
     record = run_folder / "run.json"
     return record.is_file() and read_json(record).get("status") == "finished"
+
+
+def finished_as(run_folder: Path, config_sha256: str) -> bool:
+    """Whether the run of this configuration has come to its end.
+
+    Raises:
+        ConfigError: another configuration's has, in this folder.
+    """
+    if not finished(run_folder):
+        return False
+    if read_json(run_folder / "run.json").get("config_sha256") == config_sha256:
+        return True
+    raise ConfigError(f"{run_folder} holds a finished run of another configuration. Set run_dir to a new folder")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -111,6 +125,24 @@ def read_lines(path: Path) -> list[Any]:
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows
+
+
+def last_row(path: Path) -> Any | None:
+    """The last whole row of a JSONL file, however long the file is; None where there is none."""
+    if not path.is_file():
+        return None
+    size, wanted = path.stat().st_size, 2**16
+    with open(path, "rb") as file:
+        while True:
+            start = max(0, size - wanted)
+            file.seek(start)
+            lines = file.read(size - start).splitlines()
+            for line in reversed(lines if start == 0 else lines[1:]):
+                with contextlib.suppress(ValueError):
+                    return json.loads(line)
+            if start == 0:
+                return None
+            wanted *= 8
 
 
 def append_line(path: Path, row: Any) -> None:

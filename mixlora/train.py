@@ -1,5 +1,6 @@
 """python -m mixlora.train +method=smora +tasks=commonsense [overrides]; with -m, or sweep=NAME, a sweep over them"""
 
+import shlex
 import sys
 
 from omegaconf import DictConfig
@@ -9,16 +10,16 @@ from mixlora.config.cli import door
 
 @door("train")
 def main(cfg: DictConfig) -> None:
-    from mixlora.config.load import config_of, refuse_launcher, run_folder
+    from mixlora.config.load import config_of, digest, refuse_launcher, run_folder
 
     config = config_of(cfg)
-    refuse_launcher(config)
+    refuse_launcher(config, sys.argv)
     from mixlora.checks import check  # torch is imported only when all that needs no torch is right
-    from mixlora.records import finished
+    from mixlora.records import finished_as
     from mixlora.tasks import sources
 
     check(config)
-    if not finished(run_folder(config)):  # whose results are shown without its data
+    if not finished_as(run_folder(config), digest(config)):  # whose results are shown without its data
         sources.require(config.tasks.mixture.values(), config.data.source)
     from mixlora.experiment import Experiment  # and transformers, datasets, accelerate only then
 
@@ -27,7 +28,7 @@ def main(cfg: DictConfig) -> None:
 
 def command(argv: list[str]) -> str:
     """What to type to get this run again."""
-    return " ".join(["python -m mixlora.train", *argv[1:]])
+    return shlex.join(["python", "-m", "mixlora.train", *argv[1:]])
 
 
 if __name__ == "__main__":

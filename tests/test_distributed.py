@@ -181,9 +181,9 @@ def test_a_sweep_inside_a_process_group_is_refused_with_the_right_command(config
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", sorted(p.stem for p in (REPOSITORY / "configs" / "accelerate").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in (REPOSITORY / "configs" / "distributed").glob("*.yaml")))
 def test_accelerate_launch_with_each_config(configs, tmp_path, name):
-    file = REPOSITORY / "configs" / "accelerate" / f"{name}.yaml"
+    file = REPOSITORY / "configs" / "distributed" / f"{name}.yaml"
     launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
     done = launched([*launcher, "--num_processes=2"], configs, tmp_path / "run", *SMALL)
     assert done.returncode == 0, done.stderr

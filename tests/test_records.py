@@ -58,3 +58,16 @@ def test_strays_go(tmp_path):
 def test_a_full_disk_says_so(tmp_path):
     with pytest.raises(ResourceError, match="no space left"):
         records.append_line(Path("/dev/full"), {"step": 1})
+
+
+def test_the_last_row_is_found_without_reading_the_rest(tmp_path):
+    path = tmp_path / "m.jsonl"
+    assert records.last_row(path) is None
+    path.write_text('{"step": 1, "lo')
+    assert records.last_row(path) is None
+    long = {"load": ["é" * 50_000] * 4}  # longer than what is read first, and cut within a letter
+    path.write_text("".join(f'{{"step": {i}}}\n' for i in range(9)), encoding="utf-8")
+    records.append_line(path, long)
+    path.write_bytes(path.read_bytes() + b'{"step": 10, "lo')
+    assert records.last_row(path) == long
+    assert records.last_row(path) == records.read_lines(path)[-1]

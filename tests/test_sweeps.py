@@ -1,5 +1,6 @@
 """Sweeps: all points are checked first, each has its devices, none is run twice, a failure stands alone."""
 
+import io
 import os
 import re
 import signal
@@ -10,13 +11,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
 from tiny_runs import task_folder
 
 from mixlora import train
-from mixlora.config.schema import Launch, Slurm
-from mixlora.errors import ConfigError
-from mixlora.sweeps import local, points, processes, running, show
+from mixlora.config import load
+from mixlora.config.cli import config_dir
+from mixlora.config.schema import Config, Launch, Slurm
+from mixlora.config.typed import typed
+from mixlora.errors import ConfigError, MixloraError
+from mixlora.records import write_json
+from mixlora.sweeps import launch, local, points, processes, running, show, slurm
 from mixlora.sweeps.processes import Machine
 
 TINY = (
@@ -138,13 +147,107 @@ def test_each_point_has_devices_of_its_own(monkeypatch, tmp_path):
     """Processes that say what they see, on a machine with four devices (pretended: this one has none)."""
     monkeypatch.setattr(local, "visible_devices", lambda: ["0", "1", "2", "3"])
     code = "import os, time; print('sees', os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(1)"
-    monkeypatch.setattr(local, "command", lambda arguments, launch, machine: [sys.executable, "-c", code])
-    some = [points.Point(f"seed={i}", (), tmp_path / str(i)) for i in range(4)]
+    monkeypatch.setattr(local, "command", pretended(code))
+    some = [point(tmp_path, i) for i in range(4)]
     place = local.Local(Launch(processes=2))
     assert len(place.groups) == 2
     assert running.run(some, place, show.Board(some)) == {}
     seen = [running.log_path(point.folder).read_text().split()[1] for point in some]
     assert sorted(seen) == ["0,1", "0,1", "2,3", "2,3"]
+
+
+def pretended(code: str):
+    """In place of training: `code`, then a finished run in the folder that is the point's only argument."""
+    ends = "import json, pathlib, sys; f = pathlib.Path(sys.argv[1]); f.mkdir(exist_ok=True)"
+    ends += "; (f / 'run.json').write_text(json.dumps({'status': 'finished'}))"
+    return lambda arguments, launch, machine: [sys.executable, "-c", f"{code}\n{ends}", *arguments]
+
+
+def point(folder: Path, number: int) -> points.Point:
+    return points.Point(f"seed={number}", (str(folder / str(number)),), folder / str(number))
+
+
+def run_one(monkeypatch, folder: Path, code: str) -> running.Failure | None:
+    monkeypatch.setattr(local, "command", pretended(code))
+    one = point(folder, 0)
+    return running.run([one], local.Local(Launch()), show.Board([one])).get(one)
+
+
+def test_a_failure_is_told_by_what_this_try_said(monkeypatch, tmp_path):
+    said = run_one(monkeypatch, tmp_path, "import sys; print('mixlora: no such data'); sys.exit(3)")
+    assert str(said) == "exit status 3 (data): no such data"
+    said = run_one(monkeypatch, tmp_path, "import os; print('step 7', flush=True); os.kill(os.getpid(), 9)")
+    assert str(said) == "exit status -9 (SIGKILL, as from a machine out of memory): step 7"
+    said = run_one(monkeypatch, tmp_path, "import os; os.kill(os.getpid(), 11)")
+    assert str(said) == "exit status -11 (SIGSEGV): it printed nothing"
+    assert "no such data" in said.log.read_text()
+
+
+def test_a_run_that_ends_well_somewhere_else_has_failed(monkeypatch, tmp_path):
+    said = run_one(monkeypatch, tmp_path, "import sys; sys.exit(0)")
+    assert said is not None
+    assert "no finished run is in" in said.message
+    assert run_one(monkeypatch, tmp_path, "pass") is None
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_point_starts(sweep, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, said = sweep("-m", "method=lora", "seed=0,1", "output_root=file/runs")
+    assert status == 2
+    assert "file/runs/logs cannot be written to (not a directory)" in said
+    assert "Running" not in said
+
+
+def test_a_sweep_that_hydra_refuses_leaves_nothing(sweep, tmp_path):
+    status, said = sweep("-m", "method=lora,smorra")
+    assert status == 2
+    assert "Did you mean 'smora'?" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_one_process_has_its_threads_as_outside_a_sweep(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert processes.threads(1) == {}
+    assert processes.threads(10**6) == {"OMP_NUM_THREADS": "1"}
+
+
+def test_devices_are_named_as_the_user_named_them(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for named, seen in (
+        ("3, 5", ["3", "5"]), ("GPU-8f6d,GPU-91a2", ["GPU-8f6d", "GPU-91a2"]), ("0,1,-1,2", ["0", "1"]),
+    ):  # fmt: skip
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert local.visible_devices() == seen
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.visible_devices() == []
+
+
+def test_the_live_table_fits_its_terminal_and_shows_what_runs(monkeypatch, tmp_path):
+    some = [points.Point(f"method.target_modules=[q_proj,v{i}] x=[/y]", (), tmp_path / str(i)) for i in range(300)]
+    board = show.Board(some)
+    for i in range(200):
+        board.told(some[i], "started")
+        if i >= 3:
+            board.told(some[i], "done")
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "metrics.jsonl").write_text('{"step": 41, "loss": 1.5}\n{"step": 42, "lo')
+    terminal = Console(width=50, height=24, file=io.StringIO(), force_terminal=True, markup=False)
+    monkeypatch.setattr(show, "console", terminal)
+    terminal.print(board.table())
+    lines = terminal.file.getvalue().splitlines()
+    assert "sweep: 3 running, 197 done, 100 waiting" in lines[0]
+    assert len(lines) <= 24
+    assert max(cell_len(line) for line in map(plain, lines)) <= 50
+    shown = "".join(re.findall(r"^│([^│]*)│", "\n".join(map(plain, lines)), flags=re.MULTILINE)).replace(" ", "")
+    assert "method.target_modules=[q_proj,v2]x=[/y]" in shown
+    assert "step 41" in terminal.file.getvalue()
+
+
+def plain(line: str) -> str:
+    return Text.from_ansi(line).plain
 
 
 def test_devices_are_divided(monkeypatch):
@@ -153,9 +256,9 @@ def test_devices_are_divided(monkeypatch):
     assert local.groups(four, Launch(processes=3)) == [["4", "5", "6"]]
     assert local.groups(four, Launch(jobs=2)) == [["4"], ["5"]]
     assert local.groups([], Launch(jobs=3)) == [[], [], []]
-    for launch in (Launch(processes=8), Launch(jobs=3, processes=2), Launch(slurm=Slurm(nodes=2))):
+    for asked in (Launch(processes=8), Launch(jobs=3, processes=2), Launch(slurm=Slurm(nodes=2))):
         with pytest.raises(ConfigError):
-            local.groups(four, launch)
+            local.groups(four, asked)
 
 
 def test_several_processes_start_through_torchrun_or_accelerate():
@@ -177,3 +280,110 @@ def test_slurm_without_its_commands_is_said_with_the_remedy(sweep, monkeypatch):
     status, said = sweep("-m", "method=lora,smora", "launcher=slurm")
     assert status == 2
     assert "there is no squeue here" in said
+
+
+def test_the_way_of_accelerate_is_a_key_and_said_before_any_point_starts(sweep, tmp_path):
+    status, said = sweep("-m", "method=lora", "seed=0,1", "processes=2", "accelerate=fsdp2", "dry_run=true")
+    assert status == 0, said
+    assert "2 points" in said
+    status, said = sweep("-m", "method=lora", "seed=0,1", "accelerate=fsdp3")
+    assert status == 2
+    assert "accelerate=fsdp3: neither a file nor one of ddp, fsdp2" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_key_has_the_name_of_a_group():
+    """Hydra would take key=value for the choice of a file."""
+    folders = {path.name for path in Path(config_dir()).iterdir() if path.is_dir()}
+    assert not folders & set(Launch.__dataclass_fields__)
+
+
+def test_how_a_sweep_is_run_may_stand_in_its_file(sweep, tmp_path):
+    """A point reads the same file and must neither start a sweep again nor refuse what is for sweeps."""
+    grids = tmp_path / "own" / "sweep"
+    grids.mkdir()
+    text = "# @package _global_\njobs: 2\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: range(0,2)\n"
+    (grids / "mine.yaml").write_text(text)
+    status, said = sweep("method=lora", "sweep=mine")
+    assert status == 0, said
+    assert "2 to run, 2 at a time" in said
+    assert said.count("\nDone ") == 2
+
+
+def test_points_that_are_run_in_two_ways_are_refused(sweep, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir()
+    for name, number in (("small", 1), ("big", 2)):
+        text = f"# @package _global_\nseed: {number}\nprocesses: {number}\n"
+        (tmp_path / "own" / "experiment" / f"{name}.yaml").write_text(text)
+    status, said = sweep("-m", "method=lora", "+experiment=small,big")
+    assert status == 2
+    assert "processes is not the same in experiment=small and in experiment=big" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_no_sweep_is_refused_with_what_is_meant(sweep, tmp_path):
+    status, said = sweep("-m", "method=lora", "sweep=learning_rate,seeds")
+    assert status == 2
+    assert "For all their keys at once: sweep=[learning_rate,seeds]" in said
+    rate = "train.learning_rate=1e-3"  # on the command line: it stands, in place of the grid's
+    status, said = sweep("method=lora", "sweep=[learning_rate,seeds]", rate, "dry_run=true")
+    assert "3 points" in said
+    status, said = sweep("-m", "method=lora", "seed=0,1", "resume=runs/x/checkpoints/step-2")
+    assert status == 2
+    assert "resume names a checkpoint of one run" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_of_another_configuration_is_not_taken_for_the_point(sweep, tmp_path):
+    write_json(tmp_path / "here-0" / "run.json", {"status": "finished", "config_sha256": "of another"})
+    status, said = sweep("-m", "method=lora", "seed=0,1", "run_dir=here-${seed}")
+    assert status == 2
+    assert "seed=0: here-0 holds a finished run of another configuration" in said
+
+
+def test_a_point_gets_its_overrides_and_its_places_exactly(sweep, monkeypatch, tmp_path):
+    """What the point composes from its arguments is what the sweep has checked."""
+    found = []
+    monkeypatch.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
+    (tmp_path / "my own" / "task").mkdir(parents=True)
+    task = yaml.safe_load((tmp_path / "own" / "task" / "sums.yaml").read_text())
+    (tmp_path / "my own" / "task" / "other.yaml").write_text(yaml.safe_dump(task | {"name": "other"}))
+    status, said = sweep(
+        "-m", "+method=lora", "++train.save_steps=7", "method.target_modules=[q_proj,v_proj],attention",
+        "tasks.mixture.sums.question=\"{q}, really = [x] 'so'?\"", "seed=range(1,3)", "output_root='a b/c=d'",
+        f"hydra.searchpath=['file://{tmp_path}/my own']", "+task@tasks.mixture.other=other", "dry_run=true",
+    )  # fmt: skip
+    assert status == 0, said
+    ((some, configs),) = found
+    assert len(some) == 4
+    composed = []
+    monkeypatch.setattr(load, "config_of", lambda cfg: composed.append(typed(Config, cfg)) or sys.exit())
+    for point in some:
+        monkeypatch.setattr(sys, "argv", ["mixlora.train", *point.arguments])
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit):
+            train.main()
+    assert composed == configs
+
+
+def test_a_queue_that_does_not_answer_is_left_in_peace_and_never_taken_for_empty(monkeypatch, tmp_path):
+    """A squeue that is down, up, and down again."""
+    lists, calls = tmp_path / "jobs", tmp_path / "calls"
+    text = f"#!/bin/sh\necho >> {calls}\ncat {lists} || {{ echo Socket timed out >&2; exit 1; }}\n"
+    (tmp_path / "squeue").write_text(text)
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
+    queue, folder = slurm.Queue(), tmp_path / "a|b c"
+    with pytest.raises(MixloraError, match=r"nothing was submitted: [^$]*Socket timed out"):
+        queue.find(folder)
+    lists.write_text(f"7|PENDING|QOSMaxJobsPerUser|mixlora:{folder}\n8|RUNNING|None|else\n")
+    assert queue.find(folder) == "7"
+    assert queue.state("7") == "pending (QOSMaxJobsPerUser)"
+    assert queue.state("8") == "running"
+    lists.unlink()
+    assert queue.state("7") == "pending (QOSMaxJobsPerUser)"
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 1000)
+    before = calls.read_text()
+    assert {queue.state("8") for _ in range(9)} == {"running"}
+    assert calls.read_text() == before

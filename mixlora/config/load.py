@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from mixlora.errors import ConfigError
 
 # What does not change a result and so is left out of a run's name.
 NAMELESS = ("output_root", "run_dir", "tracker", "resume", "dry_run", "rank_timeout", *Launch.__dataclass_fields__)
+# A point is told that it is none of a sweep any more, where a file (a config of the group `sweep`) says that it is.
+A_POINT = "hydra.mode=RUN"
 NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps")
 
 
@@ -98,10 +101,17 @@ def check_launch(launch: Launch) -> None:
     ):  # fmt: skip
         if value is not None and value < least:
             raise ConfigError(f"{key} must be at least {least}, got {value}")
+    if slurm.signal_delay_s >= 60 * slurm.time_min:
+        raise ConfigError(
+            f"slurm.signal_delay_s={slurm.signal_delay_s} leaves nothing of slurm.time_min={slurm.time_min} minutes: "
+            "each job would be told to save as it starts. Lower the one or raise the other"
+        )
 
 
-def refuse_launcher(config: Config) -> None:
-    """One run has no use for what places the points of a sweep."""
+def refuse_launcher(config: Config, argv: Sequence[str]) -> None:
+    """One run has no use for what places the points of a sweep; a point may find it in the files of its sweep."""
+    if A_POINT in argv:
+        return
     for key in Launch.__dataclass_fields__:
         if getattr(config, key) != getattr(Launch(), key):
             raise ConfigError(

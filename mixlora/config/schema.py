@@ -339,7 +339,7 @@ class Launch:
     launcher: Launcher = Launcher.local
     jobs: int | None = None  # points at a time; null: as many as there are devices, on a CPU one; SLURM: all
     processes: int = 1  # of a point, on each of its nodes; with accelerators a device each
-    accelerate: str | None = None  # null: DDP; a name in configs/accelerate, or a file of `accelerate config`
+    accelerate: str | None = None  # null: DDP; a name in configs/distributed, or a file of `accelerate config`
     slurm: Slurm = field(default_factory=Slurm)
 
 

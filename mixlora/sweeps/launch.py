@@ -1,6 +1,7 @@
 """What `python -m mixlora.train -m ...` does with the points that Hydra's sweeper has laid out."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,22 +35,27 @@ def launch(loader: Any, master: DictConfig, job_overrides: Sequence[Sequence[str
     place, board = place_of(first), show.Board(points)
     left = [point for point in points if not point.finished]
     done = len(points) - len(left)
-    say(f"{len(points)} points, {done} finished before; {len(left)} to run, {place.describe()}")
+    say(f"{count(points)}, {done} finished before; {len(left)} to run, {place.describe()}")
     if first.dry_run:
         for point in points:
             say(f"  {board.states[point]:12} {point.name}  ({point.folder})")
         return returns(points, job_overrides)
     failed = run(left, place, board)
     frame = show.summary(points, board.states)
-    show.show(frame, first.eval.split)
+    splits = sorted({config.eval.split for config in configs})
+    show.show(frame, " and ".join(splits))
     say(f"Summary: {show.keep(frame, points, Path(first.output_root))}")
     if failed:
         listed = "\n".join(f"  {point.name}: {failure}\n    log: {failure.log}" for point, failure in failed.items())
-        raise MixloraError(f"{len(failed)} of {len(left)} points failed; the same command tries them again:\n{listed}")
+        raise MixloraError(f"{len(failed)} of {count(left)} failed; the same command tries them again:\n{listed}")
     best = frame.iloc[0]
-    if first.eval.split != "test" and best.score == best.score:
-        say(f"The best on test rows: python -m mixlora.evaluate run={best.run} eval.split=test")
+    if splits == ["validation"] and best.score == best.score:
+        say(f"The best on test rows: python -m mixlora.evaluate {shlex.quote(f'run={best.run}')} eval.split=test")
     return returns(points, job_overrides)
+
+
+def count(points: Sequence[Any]) -> str:
+    return f"{len(points)} point{'' if len(points) == 1 else 's'}"
 
 
 def returns(points: Sequence[Any], job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixlora.config.schema import Launch
+from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.sweeps.points import Point
 from mixlora.sweeps.processes import Machine, command, threads
@@ -46,6 +47,8 @@ class Local:
         return Process(self, process, group)
 
     def leave(self, handles: "Sequence[Process]") -> str:
+        if handles:
+            say(f"Stopping {len(handles)} runs as soon as they have saved; a second signal does not wait for them")
         for handle in handles:
             handle.process.send_signal(signal.SIGTERM)
         for handle in handles:
@@ -58,7 +61,7 @@ class Process:
 
     def __init__(self, place: Local, process: "subprocess.Popen[bytes]", group: list[str]) -> None:
         self.place, self.process, self.group = place, process, group
-        self.state = "running"
+        self.state, self.silence = "running", "it printed nothing"
 
     def poll(self) -> int | None:
         """The exit status, once; its devices are free then."""
@@ -74,7 +77,7 @@ def visible_devices() -> list[str]:
 
     count = torch.cuda.device_count()  # does not start CUDA in this process
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (named.split(",") if named else [str(i) for i in range(count)])[:count]
+    return ([name.strip() for name in named.split(",")] if named else [str(i) for i in range(count)])[:count]
 
 
 def groups(devices: list[str], launch: Launch) -> list[list[str]]:

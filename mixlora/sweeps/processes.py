@@ -10,6 +10,8 @@ from mixlora.config.cli import config_dir
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError
 
+LOG_TAIL = 2**20  # bytes at the end of a log in which the message of a failed run is looked for
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -42,12 +44,12 @@ def command(arguments: Sequence[str], launch: Launch, machine: Machine) -> list[
 
 
 def accelerate_file(name: str) -> Path:
-    """configs/accelerate/NAME.yaml, or the file of that path.
+    """configs/distributed/NAME.yaml, or the file of that path.
 
     Raises:
         ConfigError: it is neither.
     """
-    folder = Path(config_dir()) / "accelerate"
+    folder = Path(config_dir()) / "distributed"
     for path in (folder / f"{name}.yaml", Path(name)):
         if path.is_file():
             return path.resolve()
@@ -57,16 +59,24 @@ def accelerate_file(name: str) -> Path:
 
 def threads(processes: int) -> dict[str, str]:
     """Processes that share a machine share its cores, unless the user said how many threads each may have."""
-    if "OMP_NUM_THREADS" in os.environ:
+    if processes == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
-def last_line(log: Path) -> str:
-    """What a failed run said: its own message where there is one, else the last line."""
+def size_of(log: Path) -> int:
+    """Where what a run prints from now on begins: a log keeps every try."""
+    return log.stat().st_size if log.is_file() else 0
+
+
+def last_line(log: Path, start: int) -> str:
+    """What a failed run said after `start`: its own message where there is one, else the last line, or nothing."""
     if not log.is_file():
-        return "it printed nothing"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(start, size_of(log) - LOG_TAIL))
+        text = file.read().decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith("mixlora: ")]
-    return (own[-1].removeprefix("mixlora: ") if own else lines[-1])[:300] if lines else "it printed nothing"
+    return (own[-1].removeprefix("mixlora: ") if own else lines[-1])[:300] if lines else ""

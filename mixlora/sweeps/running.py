@@ -1,5 +1,6 @@
 """The loop of a sweep: start what there is room for, look at what runs, pass on a signal, tell what happened."""
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from typing import Any, Protocol
 
 from mixlora import signals
 from mixlora.config.schema import Launch, Launcher
+from mixlora.console import say
 from mixlora.errors import Interrupted
-from mixlora.records import log_path, write_json
+from mixlora.records import disk_error, log_path, write_json
 from mixlora.sweeps.local import Local
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import last_line
+from mixlora.sweeps.processes import accelerate_file, last_line, size_of
 from mixlora.sweeps.show import Board
 
 KINDS = {2: "configuration", 3: "data", 4: "checkpoint", 5: "memory or disk", 6: "numbers", 7: "sandbox"}
@@ -22,6 +24,7 @@ class Handle(Protocol):
     """A point that was started."""
 
     state: str  # "running", or what it waits for
+    silence: str  # what to say of a run that failed without a word
 
     def poll(self) -> int | None:
         """The exit status of the run once it has ended."""
@@ -52,10 +55,23 @@ class Failure:
     log: Path
 
     def __str__(self) -> str:
-        return f"exit status {self.status} ({KINDS.get(self.status, 'see the log')}): {self.message}"
+        return f"exit status {self.status} ({self.kind}): {self.message}"
+
+    @property
+    def kind(self) -> str:
+        if self.status < 0:
+            return signal.Signals(-self.status).name + (", as from a machine out of memory" * (self.status == -9))
+        return KINDS.get(self.status, "see the log")
 
 
 def place_of(launch: Launch) -> Place:
+    """Where points run.
+
+    Raises:
+        ConfigError: what was asked for is not there.
+    """
+    if launch.accelerate is not None:
+        accelerate_file(launch.accelerate)
     if launch.launcher is Launcher.slurm:
         from mixlora.sweeps.slurm import Slurm  # submitit is an extra
 
@@ -69,44 +85,66 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
     Raises:
         Interrupted: after SIGINT or SIGTERM.
     """
-    waiting, running, failed = list(points), dict[Point, Handle](), dict[Point, Failure]()
+    waiting, running, failed = list(points), dict[Point, Started](), dict[Point, Failure]()
     with signals.collected() as caught, board:
         try:
             while (running or waiting) and not caught:
                 while waiting and place.room():
                     point = waiting.pop(0)
-                    running[point] = place.start(point, fresh_log(point))
+                    running[point] = started(point, place)
                     board.told(point, "started")
-                for point, handle in list(running.items()):
-                    status = handle.poll()
-                    board.sees(point, handle.state)
+                for point, start in list(running.items()):
+                    status = start.handle.poll()
+                    board.sees(point, start.handle.state)
                     if status is None:
                         continue
                     del running[point]
-                    if status:
-                        failed[point] = failure(point, status)
+                    if status or not point.finished:
+                        failed[point] = failure(point, start, status)
                         board.told(point, "failed", failed[point])
                     else:
                         board.told(point, "done")
                 time.sleep(place.pause)
         finally:  # after a signal, or where this process itself fails
-            left = place.leave(list(running.values()))
+            left = place.leave([start.handle for start in running.values()])
+            if running and not caught:
+                say(left[0].upper() + left[1:])
     if caught:
         raise Interrupted(left, caught[0])
     return failed
 
 
-def fresh_log(point: Point) -> Path:
-    """Where a run's output goes; how an earlier try failed is forgotten."""
+@dataclass
+class Started:
+    """A point that runs, and where in its log this try begins."""
+
+    handle: Handle
+    log: Path
+    begins: int
+
+
+def started(point: Point, place: Place) -> Started:
+    """How an earlier try failed is forgotten.
+
+    Raises:
+        ConfigError, ResourceError: its log cannot be written.
+    """
     log = log_path(point.folder)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.with_suffix(".json").unlink(missing_ok=True)
-    return log
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.with_suffix(".json").unlink(missing_ok=True)
+        begins = size_of(log)
+        return Started(place.start(point, log), log, begins)
+    except OSError as error:
+        raise disk_error(log, error) from error
 
 
-def failure(point: Point, status: int) -> Failure:
+def failure(point: Point, start: Started, status: int) -> Failure:
     """Written beside the log, where tables find it."""
-    log = log_path(point.folder)
-    found = Failure(status, last_line(log), log)
+    log = start.log
+    message = last_line(log, start.begins) or start.handle.silence
+    if status == 0:
+        message = f"it ended well, yet no finished run is in {point.folder}. Does run_dir change with every start?"
+    found = Failure(status, message, log)
     write_json(log.with_suffix(".json"), {"status": status, "message": found.message})
     return found

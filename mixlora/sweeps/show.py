@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,8 @@ from mixlora.records import log_path, read_json, write_text
 from mixlora.sweeps.points import Point
 
 LOOK_SECONDS = 2.0  # between two looks at the run folders
+FRAME_LINES = 8  # of the live table and around it, besides its points
+SETTLED = ("done", "done before", "failed", "waiting")  # the other states are of points that run
 
 
 class Board:
@@ -23,6 +26,7 @@ class Board:
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.states = {point: "done before" if point.finished else "waiting" for point in points}
+        self.progress: dict[Point, str] = {}
         self.live: Live | None = None
         self.looked = float("-inf")
 
@@ -43,6 +47,8 @@ class Board:
     def told(self, point: Point, event: str, failure: object = None) -> None:
         """Something happened to a point."""
         self.states[point] = "running" if event == "started" else event
+        if event == "done":
+            self.progress[point] = point.progress
         done = sum(state.startswith("done") for state in self.states.values())
         if failure is not None:
             say(f"FAILED {point.name}: {failure}\n  log: {log_path(point.folder)}")
@@ -59,12 +65,18 @@ class Board:
             self.live.update(self.table())
 
     def table(self) -> Table:
-        table = Table(title="sweep", title_justify="left")
+        """Every point; where the terminal is too low for that, those that run, and of all others their number."""
+        counts = Counter(state if state in SETTLED else "running" for state in self.states.values())
+        told = ", ".join(f"{counts[state]} {state}" for state in ("running", *SETTLED) if counts[state])
+        table = Table(title=f"sweep: {told}", title_justify="left")
         for column in ("point", "state", "progress"):
-            table.add_column(column, no_wrap=column != "point")
-        for point, state in self.states.items():
-            moving = state not in ("waiting", "done before")
-            table.add_row(point.name, state, point.progress if moving else "")
+            table.add_column(column, overflow="fold")
+        self.progress |= {point: point.progress for point, state in self.states.items() if state not in SETTLED}
+        rows = list(self.states.items())
+        if len(rows) > (room := max(1, console.height - FRAME_LINES)):
+            rows = [row for row in rows if row[1] not in SETTLED][:room]
+        for point, state in rows:
+            table.add_row(point.name, state, self.progress.get(point, ""))
         return table
 
 
@@ -105,7 +117,8 @@ def summary(points: Sequence[Point], states: dict[Point, str]) -> pd.DataFrame:
 def show(frame: pd.DataFrame, split: str) -> None:
     table = Table(title=f"mean over the trained tasks, {split} split, percent ± standard error", title_justify="left")
     for column in ("point", "score", "n", "state"):
-        table.add_column(column, justify="right" if column in ("score", "n") else "left", no_wrap=column != "point")
+        numbers = column in ("score", "n")
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
     for row in frame.itertuples():
         known = not pd.isna(row.score)
         shown = f"{100 * row.score:.1f} ± {100 * row.stderr:.1f}" if known else "—"

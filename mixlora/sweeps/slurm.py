@@ -18,7 +18,7 @@ from typing import Any
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, command, last_line
+from mixlora.sweeps.processes import Machine, command, last_line, size_of
 
 QUEUE_SECONDS = 5.0  # between two looks at the queue, whatever the number of points
 SAVE_SECONDS = 600.0  # that a run may take to save once it was told to; SLURM ends it sooner
@@ -49,17 +49,20 @@ class Slurm:
     def start(self, point: Point, log: Path) -> "Job":
         number = self.queue.find(point.folder) or self.submit(point, log)
         self.running += 1
-        return Job(self, point, number)
+        return Job(self, point, number, log)
 
     def submit(self, point: Point, log: Path) -> str:
         executor = self.submitit.SlurmExecutor(
             folder=log.parent / "slurm", max_num_timeout=self.launch.slurm.max_requeues
         )
         executor.update_parameters(**parameters(self.launch, point.folder))
+        utils = self.submitit.core.utils
         try:
             job = executor.submit(Node(point.arguments, self.launch, log.absolute()))
-        except (OSError, self.submitit.core.utils.FailedJobError) as error:
-            raise MixloraError(f"sbatch refused {point.name}: {str(error).strip()[-500:]}") from None
+        except (OSError, utils.FailedJobError, utils.FailedSubmissionError) as error:
+            why = str(error).strip()[-500:]
+            remedy = "Where a user may submit so many jobs and no more, set jobs to that number"
+            raise MixloraError(f"sbatch refused {point.name}: {why}\n{remedy}") from None
         return str(job.job_id)
 
     def leave(self, handles: "Sequence[Job]") -> str:
@@ -75,15 +78,16 @@ class Slurm:
 class Job:
     """One point in SLURM's hands."""
 
-    def __init__(self, place: Slurm, point: Point, number: str) -> None:
+    def __init__(self, place: Slurm, point: Point, number: str, log: Path) -> None:
         self.place, self.point, self.number = place, point, number
         self.state = f"job {number}"
+        self.silence = f"it printed nothing; what SLURM said is in {log.parent / 'slurm' / number}_0_log.out"
 
     def poll(self) -> int | None:
         """None while the job is in the queue; then whether the run finished, as its folder says."""
         found = self.place.queue.state(self.number)
         if found is not None:
-            self.state = f"job {self.number} {found.lower()}"
+            self.state = f"job {self.number} {found}"
             return None
         if self.point.finished:
             self.place.running -= 1
@@ -99,6 +103,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.asked = float("-inf")
+        self.tried = float("-inf")
         self.jobs: dict[str, tuple[str, str]] = {}  # number -> (state, name)
         self.gone: dict[str, float] = {}
 
@@ -121,22 +126,26 @@ class Queue:
         return next((number for number, (_, name) in self.jobs.items() if name == job_name(folder)), None)
 
     def look(self) -> None:
-        if time.monotonic() - self.asked < QUEUE_SECONDS:
+        if time.monotonic() - self.tried < QUEUE_SECONDS:
             return
-        shown = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%j"]
+        shown = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%r|%j"]
         try:
             said = subprocess.run(shown, capture_output=True, text=True, check=True, timeout=120).stdout
         except FileNotFoundError:
             raise ConfigError(
                 "launcher=slurm: there is no squeue here. Start the sweep on a node of the cluster"
             ) from None
-        except (subprocess.SubprocessError, OSError):
+        except (subprocess.SubprocessError, OSError) as error:
+            self.tried = time.monotonic()
+            if self.asked == float("-inf"):  # a job of an earlier sweep would be submitted twice
+                why = str(getattr(error, "stderr", None) or error).strip()
+                raise MixloraError(f"squeue does not answer, so nothing was submitted: {why[-500:]}") from None
             return  # a controller that is busy or restarts: what was known stands until it answers
         self.jobs = {}
         for line in said.splitlines():
-            number, state, name = line.split("|", 2)
-            self.jobs[number] = state, name
-        self.asked = time.monotonic()
+            number, state, reason, name = line.split("|", 3)
+            self.jobs[number] = f"{state.lower()} ({reason})" if state == "PENDING" else state.lower(), name
+        self.asked = self.tried = time.monotonic()
 
 
 def job_name(folder: Path) -> str:
@@ -182,6 +191,7 @@ class Node:
         machine = Machine(here.node, here.num_nodes, here.hostnames[0], port)
         # Node 0 has the log; what the others say is seldom wanted and never mixed in.
         log = self.log if here.node == 0 else self.log.with_suffix(f".node{here.node}.log")
+        begins = size_of(log)
         # SLURM gives its warning to every process of the job. Here it is passed on as SIGTERM, once, so the run must
         # not be killed by it; what is ignored before exec stays ignored.
         warning = here._usr_sig()
@@ -199,7 +209,7 @@ class Node:
         if status in (-signal.SIGTERM, 128 + signal.SIGTERM):
             time.sleep(SAVE_SECONDS)  # whoever ended the job (scancel, a preemption) says whether it comes back
         if status:
-            raise RuntimeError(f"exit status {status}: {last_line(log)}")
+            raise RuntimeError(f"exit status {status}: {last_line(log, begins) or 'it printed nothing'}")
         return status
 
     def checkpoint(self) -> Any:

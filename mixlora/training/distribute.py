@@ -24,13 +24,13 @@ def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(
-            f"{accelerator.distributed_type.value} is not supported. Use configs/accelerate/fsdp2.yaml, which cuts the "
-            "same things into parts"
+            f"{accelerator.distributed_type.value} is not supported. Use configs/distributed/fsdp2.yaml, which cuts "
+            "the same things into parts"
         )
     if accelerator.num_processes == 1 or not switched_on("ACCELERATE_USE_FSDP"):
         return accelerator.prepare(model)
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
+        raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/distributed/fsdp2.yaml")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     reshard = switched_on("FSDP_RESHARD_AFTER_FORWARD", "true")
     blocks = set(getattr(model, "_no_split_modules", None) or ())
