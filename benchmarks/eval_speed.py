@@ -10,7 +10,6 @@ prompts of `eval.protocol=lm_eval`; log-likelihoods and choices are compared. On
 import argparse
 import json
 import logging
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from common import machine
 
 from mixlora import tasks
 from mixlora.config.schema import Data, Eval, Protocol, Task
@@ -123,13 +123,10 @@ def bound(model: Any, asked: Sequence[Sequence[Choice]]) -> float:
 
 def report(arguments: argparse.Namespace, loaded: base.Base, asked: Any, seconds: Any, agreement: Any) -> None:
     found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(argparse.Namespace(**vars(arguments), threads=torch.get_num_threads(), clock="wall")),
         "model": arguments.model,
-        "device": torch.cuda.get_device_name()
-        if arguments.device.startswith("cuda")
-        else platform.processor() or "cpu",
         "dtype": str(loaded.model.dtype),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "rounds": arguments.rounds,
         **agreement,
         "tasks": {},
