@@ -10,7 +10,6 @@ prompts of `eval.protocol=lm_eval`; log-likelihoods and choices are compared. On
 import argparse
 import json
 import logging
-import platform
 import statistics
 import sys
 import time
@@ -22,13 +21,15 @@ from typing import Any
 
 import torch
 import yaml
+from common import machine
 
 from mixlora import tasks
-from mixlora.config.schema import Data, Eval, Model, Protocol, Task
+from mixlora.config.schema import Data, Eval, Protocol, Task
 from mixlora.config.typed import typed
 from mixlora.evaluation.likelihood import score_choices, trees_of
 from mixlora.evaluation.run import Evaluator
 from mixlora.models import base
+from mixlora.tables.study import composed
 from mixlora.tasks.prompts import Choice
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -42,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     device = torch.device(arguments.device)
-    keys = yaml.safe_load((CONFIGS / "model" / f"{arguments.model}.yaml").read_text(encoding="utf-8"))
-    loaded = base.load(typed(Model, keys), device=device)
+    loaded = base.load(composed(("method=lora", "tasks=arc", f"model={arguments.model}"), None).model, device=device)
     own = Evaluator(loaded.model, loaded.tokenizer, Eval(protocol=Protocol.lm_eval), Data())
     harness = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=arguments.batch_size)
     asked = {name: choices_of(own, name, arguments) for name in NAMES}
@@ -123,13 +123,10 @@ def bound(model: Any, asked: Sequence[Sequence[Choice]]) -> float:
 
 def report(arguments: argparse.Namespace, loaded: base.Base, asked: Any, seconds: Any, agreement: Any) -> None:
     found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(argparse.Namespace(**vars(arguments), threads=torch.get_num_threads(), clock="wall")),
         "model": arguments.model,
-        "device": torch.cuda.get_device_name()
-        if arguments.device.startswith("cuda")
-        else platform.processor() or "cpu",
         "dtype": str(loaded.model.dtype),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "rounds": arguments.rounds,
         **agreement,
         "tasks": {},
@@ -151,6 +148,7 @@ def report(arguments: argparse.Namespace, loaded: base.Base, asked: Any, seconds
     text = json.dumps(found, indent=2)
     print(text)
     if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 

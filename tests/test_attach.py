@@ -99,6 +99,13 @@ def experts(model: nn.Module) -> list[int]:
     return [wrapper.gate.num_experts for name, wrapper in adapted(model).items() if name.endswith("q_proj")]
 
 
+def test_a_choice_may_be_given_as_its_word_and_a_wrong_word_is_refused():
+    counts = [sizes_with(llama(), gated(factors=one)) for one in ("shared_a", Factors.shared_a, Factors.own)]
+    assert counts[0] == counts[1] != counts[2]
+    with pytest.raises(ConfigError, match=r"method\.factors"):
+        attach(llama(), gated(factors="shared_b"))
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 7, 30, 32])
 def test_a_pattern_is_stretched_over_any_depth(layers):
     model = llama(layers)

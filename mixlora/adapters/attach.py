@@ -19,8 +19,9 @@ from mixlora.adapters.modules import (
     LoraLinear,
     Wrapper,
 )
-from mixlora.config.load import check_method
+from mixlora.config.load import check_method, plain
 from mixlora.config.schema import Compute, Dtype, Factors, Method, Model, Scale, Scope
+from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.lowrank import LowRank
 
@@ -41,6 +42,7 @@ def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict
 
 def prepared(model: nn.Module, method: Method, names: Model | None = None) -> dict[str, Wrapper]:
     """Every wrapper by the name of the module that it will replace; the model is as it was. Raises as `attach` does."""
+    method = typed(Method, plain(method), "method")  # reads "shared_a" as the enum it names, refuses what is none
     check_method(method)
     if adapted(model):
         raise ConfigError("this model carries an adapter already. Load the base model anew, or merge the adapter first")
