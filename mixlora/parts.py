@@ -48,7 +48,9 @@ class Parts:
         if tracker != "none":
             flat = {"config": json.dumps(configs.plain(self.config))}
             accelerator.init_trackers(
-                "mixlora", flat, {"wandb": {"name": self.folder.name}} if tracker == "wandb" else {}
+                "mixlora",
+                flat,
+                {"wandb": {"name": self.folder.name, "dir": str(self.folder)}} if tracker == "wandb" else {},
             )
         return accelerator
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import tiny_runs
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoModelForCausalLM
@@ -134,3 +135,15 @@ def test_the_same_configuration_twice_gives_the_same_bytes(smora, tmp_path):
     again = trained(tmp_path / "again", "smora")
     for name in ("adapter/adapter_model.safetensors", "results.json", "routing.json", "predictions/arc_easy.jsonl"):
         assert (again / name).read_bytes() == (smora / name).read_bytes()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("tracker", "left"), [("wandb", "wandb/offline-run-*"), ("tensorboard", "**/events.out.*")])
+def test_a_tracker_writes_into_the_run_folder_without_a_network(tmp_path, tracker, left):
+    """Metrics stand in metrics.jsonl all the same."""
+    done = tiny_runs.train(
+        tiny_runs.task_folder(tmp_path / "own"), tmp_path / "run", f"tracker={tracker}", WANDB_MODE="offline"
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run").glob(left))
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 6
