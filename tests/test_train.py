@@ -141,10 +141,8 @@ def test_the_same_configuration_twice_gives_the_same_bytes(smora, tmp_path):
 @pytest.mark.parametrize(("tracker", "left"), [("wandb", "wandb/offline-run-*"), ("tensorboard", "**/events.out.*")])
 def test_a_tracker_writes_into_the_run_folder_without_a_network(tmp_path, tracker, left):
     """Metrics stand in metrics.jsonl all the same."""
-    said = ("method=lora", f"tracker={tracker}")
-    done = tiny_runs.train(
-        tiny_runs.task_folder(tmp_path / "own"), tmp_path / "run", f"tracker={tracker}", WANDB_MODE="offline"
-    )
+    configs, said = tiny_runs.task_folder(tmp_path / "own"), ("method=lora", f"tracker={tracker}")
+    done = tiny_runs.train(configs, tmp_path / "run", *said, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run").glob(left))
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 6
