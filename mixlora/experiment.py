@@ -62,7 +62,7 @@ class Experiment:
                 if ranks.agree(finished_as(self.folder, configs.digest(self.config))):
                     say(f"This configuration is finished: {self.folder}")
                     if self.parts.accelerator.is_main_process:
-                        print_results(self.folder)
+                        self.show()
                     return
                 self.announce()
                 began = time.monotonic()
@@ -71,6 +71,13 @@ class Experiment:
                     self.begin()
                     self.work(loaded, adapter, began)
             self.parts.accelerator.end_training()
+
+    def show(self) -> None:
+        """The results of a finished run, and its report where a kill came between the two."""
+        if not (self.folder / "report.html").is_file():
+            with owned(self.folder):
+                say(f"Report: {run_report(self.folder)}")
+        print_results(self.folder)
 
     def rehearse(self) -> None:
         """One step on rows as long as a row can be, and what an example looks like; writes nothing."""
@@ -147,6 +154,7 @@ class Experiment:
             reach("finish")
             write_json(self.folder / "routing.json", loads)
             self.record("finished", self.outcome(loaded, sizes, totals, time.monotonic() - began))
+            reach("report.write")
             say(f"Report: {run_report(self.folder)}")
             print_results(self.folder)
 

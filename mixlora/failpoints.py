@@ -33,6 +33,7 @@ POINTS = (
     "evaluate.after",
     "results.write",
     "finish",
+    "report.write",
 )
 seen: Counter[str] = Counter()
 

@@ -62,6 +62,8 @@ def main() -> int:
         wrong = sorted(name for name in want.keys() | got.keys() if want.get(name) != got.get(name))
         differing += len(wrong)
         print(f"run {runs}: killed {killed} times, {len(wrong)} things differ {wrong}", flush=True)
+        if "names" in wrong:
+            print(f"  files that one of the two lacks: {sorted(set(want['names']) ^ set(got['names']))}", flush=True)
         shutil.rmtree(folder)
     print(f"{kills} kills in {runs} runs: {differing} things differ")
     shutil.rmtree(root)
