@@ -27,10 +27,10 @@ test: venv  ## the test suite (under 6 minutes on 2 cores, no network)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-full: venv  ## the long checks as well
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slurm"
 
 test-slurm: venv  ## sweeps through a real SLURM that is started here and taken down (root, Debian or Ubuntu)
 	command -v sbatch >/dev/null || (apt-get update -qq && apt-get install -y -qq slurm-wlm munge)
