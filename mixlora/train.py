@@ -10,17 +10,13 @@ from mixlora.config.cli import door
 
 @door("train")
 def main(cfg: DictConfig) -> None:
-    from mixlora.config.load import config_of, digest, refuse_launcher, run_folder
+    from mixlora.config.load import config_of, refuse_launcher
 
     config = config_of(cfg)
     refuse_launcher(config, sys.argv)
-    from mixlora.checks import check  # torch is imported only when all that needs no torch is right
-    from mixlora.records import finished_as
-    from mixlora.tasks import sources
+    from mixlora.checks import check_run  # torch is imported only when all that needs no torch is right
 
-    check(config)
-    if not finished_as(run_folder(config), digest(config)):  # whose results are shown without its data
-        sources.require(config.tasks.mixture.values(), config.data.source)
+    check_run(config)
     from mixlora.experiment import Experiment  # and transformers, datasets, accelerate only then
 
     Experiment(config, command(sys.argv)).run()

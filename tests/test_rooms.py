@@ -27,8 +27,8 @@ ROOMS = {
     "training": {"adapters", "config", "console", "gates", "losses", "models", "tasks", *SERVICES},
     "evaluation": {"config", "console", "errors", "gates", "models", "ranks", "records", "tasks"},
     "tables": {"config", "console", "errors", "records"},
-    "checks": {"config", "evaluation", "gates", "losses"},
-    "sweeps": {"checks", "config", "console", "errors", "records", "signals", "tasks"},
+    "checks": {"config", "evaluation", "gates", "losses", "records", "tasks"},
+    "sweeps": {"checks", "config", "console", "errors", "records", "signals"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py"]
 

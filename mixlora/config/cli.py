@@ -46,10 +46,11 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
     def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(run)
         def main() -> None:
-            try:
-                refuse_sweep_of_ranks(sys.argv[1:])
-            except ConfigError as error:
-                leave(error)
+            if MULTIRUN & set(sys.argv):
+                try:
+                    refuse_ranks(sys.argv[1:])
+                except ConfigError as error:
+                    leave(error)
             sys.argv[1:] = normalise(sys.argv[1:])
             # With this set Hydra raises instead of printing its own traceback; the messages below are ours.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -93,15 +94,15 @@ def leave(error: Exception) -> NoReturn:
     sys.exit(error.status)
 
 
-def refuse_sweep_of_ranks(argv: Sequence[str]) -> None:
+def refuse_ranks(argv: Sequence[str]) -> None:
     """Every rank would run a sweep of its own.
 
     Raises:
-        ConfigError: -m inside a process group, with the command to use instead.
+        ConfigError: inside a process group, with the command to use instead.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and MULTIRUN & set(argv):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "a sweep (-m) inside torchrun or accelerate launch would run once on every rank. Start it as one process, "
+            "a sweep inside torchrun or accelerate launch would run once on every rank. Start it as one process, "
             f"which gives each point its devices: python -m {module_name()} {shlex.join(argv)}"
         )
 

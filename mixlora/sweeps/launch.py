@@ -1,7 +1,7 @@
 """What `python -m mixlora.train -m ...` does with the points that Hydra's sweeper has laid out."""
 
-import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from mixlora.config.cli import spelled
+from mixlora.config.cli import refuse_ranks, spelled
 from mixlora.console import say
-from mixlora.errors import ConfigError, MixloraError
+from mixlora.errors import MixloraError
 from mixlora.sweeps import show
 from mixlora.sweeps.points import composed
 from mixlora.sweeps.running import place_of, run
@@ -27,10 +27,7 @@ def launch(loader: Any, master: DictConfig, job_overrides: Sequence[Sequence[str
         MixloraError: points failed; the others have run.
         Interrupted: after a signal.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "a sweep inside torchrun or accelerate launch would run once on every rank. Start one process"
-        )
+    refuse_ranks(sys.argv[1:])  # -m is refused before; a config of the group `sweep` starts one without it
     points, configs = composed(loader, master, job_overrides)
     first = configs[0]
     place, board = place_of(first), show.Board(points)

@@ -36,7 +36,7 @@ class Local:
         shared = {} if group else threads(len(self.groups) * self.launch.processes)
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(group)} if group else {}
         with open(log, "ab") as output:
-            # A session of its own: the terminal's Ctrl-C must reach a run once, through `stop`.
+            # A session of its own: the terminal's Ctrl-C must reach a run once, through `leave`.
             process = subprocess.Popen(
                 command(point.arguments, self.launch, Machine()),
                 stdout=output,

@@ -14,8 +14,7 @@ from mixlora.config import explain
 from mixlora.config import load as configs
 from mixlora.config.schema import Config, Launch
 from mixlora.errors import ConfigError, DataError
-from mixlora.records import finished, finished_as, last_row
-from mixlora.tasks import sources
+from mixlora.records import finished, last_row
 
 LAUNCH_KEYS = frozenset(Launch.__dataclass_fields__)
 
@@ -62,15 +61,13 @@ def composed(
         try:
             values = loader.load_sweep_config(master, list(overrides))
             config = configs.config_of(OmegaConf.masked_copy(values, [key for key in values if key != "hydra"]))
-            checks.check(config)
-            folder = configs.run_folder(config)
-            finished_as(folder, configs.digest(config))
-            sources.require(config.tasks.mixture.values(), config.data.source)
+            checks.check_run(config)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(said_of(name, explain.hydra_error(error))) from None
         except (ConfigError, DataError) as error:
             raise type(error)(said_of(name, str(error))) from None
         arguments = (*switches, *filter(is_runs, overrides), configs.A_POINT)
+        folder = configs.run_folder(config)
         points.append(Point(name or folder.name, arguments, folder, config.train.max_steps))
         found.append(config)
     refuse_doubles(points)

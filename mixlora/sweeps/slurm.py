@@ -5,7 +5,6 @@ SLURM's warning before the time limit lets the run save; the job is requeued and
 """
 
 import contextlib
-import dataclasses
 import getpass
 import os
 import signal
@@ -224,4 +223,4 @@ class Node:
                 if time.monotonic() > until:
                     break
                 time.sleep(0.2)
-        return submitit.helpers.DelayedSubmission(Node(self.arguments, dataclasses.replace(self.launch), self.log))
+        return submitit.helpers.DelayedSubmission(Node(self.arguments, self.launch, self.log))
