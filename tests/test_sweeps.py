@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from built import composed
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.cells import cell_len
@@ -20,11 +21,12 @@ from rich.text import Text
 from tiny_runs import task_folder
 
 from mixlora import train
+from mixlora.checks import check_run
 from mixlora.config import cli, load
 from mixlora.config.cli import config_dir
 from mixlora.config.schema import Config, Launch, Slurm
 from mixlora.config.typed import typed
-from mixlora.errors import ConfigError, MixloraError
+from mixlora.errors import ConfigError, DataError, MixloraError
 from mixlora.records import write_json
 from mixlora.sweeps import launch, local, points, processes, running, show, slurm
 from mixlora.sweeps.processes import Machine
@@ -444,3 +446,12 @@ def test_a_value_that_is_left_to_the_points_comes_out_as_it_went_in():
     for argument in (*unchanged, "hydra.verbose=true", "--config-dir=a.b", "method=a"):
         assert cli.left_to_points(["-m", "method=a,b", argument])[2] == argument
     assert cli.left_to_points(["-m", "method=a", "data.x=1"])[2] == "data.x=1"
+
+
+def test_what_is_finished_needs_no_source_of_data(tmp_path):
+    """A run and the points of a sweep alike: results can be shown where the data no longer are."""
+    config = composed("lora", f"data.source={tmp_path}/gone", f"run_dir={tmp_path}/run")
+    with pytest.raises(DataError, match="no such folder"):
+        check_run(config)
+    write_json(tmp_path / "run" / "run.json", {"status": "finished", "config_sha256": load.digest(config)})
+    check_run(config)
