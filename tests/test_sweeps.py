@@ -1,5 +1,6 @@
 """Sweeps: all points are checked first, each has its devices, none is run twice, a failure stands alone."""
 
+import copy
 import io
 import os
 import re
@@ -24,7 +25,7 @@ from mixlora import train
 from mixlora.checks import check_run
 from mixlora.config import cli, load
 from mixlora.config.cli import config_dir
-from mixlora.config.schema import Config, Launch, Slurm
+from mixlora.config.schema import Answer, Config, Launch, Slurm, Task
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError, MixloraError
 from mixlora.records import write_json
@@ -450,7 +451,9 @@ def test_a_value_that_is_left_to_the_points_comes_out_as_it_went_in():
 
 def test_what_is_finished_needs_no_source_of_data(tmp_path):
     """A run and the points of a sweep alike: results can be shown where the data no longer are."""
-    config = composed("lora", f"data.source={tmp_path}/gone", f"run_dir={tmp_path}/run")
+    config = copy.deepcopy(composed("lora", f"data.source={tmp_path}/gone", f"run_dir={tmp_path}/run"))
+    config.tasks.mixture["a"] = Task(name="a", path="owner/set", question="{q}", answer="a", answer_kind=Answer.text)
+    config.tasks.mixture["a"].metric = "exact_match"
     with pytest.raises(DataError, match="no such folder"):
         check_run(config)
     write_json(tmp_path / "run" / "run.json", {"status": "finished", "config_sha256": load.digest(config)})
