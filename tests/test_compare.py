@@ -2,13 +2,17 @@
 
 import json
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mixlora.compare import main
-from mixlora.records import read_lines, write_json, write_lines
+from mixlora.evaluation.report import mean_cells
+from mixlora.records import read_json, read_lines, write_json, write_lines
 from mixlora.tables.paired import bootstrap, compare, holm, mcnemar
+
+ROOT = Path(__file__).parents[1]
 
 
 def write(folder, scores, *, task="arc", metric="acc", **changes):
@@ -133,3 +137,15 @@ def test_other_examples_and_missing_predictions_are_refused(tmp_path, capsys):
 def test_all_pairs_of_equal_runs_show_no_difference(tmp_path):
     folders = [write(tmp_path / name, [0, 1, 1]) for name in "abc"]
     assert all(compare(a, b)[0].p == 1 for a, b in combinations(folders, 2))
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "recipes" / "learning").glob("*/")), ids=lambda path: path.name)
+def test_the_stated_learning_is_what_the_kept_predictions_say(folder):
+    """The mean over the trained tasks before, after and changed; the change beyond two standard errors."""
+    after, before = read_json(folder / "results.json"), read_json(folder / "before" / "results.json")
+    _, n, _, base, mean, changed = mean_cells(folder, after, before)
+    stated = (ROOT / "recipes" / "learning" / "README.md").read_text(encoding="utf-8")
+    assert int(n) >= 7 * 200
+    assert f"| {base} | {mean} | {changed} |" in stated
+    change, error = map(float, changed.split(" ± "))
+    assert change > 2 * error
