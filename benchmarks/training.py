@@ -25,9 +25,12 @@ from mixlora.training.loop import Trainer
 
 CONFIGS = HERE.parent / "configs"
 SHARED = HERE.parents[1] / "shared" / "data" / "hub"
-ABOUT_1B = {
-    "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
-    "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": False,
+RANDOM = {  # shapes of models with random weights, which need no download
+    "llama_1b": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
+        "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 
@@ -44,10 +47,10 @@ def config(method: str, model: str, *overrides: str) -> Config:
 
 @cache
 def loaded(model: str, device: str, dtype: str) -> base.Base:
-    """The base model, once; copied for every variant. `llama_1b` has random weights and needs no download."""
-    if model == "llama_1b":
+    """The base model, once; copied for every variant."""
+    if model in RANDOM:
         chosen = config("lora", "tiny", "model.dtype=" + dtype).model
-        chosen.random = dict(ABOUT_1B)
+        chosen.random = dict(RANDOM[model])
     else:
         chosen = config("lora", model, "model.dtype=" + dtype).model
     found = base.load(chosen, device=device)
@@ -58,7 +61,7 @@ def loaded(model: str, device: str, dtype: str) -> base.Base:
 @cache
 def training_rows(model: str, device: str, dtype: str, number: int) -> list[Row]:
     """Rows as training draws them from the eight commonsense tasks."""
-    chosen = config("lora", "tiny" if model == "llama_1b" else model, "data.source=" + data_source())
+    chosen = config("lora", "tiny" if model in RANDOM else model, "data.source=" + data_source())
     data = {name: d for name, d in tasks.load(chosen.tasks, chosen.data, 0).items() if d.train}
     sizes = {name: len(d.train) for name, d in data.items()}
     drawn = plan(
@@ -81,10 +84,10 @@ def long_rows(length: int, number: int) -> list[Row]:
 
 
 def ours(
-    model: str, device: str, dtype: str, method: str, compute: Compute = Compute.fast
+    model: str, device: str, dtype: str, method: str, compute: Compute = Compute.fast, *overrides: str
 ) -> tuple[nn.Module, dict, dict]:
-    """The model with a method as its file gives it, its adapter, and its auxiliary losses."""
-    chosen = config(method, "tiny" if model == "llama_1b" else model)
+    """The model with a method as its file gives it but for `overrides`, its adapter, and its auxiliary losses."""
+    chosen = config(method, "tiny" if model in RANDOM else model, *overrides)
     chosen.method.compute = compute
     built = copy.deepcopy(loaded(model, device, dtype).model)
     return built, attach(built, chosen.method), losses.build(chosen.aux_loss)
@@ -100,7 +103,7 @@ def peft_like(
         for part, module in wrapper.named_children():
             if hasattr(module, "B_OR"):
                 ranks[name if part == "delta" else f"{name}.{part}"] = module.B_OR.shape[1]
-    p = config(method, "tiny" if model == "llama_1b" else model).method.lora_dropout if dropout is None else dropout
+    p = config(method, "tiny" if model in RANDOM else model).method.lora_dropout if dropout is None else dropout
     most = max(ranks.values())
     lora = LoraConfig(r=most, lora_alpha=2 * most, lora_dropout=p, target_modules=list(ranks), rank_pattern=ranks)
     built = get_peft_model(

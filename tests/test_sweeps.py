@@ -299,7 +299,7 @@ def test_several_processes_start_through_torchrun_or_accelerate():
     assert {"--nnodes=3", "--node-rank=1", "--rdzv-endpoint=first:20001", "--nproc-per-node=2"} <= set(node)
     sharded = processes.command(["seed=1"], Launch(processes=2, accelerate="fsdp2"), Machine(1, 3, "first", 20001))
     assert {"--num_processes=6", "--machine_rank=1", "--main_process_ip=first"} <= set(sharded)
-    with pytest.raises(ConfigError, match=r"accelerate=fsdp3: neither a file nor one of ddp, fsdp2"):
+    with pytest.raises(ConfigError, match=r"accelerate=fsdp3: neither a file nor one of ddp, fsdp2, zero2, zero3"):
         processes.command([], Launch(accelerate="fsdp3"), Machine())
 
 
@@ -317,7 +317,7 @@ def test_the_way_of_accelerate_is_a_key_and_said_before_any_point_starts(sweep, 
     assert "2 points" in said
     status, said = sweep("-m", "method=lora", "seed=0,1", "accelerate=fsdp3")
     assert status == 2
-    assert "accelerate=fsdp3: neither a file nor one of ddp, fsdp2" in said
+    assert "accelerate=fsdp3: neither a file nor one of ddp, fsdp2, zero2, zero3" in said
     assert not (tmp_path / "runs").exists()
 
 

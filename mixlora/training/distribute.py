@@ -24,8 +24,8 @@ def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(
-            f"{accelerator.distributed_type.value} is not supported. Use configs/distributed/fsdp2.yaml, which cuts "
-            "the same things into parts"
+            f"{accelerator.distributed_type.value} is not supported. Use configs/distributed/zero2.yaml or zero3.yaml, "
+            "which cut the same things into parts"
         )
     if accelerator.num_processes == 1 or not switched_on("ACCELERATE_USE_FSDP"):
         return accelerator.prepare(model)

@@ -1,10 +1,10 @@
-"""Questions with two options: everyday goals as in PIQA, blanks with two candidates as in WinoGrande.
+"""Questions with two options: everyday goals as in PIQA, blanks that one of two things fits as in WinoGrande.
 
 PIQA: which tool serves a goal. The tools stand in every part, each is right as often as it is wrong. Held out: the
 goals and the sentences around goal and tool.
 
-WinoGrande: a cue after the blank fits one of two names or things. Every sentence can have either cue, so only the cue
-decides. Held out: names, things and sentences.
+WinoGrande: the sentence tells what kind of thing the blank is, and one of the two things it names is of that kind. Any
+kind is asked for against any other, so only the kind decides. Held out: things and sentences.
 """
 
 from collections.abc import Iterator
@@ -78,62 +78,28 @@ How would somebody {g}?
 What helps you to {g}?
 In order to {g},"""
 USED = ("use the {t}.", "take the {t} for this.", "work with the {t}.", "get the {t} and begin.", "reach for the {t}.")
-FIT = """The {x} did not fit into the {y} because the _ was too {c}.
-The {x} could not go inside the {y} since the _ was too {c}.
-It was impossible to put the {x} in the {y} because the _ was too {c}.
-The {x} would not go into the {y} as the _ was too {c}.
-Nobody could push the {x} into the {y} because the _ was too {c}.
-We could not get the {x} into the {y} because the _ was too {c}.
-The {x} was not able to fit in the {y} since the _ was too {c}."""
-HELP = """{x} asked {y} for help with the {o} because _ {c}.
-{x} wanted advice from {y} about the {o} because _ {c}.
-{x} needed the help of {y} with the {o} since _ {c}.
-{x} begged {y} to help with the {o} as _ {c}.
-{x} went to {y} with questions about the {o} because _ {c}.
-{x} let {y} explain the {o} because _ {c}.
-{x} called {y} about the {o} since _ {c}."""
-FEED = """{x} gave {y} the {o} because _ {c}.
-{x} offered {y} the {o} since _ {c}.
-{x} handed {y} the {o} because _ {c}.
-{x} shared the {o} with {y} because _ {c}.
-{x} passed the {o} to {y} because _ {c}.
-{x} brought {y} the {o} since _ {c}.
-{x} left the {o} for {y} because _ {c}."""
-BEAT = """{x} beat {y} in the {o} because _ {c}.
-{x} was ahead of {y} in the {o} since _ {c}.
-{x} won the {o} against {y} because _ {c}.
-{x} finished before {y} in the {o} because _ {c}.
-{x} defeated {y} in the {o} since _ {c}.
-{x} did better than {y} in the {o} because _ {c}.
-{x} easily passed {y} in the {o} because _ {c}."""
-SMALL = listed(
-    "ball, book, lamp, trophy, doll, statue, clock, guitar, mirror, kettle, chair, drum, vase, radio, pillow"
-)
-LARGE = listed(
-    "box, bag, suitcase, drawer, crate, trunk, basket, closet, locker, chest, van, cabinet, case, cupboard, bin"
-)
-# sentences, what else is named, the cues that fit x and those that fit y
-BLANKS = (
-    (FIT, "", "big, large, huge, wide, thick, fat", "small, tiny, little, narrow, tight, shallow"),
-    (
-        HELP,
-        "homework, engine, computer, essay, garden, recipe, puzzle, tax form, sewing, printer",
-        "did not understand it, knew nothing about it, was bad at it, was a beginner",
-        "understood it well, knew everything about it, was good at it, was an expert",
-    ),
-    (
-        FEED,
-        "sandwich, soup, apple, pizza, bread, cake, salad, pie, rice, cheese",
-        "was already full, had too much of it, was not hungry, wanted to share",
-        "was very hungry, had nothing to eat, was starving, wanted some food",
-    ),
-    (
-        BEAT,
-        "race, chess game, match, contest, marathon, quiz, tournament, final, relay, competition",
-        "was strong, was in good shape, was well prepared, was very skilled",
-        "was weak, was in bad shape, was badly prepared, was very clumsy",
-    ),
-)
+TOLD = """We kept the {x} away from the {y} because the _ was {c}.
+Somebody moved the {x} but not the {y} because the _ was {c}.
+The {x} and the {y} lay side by side, and the _ was {c}.
+She looked at the {x} and then at the {y}, and the _ was {c}.
+They talked about the {x} and the {y} since the _ was {c}.
+He chose the {x} and not the {y} because the _ was {c}.
+After the {x} came the {y}, and only the _ was {c}.
+Nobody saw the {x} near the {y}, though the _ was {c}.
+One took the {x}, one took the {y}, and the _ was {c}.
+The {x} was no match for the {y} since the _ was {c}."""
+KINDS = {
+    "an animal": "dog, horse, cow, tiger, rabbit, lion, sheep, monkey, elephant, wolf",
+    "a fruit": "banana, apple, peach, mango, cherry, pear, grape, orange, plum, pineapple",
+    "a tool": "hammer, saw, wrench, drill, chisel, screwdriver, axe, shovel, file, pair of pliers",
+    "a vehicle": "car, truck, bus, train, bicycle, motorcycle, van, tractor, scooter, taxi",
+    "a musical instrument": "piano, guitar, violin, drum, flute, trumpet, cello, harp, clarinet, banjo",
+    "a piece of clothing": "shirt, jacket, skirt, coat, sweater, dress, hat, scarf, glove, sock",
+    "a piece of furniture": "table, chair, sofa, desk, bed, bookcase, wardrobe, bench, armchair, stool",
+    "a vegetable": "carrot, onion, cabbage, potato, spinach, cucumber, lettuce, broccoli, turnip, celery",
+    "a drink": "coffee, lemonade, beer, wine, tea, milk, juice, cocoa, soda, whiskey",
+    "a building": "church, school, hotel, hospital, castle, library, theater, barn, museum, factory",
+}
 
 
 def piqa(draw: Draw, number: int) -> list[Row]:
@@ -155,22 +121,20 @@ def piqa(draw: Draw, number: int) -> list[Row]:
 
 def winogrande(draw: Draw, number: int) -> list[Row]:
     def rows() -> Iterator[Row]:
-        texts = [draw.rounds(draw.share(text.splitlines())) for text, *_ in BLANKS]
+        told, kinds = draw.rounds(draw.share(TOLD.splitlines())), draw.rounds(sorted(KINDS))
         while True:
-            for side in (0, 1):
-                for (_, objects, *cues), sentences in zip(BLANKS, texts, strict=True):
-                    pair, other = draw.names(2), ""
-                    if objects:
-                        other = draw.one(draw.share(listed(objects)))
-                    else:
-                        pair = [draw.one(draw.share(SMALL)), draw.one(draw.share(LARGE))]
-                    (first, second), gold = draw.among(pair[side], [pair[1 - side]])
-                    cue = draw.one(listed(cues[side]))
-                    yield {
-                        "sentence": next(sentences).format(x=pair[0], y=pair[1], o=other, c=cue),
-                        "option1": first,
-                        "option2": second,
-                        "answer": str(gold + 1),
-                    }
+            # What is asked for is named first as often as last.
+            for named_first in (True, False):
+                kind = next(kinds)
+                other = draw.one(sorted(set(KINDS) - {kind}))
+                right, wrong = (draw.one(draw.share(listed(KINDS[each]))) for each in (kind, other))
+                (first, second), gold = draw.among(right, [wrong])
+                x, y = (right, wrong) if named_first else (wrong, right)
+                yield {
+                    "sentence": next(told).format(x=x, y=y, c=kind),
+                    "option1": first,
+                    "option2": second,
+                    "answer": str(gold + 1),
+                }
 
     return distinct(rows(), number, "sentence")

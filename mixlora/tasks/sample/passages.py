@@ -1,8 +1,8 @@
 """Yes/no questions with a passage, as in BoolQ: the passage says so, or says the contrary.
 
-Half of the questions ask for a statement that the passage makes or denies; half ask for a value that it gives, the
-right one or another. Each question can have either answer, so only the passage decides. Held out: the places, the
-statements, the kinds of value, and the sentences around.
+Three quarters of the questions ask for a statement that the passage makes or denies; a quarter ask for a value that
+it gives, the right one or another. Each question can have either answer, so only the passage decides. Held out: the
+places, the statements, the kinds of value, and the sentences around.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def boolq(draw: Draw, number: int) -> list[Row]:
         said = draw.rounds([line.split("|") for line in draw.share(SAID.splitlines())])
         valued = draw.rounds([line.split("|") for line in draw.share(VALUED.splitlines())])
         while True:
-            for answer in (True, False):
+            for answer in (True, False) * 3:
                 yes, no, question = next(said)
                 yield row(draw, yes if answer else no, question, answer)
             for answer in (True, False):
