@@ -14,6 +14,8 @@ from mixlora.tasks.table import MissingSplit, Table
 
 HELD_OUT, MOST_HELD_OUT = 0.05, 500
 LISTED = 5  # skipped rows that a note names
+SPLITS = ("train", "validation", "test")
+SCORED = ("validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +135,11 @@ def against_overlap(found: dict[str, TaskData], policy: Overlap) -> dict[str, Ta
 
     Rows that were held out of train are no published test set: where they repeat a training row it is only said.
     """
-    trained = overlap.questions(example for data in found.values() for example in data.train)
-    scored = {name: {"validation": data.validation, "test": data.test} for name, data in found.items()}
-    seen = {name: {s: overlap.among(rows, trained) for s, rows in of.items()} for name, of in scored.items()}
+    asked = {name: {s: overlap.questions(getattr(data, s)) for s in SPLITS} for name, data in found.items()}
+    trained = {digest for of in asked.values() for digest in of["train"]}
+    seen = {name: {s: among(getattr(found[name], s), of[s], trained) for s in SCORED} for name, of in asked.items()}
     again = [
-        (name, split, overlap.message(ids, scored[name][split], split))
+        (name, split, overlap.message(ids, getattr(found[name], split), split))
         for name, of in seen.items()
         for split, ids in of.items()
         if ids
@@ -146,8 +148,8 @@ def against_overlap(found: dict[str, TaskData], policy: Overlap) -> dict[str, Ta
     if wrong and policy is Overlap.error:
         raise DataError("\n".join(wrong))
     if policy is Overlap.drop:
-        tested = overlap.questions(e for of in scored.values() for rows in of.values() for e in rows)
-        found = {name: dropped(data, tested) for name, data in found.items()}
+        tested = {digest for of in asked.values() for split in SCORED for digest in of[split]}
+        found = {name: dropped(data, among(data.train, asked[name]["train"], tested)) for name, data in found.items()}
         seen, again = {name: {split: [] for split in of} for name, of in seen.items()}, []
     found = {
         name: replace(data, trained_on=seen[name], notes=[*data.notes, *(text for n, _, text in again if n == name)])
@@ -173,10 +175,15 @@ def with_resembling(found: dict[str, TaskData]) -> dict[str, TaskData]:
     return out
 
 
-def dropped(data: TaskData, tested: AbstractSet[bytes]) -> TaskData:
+def among(examples: Sequence[Example], asked: Sequence[bytes], known: AbstractSet[bytes]) -> list[str]:
+    """The ids of the examples whose question, as a digest beside them, is known."""
+    return [example.id for example, digest in zip(examples, asked, strict=True) if digest in known]
+
+
+def dropped(data: TaskData, again: Sequence[str]) -> TaskData:
     """The task without the training rows that are scored somewhere."""
-    again = set(overlap.among(data.train, tested))
     if not again:
         return data
     note = f"task {data.name}: {len(again)} of {len(data.train):,} training rows are dropped: they are also scored"
-    return replace(data, train=[e for e in data.train if e.id not in again], notes=[*data.notes, note])
+    left_out = set(again)
+    return replace(data, train=[e for e in data.train if e.id not in left_out], notes=[*data.notes, note])

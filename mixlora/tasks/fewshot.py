@@ -20,7 +20,7 @@ def draw(task: str, train: Sequence[Example], scored: Iterable[Example], number:
         return []
     import numpy as np
 
-    forbidden = overlap.questions(scored)
+    forbidden = set(overlap.questions(scored))
     order = np.random.default_rng(seed_of("few-shot", seed, task)).permutation(len(train))
     chosen: list[Example] = []
     for place in order:

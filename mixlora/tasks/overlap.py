@@ -13,7 +13,6 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +36,8 @@ def folded(text: str) -> str:
     return " ".join(WORD.findall(text.lower()))
 
 
-def questions(examples: Iterable[Example]) -> AbstractSet[bytes]:
-    return {question(example) for example in examples}
-
-
-def among(examples: Sequence[Example], known: AbstractSet[bytes]) -> list[str]:
-    """The ids of the examples whose question is `known`."""
-    return [example.id for example in examples if question(example) in known]
+def questions(examples: Iterable[Example]) -> list[bytes]:
+    return [question(example) for example in examples]
 
 
 class Runs:
