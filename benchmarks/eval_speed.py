@@ -1,27 +1,21 @@
 """How fast options are scored: our scorer against lm-evaluation-harness's HFLM, on one model, rows and machine.
 
-    python benchmarks/eval_speed.py --data FOLDER [--limit 100] [--rounds 3] [--device cpu] [--out FILE.json]
-
-The two take turns, task by task, and medians are printed. The bound is what shared prompts save in products with
-weights: tokens that the harness feeds to the model over tokens that a tree feeds, with the logits of each. Both see the
-prompts of `eval.protocol=lm_eval`; log-likelihoods and choices are compared. On an accelerator both run in bfloat16.
+The two take turns, task by task. The bound is what shared prompts save in products with weights: tokens that the
+harness feeds to the model over tokens that a tree feeds, with the logits of each. Both see the prompts of
+`eval.protocol=lm_eval`; log-likelihoods and choices are compared. On an accelerator both run in bfloat16.
 """
 
-import argparse
 import json
 import logging
-import statistics
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import sub
-from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from common import machine
+from common import Row, arguments, interleaved, ratio, say, write
+from training import CONFIGS, config, data_source
 
 from mixlora import tasks
 from mixlora.config.schema import Data, Eval, Protocol, Task
@@ -29,81 +23,96 @@ from mixlora.config.typed import typed
 from mixlora.evaluation.likelihood import score_choices, trees_of
 from mixlora.evaluation.run import Evaluator
 from mixlora.models import base
-from mixlora.tables.study import composed
 from mixlora.tasks.prompts import Choice
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = ("arc_challenge", "openbookqa", "siqa")
+Scores = Callable[[str], list[float]]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser().parse_args(argv)
+def main() -> None:
+    options = arguments(__doc__, model="", limit=100, rounds=3, batch_size=16, batch_tokens=Eval().batch_tokens)
+    options.model = options.model or ("tiny" if options.quick else "smollm2_135m")
+    options.limit = min(options.limit, 4) if options.quick else options.limit
+    loaded = base.load(config("lora", options.model).model, device=options.device)
+    own = Evaluator(loaded.model, loaded.tokenizer, Eval(protocol=Protocol.lm_eval), Data())
+    asked = {name: choices_of(own, name, options) for name in NAMES}
+    sides = {"ours": ours(loaded, asked, own.options.batch_size, options), "lm_eval": harness(loaded, asked, options)}
+    agreement = agree(asked, *sides.values())
+    rows = rates(loaded, asked, sides, options)
+    print(json.dumps(agreement))
+    extra = {"model": options.model, "dtype": str(loaded.model.dtype), **agreement}
+    print(f"written: {write('eval_speed', rows, options, **extra)}")
+
+
+def ours(loaded: base.Base, asked: dict[str, list[list[Choice]]], batch_size: int, options) -> Scores:
+    def score(name: str) -> list[float]:
+        found = score_choices(
+            loaded.model,
+            asked[name],
+            batch_size=batch_size,
+            batch_tokens=options.batch_tokens,
+            pad_id=int(loaded.tokenizer.pad_token_id),
+        )
+        return [nats for row in found for nats in row]
+
+    return score
+
+
+def harness(loaded: base.Base, asked: dict[str, list[list[Choice]]], options) -> Scores:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    device = torch.device(arguments.device)
-    loaded = base.load(composed(("method=lora", "tasks=arc", f"model={arguments.model}"), None).model, device=device)
-    own = Evaluator(loaded.model, loaded.tokenizer, Eval(protocol=Protocol.lm_eval), Data())
-    harness = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=arguments.batch_size)
-    asked = {name: choices_of(own, name, arguments) for name in NAMES}
+    model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=options.batch_size)
 
-    def ours(name: str) -> list[float]:
-        scores = score_choices(
-            loaded.model,
-            asked[name],
-            batch_size=own.options.batch_size,
-            batch_tokens=arguments.batch_tokens,
-            pad_id=int(loaded.tokenizer.pad_token_id),
-        )
-        return [nats for row in scores for nats in row]
-
-    def theirs(name: str) -> list[float]:
+    def score(name: str) -> list[float]:
         pairs = [(loaded.tokenizer.decode(c.prompt.ids), " " + c.text) for row in asked[name] for c in row]
         requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-        return [nats for nats, _ in harness.loglikelihood(requests, disable_tqdm=True)]
+        return [nats for nats, _ in model.loglikelihood(requests, disable_tqdm=True)]
 
-    seconds: dict[str, dict[str, list[float]]] = {"ours": {n: [] for n in NAMES}, "lm_eval": {n: [] for n in NAMES}}
-    agreement: dict[str, Any] = {"largest_difference": 0.0, "other_choices": 0}
-    for name in NAMES:  # once unmeasured, and the scores compared
-        mine, other = iter(ours(name)), iter(theirs(name))
-        for row in asked[name]:
-            a, b = [next(mine) for _ in row], [next(other) for _ in row]
-            agreement["other_choices"] += a.index(max(a)) != b.index(max(b))
-            agreement["largest_difference"] = max(agreement["largest_difference"], *map(abs, map(sub, a, b)))
-    for turn in range(arguments.rounds):
-        for name in NAMES:
-            order = [("ours", ours), ("lm_eval", theirs)]
-            for who, score in order if turn % 2 == 0 else order[::-1]:
-                seconds[who][name].append(timed(lambda s=score, n=name: s(n), device))
-    report(arguments, loaded, asked, seconds, agreement)
+    return score
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description="Option scoring: ours against lm-evaluation-harness's HFLM.")
-    made.add_argument("--data", required=True, help="a folder laid out like the hub")
-    made.add_argument("--model", default="smollm2_135m", help="a name of configs/model")
-    made.add_argument("--limit", type=int, default=100, help="examples a task")
-    made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--batch-size", type=int, default=16, help="of the harness")
-    made.add_argument("--batch-tokens", type=int, default=Eval().batch_tokens, help="of ours")
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--out", type=Path)
-    return made
+def agree(asked: dict[str, list[list[Choice]]], mine: Scores, theirs: Scores) -> dict[str, Any]:
+    """How far the log-likelihoods of the two are apart, and for how many questions they choose differently."""
+    largest, others = 0.0, 0
+    for name, rows in asked.items():
+        a, b = iter(mine(name)), iter(theirs(name))
+        for row in rows:
+            x, y = [next(a) for _ in row], [next(b) for _ in row]
+            others += x.index(max(x)) != y.index(max(y))
+            largest = max(largest, *map(abs, map(sub, x, y)))
+    return {"largest_difference": largest, "other_choices": others}
 
 
-def choices_of(own: Evaluator, name: str, arguments: argparse.Namespace) -> list[list[Choice]]:
+def rates(loaded: base.Base, asked: dict[str, list[list[Choice]]], sides: dict[str, Scores], options) -> list[Row]:
+    """Examples a second of ours over the harness's, for each task and for all, beside the bound by FLOPs."""
+    seconds, rows = {}, []
+    for name, questions in asked.items():
+        runs = {who: partial(score, name) for who, score in sides.items()}
+        seconds[name] = interleaved(runs, 2 if options.quick else options.rounds, options.device)
+        rows += compared(loaded.model, name, questions, **seconds[name])
+    total = {who: [sum(each) for each in zip(*(seconds[n][who] for n in asked), strict=True)] for who in sides}
+    everything = [row for questions in asked.values() for row in questions]
+    return rows + compared(loaded.model, "all three", everything, **total, goal=2.5, at_least=True)
+
+
+def compared(
+    model: Any, name: str, questions: list[list[Choice]], ours: list[float], lm_eval: list[float], **goal: Any
+) -> list[Row]:
+    setting = f"{name}, {len(questions)} examples"
+    rows = [
+        ratio("scoring: examples a second / lm-eval's HFLM", setting, lm_eval, ours, **goal),
+        Row("scoring: bound of that by FLOPs", setting, bound(model, questions)),
+    ]
+    say(rows[1])
+    return rows
+
+
+def choices_of(own: Evaluator, name: str, options) -> list[list[Choice]]:
     read = typed(Task, yaml.safe_load((CONFIGS / "task" / f"{name}.yaml").read_text(encoding="utf-8")))
-    data = tasks.load_task(replace(read, eval_only=True), Data(source=arguments.data))
-    return [own.formatter.choices(example, max_length=own.max_length) for example in data.test[: arguments.limit]]
-
-
-def timed(work: Any, device: torch.device) -> float:
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    data = tasks.load_task(replace(read, eval_only=True), Data(source=data_source()))
+    return [own.formatter.choices(example, max_length=own.max_length) for example in data.test[: options.limit]]
 
 
 def bound(model: Any, asked: Sequence[Sequence[Choice]]) -> float:
@@ -121,36 +130,5 @@ def bound(model: Any, asked: Sequence[Sequence[Choice]]) -> float:
     return fed * (body + head) / (sum(map(len, trees)) * body + predicted * head)
 
 
-def report(arguments: argparse.Namespace, loaded: base.Base, asked: Any, seconds: Any, agreement: Any) -> None:
-    found: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(argparse.Namespace(**vars(arguments), threads=torch.get_num_threads(), clock="wall")),
-        "model": arguments.model,
-        "dtype": str(loaded.model.dtype),
-        "rounds": arguments.rounds,
-        **agreement,
-        "tasks": {},
-    }
-    totals = dict.fromkeys(seconds, 0.0)
-    for name in NAMES:
-        medians = {who: statistics.median(times[name]) for who, times in seconds.items()}
-        rates = {who: len(asked[name]) / s for who, s in medians.items()}
-        totals = {who: totals[who] + medians[who] for who in totals}
-        found["tasks"][name] = {
-            "examples": len(asked[name]),
-            "examples_per_second": {who: round(rate, 2) for who, rate in rates.items()},
-            "speedup": round(rates["ours"] / rates["lm_eval"], 2),
-            "bound": round(bound(loaded.model, asked[name]), 2),
-        }
-    everything = [row for name in NAMES for row in asked[name]]
-    found["speedup"] = round(totals["lm_eval"] / totals["ours"], 2)
-    found["bound"] = round(bound(loaded.model, everything), 2)
-    text = json.dumps(found, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,42 +1,90 @@
-"""results/*.json as Markdown (on standard output) and, where matplotlib is installed, as results/figures.svg."""
+"""results/*.json as Markdown (on standard output) and, where matplotlib is installed, as results/figures.svg.
+
+python benchmarks/report.py [FOLDER]     every figure
+python benchmarks/report.py --readme     the figures that have a goal, into the README between its two marks
+"""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+MARKS = re.compile(r"(?<=<!-- made by benchmarks/report.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
+    if "--readme" in sys.argv:
+        text = README.read_text(encoding="utf-8")
+        README.write_text(with_summary(text, read(RESULTS)), encoding="utf-8")
+        return
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = read(folder)
     print("\n\n".join(section(result) for result in found))
     draw(found, folder / "figures.svg")
 
 
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
 def section(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items() if value)
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}, {machine['clock']} clock"
+    """All figures of one benchmark, with where they were measured."""
     lines = [
-        f"**{result['benchmark']}**: {result['date']}, {machine['device']}, {threads}, "
-        f"commit {machine['commit']}; {versions}",
+        measured(result),
         "",
         "| figure | setting | median | quartiles | goal | |",
         "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         spread = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        goal = "" if row["goal"] is None else f"{'≥' if row['at_least'] else '≤'} {row['goal']:g}"
-        verdict = {None: "", True: "met", False: "not met"}[row["met"]] + ", noisy" * row["noisy"]
-        value = (
-            f"{row['value']:.5f}"
-            if row["goal"] and row["goal"] > 0.999 > row["value"] > 0.99
-            else f"{row['value']:.3f}"
-        )
-        lines.append(f"| {row['figure']} | {row['setting']} | {value} | {spread} | {goal} | {verdict.lstrip(', ')} |")
+        lines.append(f"| {row['figure']} | {row['setting']} | {value(row)} | {spread} | {goal(row)} | {verdict(row)} |")
     return "\n".join(lines)
+
+
+def measured(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items() if value)
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}, {machine['clock']} clock"
+    return (
+        f"**{result['benchmark']}**: {result['date']}, {machine['device']}, {threads}, commit {machine['commit']}; "
+        f"{versions}"
+    )
+
+
+def with_summary(readme: str, results: list[dict[str, Any]]) -> str:
+    """The README with the table of what has a goal between its marks."""
+    machines = {
+        f"{result['machine']['device']}, {result['machine']['threads']} threads, {result['date']}" for result in results
+    }
+    lines = [
+        f"Measured on: {'; '.join(sorted(machines))}.",
+        "",
+        "| figure | setting | median | goal | |",
+        "|---|---|---|---|---|",
+    ]
+    for row in (row for result in results for row in result["rows"] if row["goal"] is not None):
+        lines.append(f"| {row['figure']} | {row['setting']} | {value(row)} | {goal(row)} | {verdict(row)} |")
+    text = "\n".join(["", *lines, "", ""])
+    if not MARKS.search(readme):
+        raise SystemExit(f"report.py: {README.name} has no '<!-- made by benchmarks/report.py -->' ... '<!-- end -->'")
+    return MARKS.sub(lambda _: text, readme)
+
+
+def value(row: dict[str, Any]) -> str:
+    near_one = row["goal"] and row["goal"] > 0.999 > row["value"] > 0.99
+    return f"{row['value']:.5f}" if near_one else f"{row['value']:.3f}"
+
+
+def goal(row: dict[str, Any]) -> str:
+    return "" if row["goal"] is None else f"{'≥' if row['at_least'] else '≤'} {row['goal']:g}"
+
+
+def verdict(row: dict[str, Any]) -> str:
+    words = [{None: "", True: "met", False: "not met"}[row["met"]], "noisy" if row["noisy"] else ""]
+    return ", ".join(filter(None, words))
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:

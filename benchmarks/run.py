@@ -5,7 +5,7 @@ import sys
 
 from common import HERE
 
-SCRIPTS = ("linear", "feed_forward", "routing", "scaling", "steps", "tokens")
+SCRIPTS = ("linear", "feed_forward", "routing", "scaling", "steps", "tokens", "eval_speed")
 
 
 def main() -> None:
