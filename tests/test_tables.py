@@ -387,11 +387,13 @@ def mole_beside_lora(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), share: fl
     return study, mine
 
 
-def test_what_has_no_predictions_is_neither_worse_nor_equal_but_not_tested(tmp_path):
+@pytest.mark.parametrize("left", [0, 39])
+def test_what_lacks_predictions_is_neither_worse_nor_equal_but_not_tested(tmp_path, left):
     study, folders = mole_beside_lora(tmp_path)
     assert "not tested" not in render.markdown(table.build(study))
     for folder in folders:
-        write_lines(folder / "predictions" / "arc_easy.jsonl", [])
+        path = folder / "predictions" / "arc_easy.jsonl"
+        write_lines(path, read_lines(path)[:left])
     made = table.build(study)
     assert cell(made, "mole").untested
     assert cell(made, "mole", table.MEAN).untested
@@ -400,11 +402,9 @@ def test_what_has_no_predictions_is_neither_worse_nor_equal_but_not_tested(tmp_p
     assert "- ? not tested: " in render.markdown(made)
 
 
-@pytest.mark.parametrize("left", [0, 39])
-def test_a_seed_with_too_few_predictions_does_not_hide_the_other_seeds(tmp_path, left):
+def test_a_seed_without_predictions_does_not_hide_the_other_seeds(tmp_path):
     study, folders = mole_beside_lora(tmp_path)
-    path = folders[0] / "predictions" / "arc_easy.jsonl"
-    write_lines(path, read_lines(path)[:left])
+    write_lines(folders[0] / "predictions" / "arc_easy.jsonl", [])
     assert cell(table.build(study), "mole").p < 0.01
 
 
