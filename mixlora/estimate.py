@@ -1,14 +1,16 @@
 """What a recipe would cost before anything is run: parameters on the meta device, and hours of one accelerator.
 
-    FLOPs = (4 N + 6 P) · steps · rows a step · L   +   2 N · scored rows · L
+    FLOPs = (4 N + 6 P) · trained tokens   +   2 N · scored tokens
 
-N parameters of the frozen base (forward and the backward through activations), P trained ones (their gradients too), L
-tokens of a row, taken as half of train.max_length. Scored twice where the base model is scored as well; options share
-their prompt, so a row is one forward. Hours = FLOPs / (tflops · utilization). An estimate, right to a factor of two.
+N parameters of the frozen base (forward and the backward through activations), P trained ones (their gradients too). A
+row has as many tokens as the rows of its task have on average, at most train.max_length. Scored twice where the base
+model is scored as well; options share their prompt, so a row is one forward. Hours = FLOPs / (tflops · utilization).
+An estimate, right to a factor of two.
 """
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,9 @@ from mixlora.config.typed import typed
 from mixlora.console import console, say
 from mixlora.models import base
 from mixlora.tables import recipe as recipes
-from mixlora.tables.study import Study
+from mixlora.tables.recipe import Point
+from mixlora.tables.study import DIRTY, DONE, Study
+from mixlora.tasks.mixture import probabilities
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Estimate:
 
 
 def known() -> dict[str, dict[str, dict[str, Any]]]:
-    """recipes/known.yaml: shapes of base models and rows of data sets, so that an estimate needs no hub."""
+    """recipes/known.yaml: shapes of base models, rows of data sets and their length: no estimate needs the hub."""
     for folder in recipes.folders():
         if (folder / "known.yaml").is_file():
             found = yaml.safe_load((folder / "known.yaml").read_text(encoding="utf-8"))
@@ -84,31 +88,65 @@ def estimate(config: Config, tflops: float, utilization: float) -> Estimate:
     found = sizes(config)
     if found is None:
         return Estimate(None, None, None)
-    trained, scored = rows(config)
-    if trained is None:
+    length = tokens(config)
+    if length is None:
         return Estimate(found["trainable"], found["activated"], None)
-    length = config.train.max_length / 2
+    trained, scored = length
     frozen = found["total"] - found["trainable"]
-    flops = (4 * frozen + 6 * found["trainable"]) * trained * length
-    flops += 2 * frozen * scored * length * (2 if config.eval.before else 1)
+    flops = (4 * frozen + 6 * found["trainable"]) * trained
+    flops += 2 * frozen * scored * (2 if config.eval.before else 1)
     return Estimate(found["trainable"], found["activated"], flops / (tflops * 1e12 * utilization) / 3600)
 
 
-def rows(config: Config) -> tuple[float | None, float]:
-    """(rows trained on over the whole run, rows scored once), from known.yaml where the data decide."""
-    table, train = known()["rows"], config.train
-    scored, size = 0, 0
-    unknown = False
-    for name, task in config.tasks.mixture.items():
-        entry = table.get(name)
-        unknown |= entry is None
-        if entry is not None and not task.train_only:
-            scored += min(entry["test"], config.eval.limit or entry["test"])
-        if entry is not None and not task.eval_only:
-            size += min(entry["train"], task.cap or entry["train"])
-    if train.max_steps is not None:
-        return train.max_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps, scored
-    return (None if unknown else (train.epochs or 1.0) * size), scored
+def tokens(config: Config) -> tuple[float, float] | None:
+    """(tokens trained on over the whole run, tokens scored once); None with a task that known.yaml does not have."""
+    mixture, train, table = config.tasks.mixture, config.train, known()["rows"]
+    if not mixture.keys() <= table.keys():
+        return None
+    lengths = {name: min(table[name]["tokens"], train.max_length) for name in mixture}
+    tests = {name: table[name]["test"] for name, task in mixture.items() if not task.train_only}
+    scored = sum(lengths[name] * min(n, config.eval.limit or n) for name, n in tests.items())
+    sizes = {name: table[name]["train"] for name, task in mixture.items() if not task.eval_only}
+    sizes = {name: min(n, mixture[name].cap or n) for name, n in sizes.items()}
+    shares = probabilities(
+        sizes,
+        {name: mixture[name].weight for name in sizes},
+        sampling=config.tasks.sampling,
+        temperature=config.tasks.temperature,
+        size_cap=config.tasks.size_cap,
+    )
+    if train.max_steps is None:
+        rows = (train.epochs or 1.0) * sum(sizes.values())
+    else:
+        rows = train.max_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
+    return rows * sum(share * lengths[name] for name, share in shares.items()), scored
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Of the runs that are done, of those that are listed and not, and of those that a choice of rates still opens."""
+
+    done: float
+    listed: float
+    later: float
+
+
+def hours(study: Study, tflops: float, utilization: float) -> Hours:
+    """What is not known counts as nothing."""
+
+    def of(point: Point) -> float:
+        return estimate(study.config(point), tflops, utilization).hours or 0.0
+
+    points = study.points()
+    done = [point for point in points if study.run(point).state in (DONE, DIRTY)]
+    listed = [point for point in points if point not in done]
+    return Hours(*(math.fsum(map(of, some)) for some in (done, listed, later_points(study))))
+
+
+def later_points(study: Study) -> list[Point]:
+    """The other seeds of every group whose rate is open; what the rate is makes no difference to the hours."""
+    opened = [group for group in study.groups if study.is_open(group) and not study.is_lost(group)]
+    return [Point(group, seed) for group in opened for seed in study.recipe.seeds[1:]]
 
 
 def print_estimate(study: Study, tflops: float, utilization: float) -> None:
@@ -116,22 +154,23 @@ def print_estimate(study: Study, tflops: float, utilization: float) -> None:
     grid = Grid(title=f"{study.recipe.name}: {study.recipe.title}", title_justify="left")
     for column in ("run", "state", "trainable", "activated", "hours"):
         grid.add_column(column, justify="left" if column in ("run", "state") else "right")
-    total = 0.0
     points = study.points()
-    opened = [group for group in study.groups if study.is_open(group)]
     for point in points:
         found = estimate(study.config(point), tflops, utilization)
-        hours = "?" if found.hours is None else f"{found.hours:.3g}"
         numbers = ["?" if n is None else f"{n:,}" for n in (found.trainable, found.activated)]
-        grid.add_row(str(point), study.run(point).state, *numbers, hours)
-        total += found.hours or 0.0
+        last = "?" if found.hours is None else f"{found.hours:.3g}"
+        grid.add_row(str(point), study.run(point).state, *numbers, last)
     console.print(grid)
-    if opened:
-        seeds = len(study.recipe.seeds) - 1
-        say(f"and {len(opened) * seeds} more with the chosen rates, once the {len(points)} above have chosen them")
-    say(f"{total:.3g} hours of one device of {tflops:g} TFLOP/s at {utilization:.0%} in all.")
-    say("FLOPs = (4 N + 6 P) · rows · L + 2 N · scored rows · L: N frozen and P trained parameters, L = half of")
-    say("train.max_length tokens. '?': the shape of the model or the size of the data is not in recipes/known.yaml.")
+    total, later = hours(study, tflops, utilization), len(later_points(study))
+    if later:
+        say(f"and {later} more with the chosen rates, once the {len(points)} above have chosen them")
+    second = f", {total.later:.3g} of them in the second round" if later else ""
+    say(f"Done: {total.done:.3g} hours. To do: {total.listed + total.later:.3g} hours{second}.")
+    say(f"Hours of one device of {tflops:g} TFLOP/s at {utilization:.0%}.")
+    say(
+        "FLOPs = (4 N + 6 P) · trained tokens + 2 N · scored tokens: N frozen and P trained parameters, the mean length"
+    )
+    say("of a task's rows from recipes/known.yaml. '?': it lacks the shape of the model, or a task.")
 
 
 def recipe_sizes(name: str) -> dict[str, int]:

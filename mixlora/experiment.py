@@ -26,8 +26,8 @@ from mixlora.evaluation.report import print_results
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.parts import Parts
-from mixlora.provenance import differences, peak_memory, same_origin, surroundings
-from mixlora.records import disk_error, finished_as, owned, remove_strays, write_json, write_text
+from mixlora.provenance import peak_memory, same_origin, surroundings
+from mixlora.records import differences, disk_error, finished_as, owned, remove_strays, write_json, write_text
 from mixlora.scoring import Scoring
 from mixlora.tables.report import run_report
 from mixlora.tasks.collate import Row

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mixlora.errors import CheckpointError
+from mixlora.records import differences
 
 PACKAGES = (
     "mixlora-train",
@@ -43,27 +44,13 @@ def same_origin(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) ->
     Raises:
         CheckpointError: naming what differs, with both values where there is room.
     """
-    differ = sorted(differences(saved, json.loads(json.dumps(now))))
+    differ = sorted(differences(saved, json.loads(json.dumps(now))).items())
     if differ:
-        shown = [f"{key.removeprefix('config.')} was {at(saved, key)}, now {at(now, key)}" for key in differ[:4]]
+        shown = [f"{key.removeprefix('config.')} was {old!s:.80}, now {new!s:.80}" for key, (old, new) in differ[:4]]
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(shown)}{'; ...' if differ[4:] else ''}. "
             "Use the old values, or set run_dir to a new folder"
         )
-
-
-def at(values: Any, dotted: str) -> str:
-    for key in dotted.split("."):
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return str(values)[:80]
-
-
-def differences(a: Any, b: Any, prefix: str = "") -> set[str]:
-    """Dotted keys at which two nested mappings differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = a.keys() | b.keys()
-        return {d for k in keys for d in differences(a.get(k), b.get(k), f"{prefix}{k}.")}
-    return set() if a == b else {prefix.rstrip(".")}
 
 
 def git_state(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -143,6 +143,17 @@ def last_row(path: Path) -> Any | None:
             if start == 0:
                 return None
             wanted *= 8
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys at which two nested mappings differ, with both values; None for a key that is not there.
+
+    Two values that are no mappings differ at the key of `prefix`, by itself "".
+    """
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = [*a, *(key for key in b if key not in a)]
+        return {d: pair for k in keys for d, pair in differences(a.get(k), b.get(k), f"{prefix}{k}.").items()}
+    return {} if a == b else {prefix.rstrip("."): (a, b)}
 
 
 def append_line(path: Path, row: Any) -> None:

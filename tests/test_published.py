@@ -23,12 +23,21 @@ def section(start: str, end: str) -> str:
     return PAPERS.read_text(encoding="utf-8").split(start, 1)[1].split(end, 1)[0]
 
 
-def printed(name: str) -> list[list[float]]:
+def printed(name: str) -> dict[tuple[str, str, str], list[float]]:
+    """(model, setting, label) -> what the recipe says that the paper printed."""
     recipe = recipes.load(name)
     assert all(list(row.values) == list(recipe.table.columns) for row in recipe.published)
-    return sorted([*row.values.values(), *([] if row.mean is None else [row.mean])] for row in recipe.published)
+    return {
+        (row.model, row.setting, row.label or recipes.label(recipe.methods, row.method)): [
+            *row.values.values(),
+            *([] if row.mean is None else [row.mean]),
+        ]
+        for row in recipe.published
+    }
 
 
+# The paper's name of a base model -> ours.
+MODELS = {"Gemma 2B": "gemma_2b", "LLaMA-2 7B": "llama2_7b", "LLaMA-3 8B": "llama3_8b", "LLaMA-2 13B": "llama2_13b"}
 OFTEN = ("tiny", "mola_llama2", "smora_granularity")
 EVERY = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.full) for name in recipes.names()]
 
@@ -62,24 +71,39 @@ def test_mola_table_1():
 
 @needs_papers
 def test_mixlora_table_1():
-    rows = [digits(line)[1:] for line in section("**Table 1 — single task**", "**Table 2").splitlines() if "|" in line]
-    assert printed("mixlora_single") == sorted(row for row in rows if len(row) == 9)
+    wanted, model = {}, ""
+    for line in section("**Table 1 — single task**", "**Table 2").splitlines():
+        names = [cell.strip() for cell in line.split("|")[1:3]]
+        if len(row := digits(line)[-9:]) == 9:
+            model = names[0] or model
+            wanted[MODELS[model], "", names[1]] = row
+    assert len(wanted) == 16
+    assert printed("mixlora_single") == wanted
 
 
 @needs_papers
 def test_mixlora_table_2():
     text = section("**Table 2 — multi-task, LLaMA-2 7B**", "**Table 5")
-    rows = [digits(part)[:6] for part in re.findall(r"(?:ST|MT) ([^;(\n]*)", text)]
-    assert printed("mixlora_multi") == sorted(row for row in rows if row)
-    assert len(printed("mixlora_multi")) == 8
+    wanted = {
+        ("", setting, line.split()[0]): digits(row)[:6]
+        for line in text.splitlines()
+        for setting, row in re.findall(r"(ST|MT) ([^;(\n]*)", line)
+    }
+    assert len(wanted) == 8
+    assert printed("mixlora_multi") == wanted
 
 
 @needs_papers
 def test_mixlora_table_9():
-    text = section("**Table 9", "Expert-load std").split("MixLoRA off", 1)[1]
-    rows = [digits(part) for part in re.split(r";|MixDoRA", text)]
-    assert printed("mixlora_aux") == sorted(row for row in rows if row)
-    assert len(printed("mixlora_aux")) == 8
+    text = section("**Table 9 — router-loss", "Expert-load std")
+    wanted = {}
+    for method, rows in re.findall(r"(MixLoRA|MixDoRA) (off [^.]*(?:\.\d[^.]*)*)\.", text):
+        for row in rows.split(";"):
+            coefficient, *values = row.replace("|", " ").replace("*", "").split()
+            own = "no balance loss" if coefficient == "off" else f"coefficient {coefficient}"
+            wanted["", "", own if method == "MixLoRA" else f"{method} {coefficient}"] = [float(v) for v in values]
+    assert len(wanted) == 8
+    assert printed("mixlora_aux") == wanted
 
 
 @needs_papers

@@ -19,6 +19,13 @@ def test_replaces_in_one_step(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
 
 
+def test_differences_are_named_by_dotted_keys():
+    a, b = {"x": {"y": 1, "z": 2}, "same": [1]}, {"x": {"y": 3, "z": 2, "new": None}, "same": [1], "more": {"k": 0}}
+    assert records.differences(a, b) == {"x.y": (1, 3), "more": (None, {"k": 0})}
+    assert records.differences(1, 2, "n.") == {"n": (1, 2)}
+    assert records.differences(a, a) == {}
+
+
 def test_refuses_numbers_that_json_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         records.write_json(tmp_path / "x.json", {"loss": float("nan")})

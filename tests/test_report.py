@@ -10,10 +10,11 @@ import pytest
 from invented_runs import right, write_run
 from PIL import Image
 
+from mixlora import compare
 from mixlora.errors import ConfigError
-from mixlora.records import write_json, write_lines
+from mixlora.records import read_json, write_json, write_lines
 from mixlora.tables import recipe as recipes
-from mixlora.tables import report, table
+from mixlora.tables import report, routing, show, table
 from mixlora.tables.recipe import Group, Point
 from mixlora.tables.study import Study
 
@@ -108,6 +109,30 @@ def test_plots_are_files_on_request(study, tmp_path):
         assert all(path.read_bytes().startswith(start) for path in written)
     with pytest.raises(ConfigError, match="plots=jpg is not a kind of file"):
         report.check_kind("jpg")
+
+
+@pytest.mark.parametrize(("loss_on", "says"), [("answer", "the answer tokens"), ("all", "all tokens, those of the")])
+def test_the_caption_says_over_which_tokens_the_loss_is(tmp_path, loss_on, says):
+    write_json(tmp_path / "config.yaml", {"data": {"loss_on": loss_on}})
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 1.0, "task_losses": {}, "tokens": 1, "seconds": 1.0}])
+    assert f"mean over {says}" in report.run_figures(tmp_path)[0][1]
+
+
+def test_kept_records_have_a_report_and_can_be_compared(study, tmp_path, capsys):
+    show.keep_records(study, tmp_path)
+    kept = [tmp_path / folder_of(study, method).name for method in ("lora", "mole")]
+    routing.show(kept[1], None)
+    page = (kept[1] / "report.html").read_text(encoding="utf-8")
+    assert '<span class="target chosen">option 1</span>' in page
+    assert "one</b>" not in page
+    label = {"id": "x", "acc": 0.0, "log_likelihoods": [-1.0, -2.0], "target": "B", "prediction": "A"}
+    assert report.example(label, "acc")["said"] == "A"  # which option a label is of was in the texts
+    for folder in kept:
+        write_json(folder / "results.json", {"arc_challenge": read_json(folder / "results.json")["arc_challenge"]})
+    capsys.readouterr()
+    assert compare.main([str(folder) for folder in kept]) == 0
+    assert "arc_challenge: acc, McNemar" in capsys.readouterr().out
+    assert compare.main([str(kept[0]), str(folder_of(study, "mole"))]) == 0  # one with prompts, one without
 
 
 def test_the_routing_command_says_that_a_mixture_has_collapsed(study):

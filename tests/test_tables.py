@@ -1,5 +1,12 @@
-"""A table shows each kind of run as what it is, in four formats, the same bytes every time."""
+"""A table shows each kind of run as what it is, in four formats, the same bytes every time.
 
+After a change that is meant to move the look of a table, write the stored files again:
+
+    MIXLORA_STORE=1 python -m pytest tests/test_tables.py
+"""
+
+import html
+import os
 import re
 import shutil
 import subprocess
@@ -9,10 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
-from invented_runs import right, write_run
+from invented_runs import PROTOCOL, right, write_run
+from markdown_it import MarkdownIt
 
 from mixlora.errors import ConfigError
-from mixlora.records import read_json, read_text, write_json
+from mixlora.records import read_json, read_lines, read_text, write_json, write_lines
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, show, table
 from mixlora.tables.recipe import Group, Point
@@ -101,8 +109,9 @@ def test_missing_failed_and_dirty_are_words(made):
 
 
 def test_a_run_on_other_data_is_left_out_and_named(made):
-    assert cell(made, "smora").values == [0.6, 0.6]
-    assert re.search(r"smora · seed 1, arc_easy: left out, data .*another file.* instead of", render.markdown(made))
+    assert cell(made, "smora").values == {0: 0.6, 2: 0.6}
+    text = render.markdown(made)
+    assert "smora · seed 1, arc_easy: left out, data.test sha of another file instead of sha of arc_easy" in text
 
 
 @pytest.mark.parametrize(
@@ -143,10 +152,13 @@ def pinned(folder: Path, pins: dict[str, Any]) -> Study:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"task_data": {"test": "d" * 64}}, "data"),
-        ({"task_prompts": "d" * 64}, "prompts"),
-        ({"weights_sha256": "d" * 64}, "weights"),
-        ({"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}}, "protocol version"),
+        ({"task_data": {"test": "d" * 64}}, "data.test dddddddd instead of aaaaaaaa"),
+        ({"task_prompts": "d" * 64}, "prompts dddddddd instead of bbbbbbbb"),
+        ({"weights_sha256": "d" * 64}, "weights dddddddd instead of cccccccc"),
+        (
+            {"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}},
+            "protocol.version 2 instead of 1",
+        ),
     ],
 )
 def test_what_differs_from_a_pin_is_left_out_even_where_most_runs_do(tmp_path, changes, says):
@@ -158,9 +170,22 @@ def test_what_differs_from_a_pin_is_left_out_even_where_most_runs_do(tmp_path, c
     write_run(study, points("mole")[0], scores, **HASHED)
     study.forget()
     made = table.build(study)
-    assert cell(made, "mole").values == [0.5]
+    assert cell(made, "mole").values == {0: 0.5}
     assert cell(made, "lora").empty == "other data"
-    assert f"lora · seed 0, arc_easy: left out, {says} " in render.markdown(made)
+    assert f"lora · seed 0, arc_easy: left out, {says}\n" in render.markdown(made)
+
+
+def test_a_pin_of_one_split_says_nothing_of_the_others(tmp_path):
+    study = pinned(tmp_path, {"data": {"arc_easy": {"test": "a" * 64}}})
+    scores = {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}
+    for point in points("lora"):
+        write_run(study, point, scores, task_data={"test": "a" * 64, "train": "e" * 64})
+    assert len(cell(table.build(study), "lora").values) == 3
+    for point in points("mole"):
+        write_run(study, point, scores, task_data={"test": "a" * 64, "train": "f" * 64})
+    study.forget()
+    text = render.markdown(table.build(study))
+    assert "mole · seed 0, arc_easy: left out, data.train ffffffff instead of eeeeeeee" in text
 
 
 def test_the_pins_of_finished_runs_are_printed_for_pasting_and_fit(tmp_path, capsys):
@@ -198,6 +223,8 @@ def test_printed_values_stand_beside_ours_and_rows_without_runs_too(made):
 def test_the_bytes_are_the_stored_ones_and_the_same_twice(root, made, kind):
     text = render.FORMATS[kind](made)
     assert text == render.FORMATS[kind](table.build(study_in(root)))
+    if os.environ.get("MIXLORA_STORE"):
+        (EXPECTED / f"table.{kind}").write_text(text, encoding="utf-8")
     assert text == (EXPECTED / f"table.{kind}").read_text(encoding="utf-8")
 
 
@@ -271,6 +298,213 @@ def test_the_rate_is_chosen_on_validation_with_the_first_seed(tmp_path):
     assert all(study.is_open(g) for g in study.groups if g != group)
 
 
+def tried(study: Study, method: str, rate: float, validation: float | None, **changes: Any) -> None:
+    """A run that chooses the rate: with a validation score, or failed."""
+    point = Point(Group("tiny", "arc", method), 0, rate)
+    if validation is None:
+        write_json(log_path(study.run(point).folder).with_suffix(".json"), {"status": 6, "message": f"nan at {rate}"})
+        return
+    folder = write_run(study, point, {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}, **changes)
+    write_lines(folder / "metrics.jsonl", [{"step": 2, "validation_mean": validation}])
+
+
+def test_what_happened_to_the_choice_of_the_rates_is_said(tmp_path):
+    study = study_in(tmp_path)
+    study.recipe.learning_rates = [1e-4, 1e-3, 1e-2]
+    for rate, validation in ((1e-4, 0.4), (1e-3, 0.5), (1e-2, 0.6)):
+        tried(study, "lora", rate, validation)
+        tried(study, "mole", rate, None if rate == 1e-2 else 1 - validation)
+        tried(study, "mola", rate, None)
+    tried(study, "smora", 1e-4, 0.1, git_dirty=True)
+    tried(study, "smora", 1e-3, 0.7)
+    tried(study, "smora", 1e-2, 0.2, task_data={"test": "of another file"})
+    study.forget()
+    made = table.build(study)
+    assert [cell(made, m).empty for m in ("mola", "hydralora")] == ["failed", "not run"]
+    assert cell(made, "smora").values == {0: 0.5}
+    text = render.markdown(made)
+    for said in (
+        "mole · seed 0 · rate 0.01: failed, exit status 6: nan at 0.01; it has no say",
+        "mola · seed 0 · rate 0.001: failed, exit status 6: nan at 0.001",
+        "mola · seed 1: failed, no learning rate has a validation score",
+        "smora · seed 0 · rate 0.0001: made with code that differs from its commit, and yet",
+        "smora · seed 0 · rate 0.01, arc_easy: data.test of another file instead of sha of arc_easy, and yet",
+        "chosen rate is the largest of the grid (0.01) for LoRA & co_1; the smallest of the grid (0.0001) for mole: ",
+    ):
+        assert said in text, said
+    assert all(p.group.method != "mola" or p.rate is not None for p in study.points())
+    show.keep_records(study, tmp_path / "kept")
+    kept = study_in(tmp_path / "kept")
+    kept.recipe.learning_rates = study.recipe.learning_rates
+    assert render.markdown(table.build(kept)) == text
+
+
+# ---- what may be compared
+
+
+SCORES = {"arc_easy": [1.0, 0.0, 1.0, 1.0], "arc_challenge": [1.0, 0.0, 1.0, 0.0]}
+
+
+def other_recipe(folder: Path, **changes: Any) -> Study:
+    """The recipe with other axes, over the runs in `folder`."""
+    place = folder / "other"
+    place.mkdir(exist_ok=True)
+    values = yaml.safe_load((RECIPE / "recipe.yaml").read_text()) | {"published": [], "claims": []} | changes
+    (place / "recipe.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return Study(recipes.load(str(place)), place, str(folder))
+
+
+def test_models_may_have_windows_and_templates_of_their_own_but_runs_of_one_model_not(tmp_path):
+    models = {"tiny": None, "wide": {"overrides": ["model=tiny", "model.random.hidden_size=128"]}}
+    study = other_recipe(tmp_path, models=models, methods={"lora": None, "mole": None})
+    own = {"tiny": {"max_length": 2048, "template": "plain"}, "wide": {"max_length": 8192, "template": "chat"}}
+    for model, protocol in own.items():
+        for seed in (0, 1, 2):
+            write_run(study, Point(Group(model, "arc", "lora"), seed), SCORES, task_protocol=PROTOCOL | protocol)
+    assert all(len(c.values) == 3 for (r, _), c in table.build(study).cells.items() if r.method == "lora")
+    write_run(study, Point(Group("wide", "arc", "mole"), 0), SCORES, task_protocol=PROTOCOL | own["tiny"])
+    study.forget()
+    said = (
+        "mole · seed 0, arc_easy: left out, protocol.max_length 2048 instead of 8192, protocol.template plain instead"
+    )
+    assert said in render.markdown(table.build(study))
+
+
+def test_two_mixtures_in_one_row_with_the_same_task_are_refused(tmp_path):
+    mixtures = {"arc": None, "both": {"overrides": ["tasks=arc", "tasks.sampling=equal"]}}
+    with pytest.raises(ConfigError, match=r"mixtures arc and both both score arc_easy in one row.*`setting`"):
+        table.build(other_recipe(tmp_path, mixtures=mixtures))
+    mixtures = {"arc": {"setting": "all"}, "both": {"setting": "equal"} | mixtures["both"]}
+    assert {r.setting for r in table.build(other_recipe(tmp_path, mixtures=mixtures)).rows} == {"all", "equal"}
+
+
+def mole_beside_lora(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), share: float = 0.2) -> tuple[Study, list[Path]]:
+    """lora with 90 % in every seed, mole with less in some."""
+    study = study_in(folder)
+    for point in points("lora"):
+        write_run(study, point, {"arc_easy": right(40, 0.9, 0), "arc_challenge": right(40, 0.9, 0)})
+    mine = [write_run(study, points("mole")[s], {t: right(40, share, 0) for t in SCORES}) for s in seeds]
+    return study, mine
+
+
+@pytest.mark.parametrize("left", [0, 39])
+def test_what_lacks_predictions_is_neither_worse_nor_equal_but_not_tested(tmp_path, left):
+    study, folders = mole_beside_lora(tmp_path)
+    assert "not tested" not in render.markdown(table.build(study))
+    for folder in folders:
+        path = folder / "predictions" / "arc_easy.jsonl"
+        write_lines(path, read_lines(path)[:left])
+    made = table.build(study)
+    assert cell(made, "mole").untested
+    assert cell(made, "mole", table.MEAN).untested
+    assert not cell(made, "mole", "arc_challenge").untested
+    assert "20.0 ± 0.0? | 20.0 ± 0.0 | 20.0 ± 0.0?" in render.markdown(made)
+    assert "- ? not tested: " in render.markdown(made)
+
+
+def test_a_seed_without_predictions_does_not_hide_the_other_seeds(tmp_path):
+    study, folders = mole_beside_lora(tmp_path)
+    write_lines(folders[0] / "predictions" / "arc_easy.jsonl", [])
+    assert cell(table.build(study), "mole").p < 0.01
+
+
+def test_nothing_is_claimed_where_the_shared_seeds_say_the_opposite_of_the_means(tmp_path):
+    """lora is ahead over all seeds, for mole lacks the good ones; on seed 0 alone, which both have, mole is."""
+    study = study_in(tmp_path)
+    for point, share in zip(points("lora"), (0.1, 0.9, 0.9), strict=True):
+        write_run(study, point, {task: right(40, share, 0) for task in SCORES})
+    write_run(study, points("mole")[0], {task: right(40, 0.5, 0) for task in SCORES})
+    made = table.build(study)
+    assert cell(made, "lora").best
+    assert cell(made, "mole").untested
+    assert cell(made, "mole").p is None
+
+
+def test_a_mean_over_tasks_takes_the_seeds_that_every_task_has():
+    easy, hard = table.Cell({0: 0.2, 2: 0.6}, expected=3), table.Cell({2: 0.8, 1: 0.0}, expected=3)
+    assert table.mean_cell([easy, hard]).values == {2: pytest.approx(0.7)}
+    assert table.mean_cell([table.Cell({0: 0.2}, 3), table.Cell({1: 0.2}, 3)]).empty == "in part"
+    assert table.mean_cell([easy, table.Cell(expected=3, empty="failed")]).empty == "failed"
+
+
+def test_one_lucky_seed_is_not_the_best_beside_a_method_with_all(tmp_path):
+    study, _ = mole_beside_lora(tmp_path, seeds=(1,), share=1.0)
+    made = table.build(study)
+    assert cell(made, "lora").best
+    assert not cell(made, "mole").best
+    assert "- bold: best of its model in the column, of the cells with all their runs if there is one" in (
+        render.markdown(made)
+    )
+
+
+def test_means_that_differ_by_rounding_only_are_equal():
+    rows = {table.Row("tiny", "", name, ("", "", "")): mean for name, mean in (("a", 0.1 + 0.2), ("b", 0.3))}
+    cells = {(row, "t"): table.Cell({0: mean}, 1) for row, mean in rows.items()}
+    table.mark(cells, "t", next(iter(rows)), rows, {})
+    assert all(c.best and not c.untested for c in cells.values())
+
+
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [
+        ((0, 1, 2), "percent, mean ± sample deviation over 3 seeds"),
+        ((0, 1), "percent, mean ± sample deviation over 2 to 3 seeds"),
+    ],
+)
+def test_the_legend_says_how_many_seeds(tmp_path, seeds, says):
+    study, _ = mole_beside_lora(tmp_path, seeds=seeds)
+    assert f"- {says}\n" in render.markdown(table.build(study))
+
+
+def test_without_a_deviation_the_legend_has_no_word_of_it(tmp_path):
+    study = study_in(tmp_path)
+    write_run(study, points("lora")[0], SCORES)
+    text = render.markdown(table.build(study))
+    assert "- percent\n" in text
+    assert "±" not in text
+
+
+def test_further_columns_are_of_the_runs_in_the_table(tmp_path):
+    study = study_in(tmp_path)
+    for point in points("lora"):
+        write_run(study, point, SCORES, peak_memory_bytes=2**30, device="here")
+    away = {"peak_memory_bytes": 2**40, "device": "away", "tokens_per_second": 9e9}
+    write_run(study, points("mole")[0], SCORES, peak_memory_bytes=2**30, device="here")
+    write_run(study, points("mole")[1], SCORES, task_prompts="other", **away)
+    made = table.build(study)
+    assert made.extras[row(made, "mole"), "peak_memory"] == 1.0
+    assert made.extras[row(made, "mole"), "tokens_per_second"] == 100.0
+    assert "away" not in render.markdown(made)
+    write_run(study, points("mole")[1], SCORES, **away)
+    study.forget()
+    made = table.build(study)
+    assert made.extras[row(made, "mole"), "peak_memory"] == 1024.0
+    assert made.extras[row(made, "mole"), "tokens_per_second"] is None
+
+
+HOSTILE = ["[0] *first*", "_a_ <b>c</b>", "*2 \\d| a_b", "co_1 & 100%"]
+
+
+def hostile(folder: Path) -> table.Table:
+    methods = {f"m{i}": {"label": label, "overrides": ["method=lora"]} for i, label in enumerate(HOSTILE)}
+    return table.build(other_recipe(folder, methods=methods, title=HOSTILE[1], notes=HOSTILE))
+
+
+def test_labels_and_notes_are_text_in_markdown(tmp_path):
+    page = MarkdownIt("commonmark").enable("table").render(render.markdown(hostile(tmp_path)))
+    shown = html.unescape(re.sub(r"</?(?:p|strong|table|thead|tbody|tr|th|td|ul|li)\b[^>]*>", "\n", page)).splitlines()
+    for text in HOSTILE:
+        assert shown.count(text) >= 2, text
+    assert "<em>" not in page
+    assert "<b>" not in page
+
+
+def test_no_label_or_note_is_taken_for_an_option_of_the_line_before(tmp_path):
+    text = render.latex(hostile(tmp_path))
+    assert not re.search(r"(\\\\|\\[a-z]+rule)\s*[\[*]", text)
+    assert "{[}0]" in text
+
+
 def test_a_format_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match="Did you mean 'html'"):
         show.formats("htm")
@@ -315,6 +549,9 @@ class TestLatexCompiles:
 
     def test_with_every_mark(self, made, tmp_path):
         self.compiled(tmp_path, made)
+
+    def test_with_labels_that_mean_something_to_latex(self, tmp_path):
+        self.compiled(tmp_path, hostile(tmp_path))
 
     @pytest.mark.parametrize("name", recipes.names())
     def test_of_every_recipe_with_and_without_runs(self, name, tmp_path):

@@ -99,9 +99,7 @@ def compare_task(name: str, metric: str, folders: Sequence[Path], numbers: Seque
             raise DataError(f"{path} has {len(rows)} predictions for {number} scored examples. Evaluate the run again")
         scores.append(rows)
     a, b = scores
-    other = [
-        i for i, row in a.items() if i not in b or (b[i]["prompt"], b[i]["target"]) != (row["prompt"], row["target"])
-    ]
+    other = [i for i, row in a.items() if i not in b or not same_example(row, b[i])]
     if other:
         raise ConfigError(f"task {name}: the runs were not scored on the same examples: {', '.join(other[:5])} differ")
     values = np.array([[rows[i][metric] for i in a] for rows in (a, b)], dtype=float)
@@ -121,6 +119,12 @@ def compare_task(name: str, metric: str, folders: Sequence[Path], numbers: Seque
         "test": "McNemar" if binary else "bootstrap",
         "p": mcnemar(len(won), len(lost)) if binary else bootstrap(change),
     }
+
+
+def same_example(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Of kept records only the target is there; their prompts have one fingerprint, which `differing` compares."""
+    asked = all("prompt" in row for row in (a, b))
+    return bool(a["target"] == b["target"]) and (not asked or bool(a["prompt"] == b["prompt"]))
 
 
 def said(row: Mapping[str, Any], metric: str) -> Any:

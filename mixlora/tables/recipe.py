@@ -286,6 +286,12 @@ def label(axis: Mapping[str, Axis | None], name: str) -> str:
     return entry.label or name if entry else name
 
 
+def group_label(recipe: Recipe, group: Group) -> str:
+    """Method, and before it what there are several of."""
+    parts = [(recipe.models, group.model), (recipe.mixtures, group.mixture), (recipe.methods, group.method)]
+    return " · ".join(label(axis, name) for i, (axis, name) in enumerate(parts) if len(axis) > 1 or i == 2)
+
+
 def groups(recipe: Recipe) -> list[Group]:
     """In the order of the recipe, without what an exception leaves out."""
     whole = (Group(a, b, c) for a in recipe.models for b in recipe.mixtures for c in recipe.methods)

@@ -1,5 +1,6 @@
 """One table in four formats. The same table gives the same bytes: no clock, no machine."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 
 from mixlora.tables.table import LEVEL, MEAN, Cell, Row, Table
 
-ONE_SEED, TIED, DIRTY = "¹", "≈", "†"
+ONE_SEED, TIED, UNTESTED, DIRTY = "¹", "≈", "?", "†"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -36,8 +37,9 @@ def shown(cell: Cell, decimals: int, dialect: Dialect) -> str:
     text = dialect.bold(text) if cell.best else text
     if cell.deviation is not None:
         text += dialect.spread(percent(cell.deviation, decimals))
-    marks = (TIED if cell.tied else "") + (ONE_SEED if cell.deviation is None else "") + (DIRTY if cell.dirty else "")
-    if len(cell.values) < cell.expected:
+    marks = (TIED if cell.tied else "") + (UNTESTED if cell.untested else "")
+    marks += (ONE_SEED if cell.deviation is None else "") + (DIRTY if cell.dirty else "")
+    if not cell.complete:
         marks += f" {len(cell.values)}/{cell.expected}"
     return text + (dialect.small(dialect.escape(marks)) if marks else "") + printed
 
@@ -93,13 +95,19 @@ def legend(table: Table) -> list[str]:
     known = [cell for cell in cells if cell.mean is not None]
     lines = []
     if known:
-        lines.append("percent, mean ± sample deviation over seeds")
+        lines.append("percent" + spread([len(cell.values) for cell in known]))
     if any(cell.best for cell in cells):
-        lines.append("bold: best of its model in the column")
+        whole = "" if all(cell.complete for cell in known) else ", of the cells with all their runs if there is one"
+        lines.append(f"bold: best of its model in the column{whole}")
     if any(cell.tied for cell in cells):
         lines.append(
             f"{TIED} not distinguishable from the best (paired test over examples and seeds, Holm over the column, "
             f"p ≥ {LEVEL})"
+        )
+    if any(cell.untested for cell in cells):
+        lines.append(
+            f"{UNTESTED} not tested: there are no predictions, no seed in common with the best, or the seeds in common "
+            "say otherwise than the means"
         )
     if any(cell.best for cell in cells) and any(cell.mean is not None and cell.deviation is None for cell in cells):
         lines.append(f"{ONE_SEED} one seed: no deviation, and the test knows the examples only")
@@ -107,15 +115,16 @@ def legend(table: Table) -> list[str]:
         lines.append(f"{ONE_SEED} one seed: no deviation")
     if any(cell.dirty for cell in cells):
         lines.append(f"{DIRTY} with a run made with code that differs from its commit")
-    if any(cell.values and len(cell.values) < cell.expected for cell in cells):
+    if any(not cell.complete for cell in known):
         lines.append("k/m: only k of the m runs are in the cell")
     meanings = {
         "not run": "there is no such run yet",
-        "failed": "the run ended with an error",
+        "failed": "the run ended with an error"
+        + (", or no learning rate could be chosen" if len(table.recipe.learning_rates) > 1 else ""),
         "unfinished": "the run was interrupted",
         "dirty": "made with code that differs from its commit, left out",
         "other data": "made with other data, prompts, weights or another protocol than the rest, left out",
-        "in part": "no mean: the tasks have different numbers of runs",
+        "in part": "no mean: no seed has a score of every task",
     }
     found = {cell.empty for cell in cells if cell.mean is None}
     lines += [f"{word}: {meaning}" for word, meaning in meanings.items() if word in found]
@@ -124,17 +133,35 @@ def legend(table: Table) -> list[str]:
     return lines
 
 
+def spread(seeds: Sequence[int]) -> str:
+    """What stands behind a mean, for the legend; nothing where no cell has more than one seed."""
+    least, most = min(seeds), max(seeds)
+    if most == 1:
+        return ""
+    return f", mean ± sample deviation over {most if least == most else f'{least} to {most}'} seeds"
+
+
 # ---- formats
+
+# What means something in Markdown: * and < anywhere, _ unless it stands inside a word.
+MARKDOWN = re.compile(r"[*<\\]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+
+
+def markdown_text(text: str) -> str:
+    return MARKDOWN.sub(r"\\\g<0>", text)
 
 
 def markdown(table: Table) -> str:
-    dialect = Dialect(lambda t: t.replace("|", "\\|"), lambda t: f"**{t}**", lambda t: t, lambda t: f" ± {t}")
+    dialect = Dialect(
+        lambda t: markdown_text(t).replace("|", "\\|"), lambda t: f"**{t}**", lambda t: t, lambda t: f" ± {t}"
+    )
     titles = [dialect.escape(title) for title in head(table)]
     rows = [body(table, row, dialect) for row in table.rows]
     left = len(lead_labels(table))
     rule = ["---" if i < left else "--:" for i in range(len(titles))]
-    lines = [f"**{table.recipe.title}**", "", *("| " + " | ".join(cells) + " |" for cells in (titles, rule, *rows)), ""]
-    return "\n".join([*lines, *(f"- {line}" for line in (*legend(table), *table.notes))]) + "\n"
+    title = f"**{markdown_text(table.recipe.title)}**"
+    lines = [title, "", *("| " + " | ".join(cells) + " |" for cells in (titles, rule, *rows)), ""]
+    return "\n".join([*lines, *(f"- {markdown_text(line)}" for line in (*legend(table), *table.notes))]) + "\n"
 
 
 LATEX = {
@@ -142,6 +169,7 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≈": r"$\approx$", "¹": r"$^{1}$",
     "†": r"$^{\dagger}$", "–": "--", "—": "---", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$",
     "×": r"$\times$", "α": r"$\alpha$", "→": r"$\to$", "Σ": r"$\Sigma$", "<": r"\textless{}", ">": r"\textgreater{}",
+    "[": "{[}", "*": "{*}",  # after the \\ of the line before they would belong to it
 }  # fmt: skip
 
 
@@ -211,6 +239,7 @@ def csv(table: Table) -> str:
                     "examples": cell.examples,
                     "best": int(cell.best),
                     "tied": int(cell.tied),
+                    "untested": int(cell.untested),
                     "p_holm": cell.p,
                     "empty": cell.empty if cell.mean is None else "",
                     "dirty": int(cell.dirty),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixlora.config.schema import Loss
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 from mixlora.records import read_lines, write_text
@@ -60,6 +61,11 @@ def top_k(config: Mapping[str, Any]) -> int:
     return int(min(value) if isinstance(value, list) else value)
 
 
+def trained_on(config: Mapping[str, Any]) -> str:
+    whole = config.get("data", {}).get("loss_on") == Loss.all.value
+    return "all tokens, those of the questions too," if whole else "the answer tokens"
+
+
 def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
     """(title, caption, how to draw it), those that this run has something for."""
     lines, loads = read_lines(folder / "metrics.jsonl"), optional(folder / "routing.json")
@@ -68,7 +74,7 @@ def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
     if any(result.get("value") is not None for result in after.values()):
         found.append(("Scores", "95 % intervals (Wilson)", lambda: plots.scores(after, before)))
     if lines:
-        found.append(("Loss", "mean over the answer tokens of a step", lambda: plots.loss(lines)))
+        found.append(("Loss", f"mean over {trained_on(config_of(folder))} of a step", lambda: plots.loss(lines)))
         found.append(("Loss by task", "smoothed", lambda: plots.task_losses(lines)))
     if any("validation" in line for line in lines):
         found.append(("Validation", "during training", lambda: plots.validation(lines)))
@@ -132,7 +138,10 @@ def preferences(loads: specialisation.Loads) -> list[tuple[str, str]]:
 
 
 def examples(folder: Path, task: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first few right and wrong predictions of a task, with what each option scored."""
+    """The first few right and wrong predictions of a task, with what each option scored.
+
+    Kept records have neither questions nor the texts of options; then an option is its number.
+    """
     metric = result.get("metric", "")
     rows = [row for row in Run(None, folder).predictions(task) if metric in row]  # type: ignore[arg-type]
     right = [row for row in rows if row[metric] == 1][:EXAMPLES]
@@ -146,11 +155,12 @@ def example(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
         "question": question if len(question) <= LONGEST else f"… {question[-LONGEST:]}",
         "right": row[metric] == 1,
     }
-    if "log_likelihoods" in row:
-        target, chosen = row["target"], row.get("prediction")  # places of options, or label texts
+    target, chosen = row.get("target"), row.get("prediction")  # places of options, or label texts
+    if "log_likelihoods" in row and ("options" in row or isinstance(target, int)):
+        texts = row.get("options") or [f"option {i + 1}" for i in range(len(row["log_likelihoods"]))]
         lines = [
             {"text": text, "score": score, "target": target in (i, text), "chosen": chosen in (i, text)}
-            for i, (text, score) in enumerate(zip(row["options"], row["log_likelihoods"], strict=True))
+            for i, (text, score) in enumerate(zip(texts, row["log_likelihoods"], strict=True))
         ]
         return shown | {"options": lines}
     return shown | {"said": str(row.get("prediction", ""))[:LONGEST], "target": str(row.get("target", ""))[:LONGEST]}
@@ -201,11 +211,11 @@ def recipe_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
             means, deviations = [c.mean or 0.0 for c in cells], [c.deviation for c in cells]
             draw = functools.partial(plots.bars, names, means, deviations, label)
             found.append((label, "dot: mean over seeds, line: sample deviation", draw))
-    curves = {group_name(study, g): scores for g in study.groups if (scores := study.validation(g))}
+    curves = {recipes.group_label(study.recipe, g): scores for g in study.groups if (scores := study.validation(g))}
     if curves:
         found.append(("Choice of the learning rate", "first seed, validation split", lambda: plots.rates(curves)))
     first = {
-        group_name(study, group): lines
+        recipes.group_label(study.recipe, group): lines
         for group, runs in study.final.items()
         if runs[0].state == DONE and (lines := read_lines(runs[0].folder / "metrics.jsonl"))
     }
@@ -219,19 +229,13 @@ def row_name(study: Study, row: Any) -> str:
     return " · ".join(label for label, used in zip(row.labels, several, strict=True) if used)
 
 
-def group_name(study: Study, group: recipes.Group) -> str:
-    recipe = study.recipe
-    parts = [(recipe.models, group.model), (recipe.mixtures, group.mixture), (recipe.methods, group.method)]
-    return " · ".join(recipes.label(axis, name) for i, (axis, name) in enumerate(parts) if len(axis) > 1 or i == 2)
-
-
 def readings(study: Study) -> list[tuple[str, str]]:
     """group -> the plain-words reading of its first run's gates."""
     rows = []
     for group, runs in study.final.items():
         if runs[0].state == DONE and (loads := optional(runs[0].folder / "routing.json")):
             found = specialisation.gates(loads, top_k(config_of(runs[0].folder)))
-            rows.append((group_name(study, group), " ".join(specialisation.reading(found))))
+            rows.append((recipes.group_label(study.recipe, group), " ".join(specialisation.reading(found))))
     return rows
 
 

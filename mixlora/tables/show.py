@@ -84,9 +84,7 @@ def keep_records(study: Study, folder: Path) -> None:
     Kept are the runs of the table and those that chose the learning rates, however far they got. Predictions lose
     their prompts, long files are packed, and no path of the machine stays.
     """
-    first = [study.run(p) for group in study.groups for p in recipes.first_points(study.recipe, group)]
-    final = [run for runs in study.final.values() for run in runs]
-    runs = [run for run in {r.folder: r for r in [*first, *final]}.values() if run.state != MISSING]
+    runs = [run for point in study.points() if (run := study.run(point)).state != MISSING]
     hidden = machine_paths(study, runs)
     for run in runs:
         keep_run(run, folder / run.folder.name, hidden)

@@ -7,9 +7,11 @@ point's folder is found by composing its configuration through the door of train
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +27,7 @@ from mixlora.config import cli, explain
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.errors import ConfigError
-from mixlora.records import is_there, log_path, read_json, read_lines
+from mixlora.records import differences, is_there, log_path, read_json, read_lines
 from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Group, Pins, Point, Recipe
 
@@ -113,7 +115,9 @@ class Study:
         """The configuration of each group; seed and rate are laid in by `config`."""
         place = None if self.config_folder is None else str(self.config_folder)
         cli.store_single_tasks([] if place is None else [f"--config-dir={place}"])
-        return self.assembled(place) or {group: self.compose(group, place) for group in self.groups}
+        made = self.assembled(place) or {group: self.compose(group, place) for group in self.groups}
+        check_settings(self.recipe, made)
+        return made
 
     def compose(self, group: Group, place: str | None) -> Config:
         overrides = recipes.merged([*recipes.group_overrides(self.recipe, group), *self.overrides])
@@ -197,6 +201,21 @@ class Study:
         """Whether the rate of a group is still to be chosen."""
         return len(self.recipe.learning_rates) > 1 and self.rate(group) is None
 
+    def open_run(self, point: Point) -> Run:
+        """A run of the table whose rate is not known: still to be chosen, or with nothing to choose from."""
+        if self.is_lost(point.group):
+            return Run(point, Path(), FAILED, "no learning rate has a validation score")
+        return Run(point, Path(), MISSING, "its learning rate is not chosen yet")
+
+    def is_lost(self, group: Group) -> bool:
+        """Whether every rate was tried and none can be chosen."""
+        return self.is_open(group) and len(self.validation(group)) == len(self.recipe.learning_rates)
+
+    @property
+    def choosing(self) -> list[Run]:
+        """The runs that choose a learning rate."""
+        return [self.run(point) for group in self.groups for point in recipes.first_points(self.recipe, group)]
+
     def points(self) -> list[Point]:
         """Every point whose rate is known by now: the runs that choose it, then the runs of the table."""
         first = [p for group in self.groups for p in recipes.first_points(self.recipe, group)]
@@ -210,12 +229,34 @@ class Study:
         found = {}
         for group in self.groups:
             if self.is_open(group):
-                seeds = [Point(group, seed) for seed in self.recipe.seeds]
-                found[group] = [Run(p, Path(), MISSING, "its learning rate is not chosen yet") for p in seeds]
+                found[group] = [self.open_run(Point(group, seed)) for seed in self.recipe.seeds]
             else:
                 found[group] = [self.run(p) for p in recipes.final_points(self.recipe, group, self.rate(group))]
         compare([run for runs in found.values() for run in runs], self.recipe)
         return found
+
+
+def scores(config: Config, task: str) -> bool:
+    entry = config.tasks.mixture.get(task)
+    return entry is not None and not entry.train_only
+
+
+def check_settings(recipe: Recipe, made: Mapping[Group, Config]) -> None:
+    """A cell has the runs of one mixture; those of two would be taken for seeds of one.
+
+    Raises:
+        ConfigError: two mixtures with the same setting score the same column.
+    """
+    by_row: dict[tuple[str, ...], list[Group]] = {}
+    for group in made:
+        by_row.setdefault((group.model, group.method, recipes.setting(recipe, group.mixture)), []).append(group)
+    for task, groups in itertools.product(recipe.table.columns, by_row.values()):
+        mixtures = [group.mixture for group in groups if scores(made[group], task)]
+        if len(mixtures) > 1:
+            raise ConfigError(
+                f"recipe {recipe.name}: the mixtures {' and '.join(mixtures)} both score {task} in one row of the "
+                "table. Give each a `setting` of its own: {NAME: {setting: LABEL}}"
+            )
 
 
 @functools.cache
@@ -282,6 +323,9 @@ def validation_score(folder: Path, best: bool) -> float | None:
 # ---- may these runs stand in one table?
 
 
+OF_MODEL = ("max_length", "template")  # of a protocol: the model's window, and whether it has a chat template
+
+
 @dataclass(frozen=True)
 class Part:
     """Something that all runs of a task must share, or all those of one base model."""
@@ -295,20 +339,27 @@ class Part:
 def parts(task: str, recipe: Recipe) -> list[Part]:
     """Pins come first: a run that they leave out has no say in the rest."""
     pins = recipe.pins
+
+    def result(key: str) -> Callable[[Run], Any]:
+        return lambda run: run.results[task].get(key)
+
+    def some(key: str, names: Callable[[str], bool]) -> Callable[[Run], Any]:
+        return lambda run: {name: v for name, v in (run.results[task].get(key) or {}).items() if names(name)}
+
+    data = pins.data.get(task, {})
+    version = None if pins.protocol_version is None else {"version": pins.protocol_version}
     found = [
-        Part(
-            "protocol version",
-            lambda run: (run.results[task].get("protocol") or {}).get("version"),
-            pins.protocol_version,
-        ),
-        Part("data", lambda run: run.results[task].get("data"), pins.data.get(task)),
-        Part("metric", lambda run: run.results[task].get("metric")),
-        Part("n", lambda run: run.results[task].get("n")),
-        Part("protocol", lambda run: run.results[task].get("protocol")),
+        Part("protocol", some("protocol", lambda name: name == "version"), version),
+        Part("data", some("data", lambda name: name in data), data or None),
+        Part("data", some("data", lambda name: name not in data)),
+        Part("metric", result("metric")),
+        Part("n", result("n")),
+        Part("protocol", some("protocol", lambda name: name not in OF_MODEL)),
     ]
     for model in recipe.models:
         prompts = pins.prompts.get(model, {}).get(task)
-        found.append(Part("prompts", lambda run: run.results[task].get("prompts"), prompts, model))
+        found.append(Part("protocol", some("protocol", lambda name: name in OF_MODEL), model=model))
+        found.append(Part("prompts", result("prompts"), prompts, model))
         found.append(Part("weights", lambda run: run.record.get("weights_sha256"), pins.weights.get(model), model))
     return sorted(found, key=lambda part: part.pin is None)
 
@@ -328,14 +379,27 @@ def compare(runs: Sequence[Run], recipe: Recipe) -> None:
 
 def keep(task: str, part: str, values: Sequence[tuple[Run, Any]], pin: Any) -> None:
     """Mark the runs whose value is not the pinned one, or not the most frequent one."""
-    spelled = [(run, json.dumps(value, sort_keys=True)) for run, value in values]
+    spelled = [json.dumps(value, sort_keys=True) for _, value in values]
     if not spelled:
         return
-    counts = Counter(text for _, text in spelled)
-    wanted = counts.most_common(1)[0][0] if pin is None else json.dumps(pin, sort_keys=True)
-    for run, text in spelled:
-        if text != wanted:
-            run.others.setdefault(task, f"{part} {short(text)} instead of {short(wanted)}")
+    wanted = json.loads(Counter(spelled).most_common(1)[0][0]) if pin is None else pin
+    for run, value in values:
+        if value != wanted:
+            run.others.setdefault(task, change(part, value, wanted))
+
+
+def change(name: str, value: Any, wanted: Any) -> str:
+    """What differs, key by key: `data.test 1f2e3d4c instead of 5b6a7988`."""
+    pairs = differences(value, wanted, f"{name}.").items()
+    return ", ".join(f"{key} {short(mine)} instead of {short(theirs)}" for key, (mine, theirs) in sorted(pairs))
+
+
+def short(value: Any) -> str:
+    """A value in a note: of a hash the beginning, of a long text what fits."""
+    text = "nothing" if value is None else str(value)
+    if re.fullmatch(r"[0-9a-f]{40,64}", text):
+        return text[:8]
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def pins(runs: Sequence[Run], recipe: Recipe) -> Pins:
@@ -349,10 +413,6 @@ def pins(runs: Sequence[Run], recipe: Recipe) -> Pins:
             made.weights[model] = run.record["weights_sha256"]
             made.protocol_version = result["protocol"]["version"]
     return made
-
-
-def short(spelled: str) -> str:
-    return spelled if len(spelled) <= 60 else f"{spelled[:57]}..."
 
 
 def provenance(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -3,17 +3,20 @@
 A row is a (model, setting, method). Its cells are compared with the best of the same model in the same column.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mixlora.tables import recipe as recipes
 from mixlora.tables import statistics
 from mixlora.tables.recipe import Extra, Group, Order, Recipe
-from mixlora.tables.study import DIRTY, DONE, FAILED, MISSING, OTHER, UNFINISHED, Run, Study, provenance
+from mixlora.tables.study import DIRTY, DONE, FAILED, MISSING, OTHER, UNFINISHED, Run, Study, provenance, scores
+from mixlora.tables.study import compare as compare_runs
 
 MEAN = "mean"  # the name of the column with the mean of the others
 LEVEL = 0.05
+SAME = 1e-12  # what means of equal scores may differ by, for they are sums of fractions
 # Of several reasons for an empty cell the first is shown.
 REASONS = (FAILED, OTHER, DIRTY, UNFINISHED, MISSING)
 
@@ -30,23 +33,28 @@ class Row:
 class Cell:
     """Fractions, not percent, except `published`, which is what the paper printed."""
 
-    values: list[float] = field(default_factory=list)  # one a seed
+    values: dict[int, float] = field(default_factory=dict)  # seed -> score
     expected: int = 0  # seeds that the recipe asks for
     examples: int = 0
     empty: str = ""  # why there is no number
     dirty: bool = False
     best: bool = False
-    tied: bool = False  # less than the best, and not distinguishable from it
+    tied: bool = False  # not the best, and not distinguishable from it
+    untested: bool = False  # not the best, and not to be compared with it
     p: float | None = None  # of the comparison with the best, adjusted
     published: float | None = None
 
     @property
     def mean(self) -> float | None:
-        return statistics.mean_and_deviation(self.values)[0] if self.values else None
+        return statistics.mean_and_deviation(list(self.values.values()))[0] if self.values else None
 
     @property
     def deviation(self) -> float | None:
-        return statistics.mean_and_deviation(self.values)[1] if self.values else None
+        return statistics.mean_and_deviation(list(self.values.values()))[1] if self.values else None
+
+    @property
+    def complete(self) -> bool:
+        return len(self.values) == self.expected
 
 
 @dataclass
@@ -75,23 +83,24 @@ def build(study: Study) -> Table:
     """Read what there is of a study and put it into its table."""
     recipe = study.recipe
     rows = grid_rows(study)
-    scores: dict[tuple[Row, str], Scores] = {}
+    by_example: dict[tuple[Row, str], Scores] = {}
     cells: dict[tuple[Row, str], Cell] = {}
     for row in rows:
         for task in recipe.table.columns:
-            cells[row, task], scores[row, task] = cell(recipe, runs_of(study, row, task), task)
+            cells[row, task], by_example[row, task] = cell(recipe, runs_of(study, row, task), task)
     columns = dict(recipe.table.columns)
     if recipe.table.mean is not None:
         columns[MEAN] = recipe.table.mean
         for row in rows:
             cells[row, MEAN] = mean_cell([cells[row, task] for task in recipe.table.columns])
-    compare(recipe, rows, columns, cells, scores)
+    compare(recipe, rows, columns, cells, by_example)
     if recipe.table.order is Order.score:
         rows = sorted(rows, key=lambda row: (list(recipe.models).index(row.model), -(row_score(row, cells) or -1.0)))
     rows = publish(recipe, rows, columns, cells)
     examples = {task: max((cells[row, task].examples for row in rows), default=0) for task in recipe.table.columns}
     extras, extra_columns = extra_cells(study, rows)
-    notes = [*recipe.notes, *changes(study), *claims(recipe, rows, cells), *run_notes(study), *provenance_notes(study)]
+    notes = [*recipe.notes, *changes(study), *claims(recipe, rows, cells)]
+    notes += [*choice_notes(study), *run_notes(study), *provenance_notes(study)]
     return Table(recipe, columns, rows, cells, extras, extra_columns, notes, examples)
 
 
@@ -115,21 +124,16 @@ def runs_of(study: Study, row: Row, task: str) -> list[Run]:
             row.method,
             row.setting,
         )
-        if mine and scores_task(study, group, task):
+        if mine and scores(study.group_configs[group], task):
             found += runs
     return found
-
-
-def scores_task(study: Study, group: Group, task: str) -> bool:
-    entry = study.group_configs[group].tasks.mixture.get(task)
-    return entry is not None and not entry.train_only
 
 
 def cell(recipe: Recipe, runs: Sequence[Run], task: str) -> tuple[Cell, Scores]:
     if not runs:
         return Cell(empty="–"), {}
     made = Cell(expected=len(runs))
-    scores: Scores = {}
+    by_example: Scores = {}
     metric = recipe.table.metrics.get(task)
     for run in runs:
         if not run.scored(task):
@@ -137,28 +141,28 @@ def cell(recipe: Recipe, runs: Sequence[Run], task: str) -> tuple[Cell, Scores]:
         result = run.results[task]
         name = metric or result["metric"]
         rows = run.predictions(task)
-        if all(name in row for row in rows):
-            scores[run.point.seed] = {str(row["id"]): float(row[name]) for row in rows}
+        if len(rows) == result["n"] and all(name in row for row in rows):
+            by_example[run.point.seed] = {str(row["id"]): float(row[name]) for row in rows}
         value = result["value"] if name == result["metric"] else result.get("metrics", {}).get(name)
         if value is None:
             made.empty = f"no {name}"
             continue
-        made.values.append(float(value))
+        made.values[run.point.seed] = float(value)
         made.examples = max(made.examples, int(result["n"]))
         made.dirty |= run.dirty
     if not made.values and not made.empty:
         states = {OTHER if task in run.others else run.state for run in runs}
         made.empty = next((reason for reason in REASONS if reason in states), "not scored")
-    return made, scores
+    return made, by_example
 
 
 def mean_cell(cells: Sequence[Cell]) -> Cell:
-    """Unweighted mean over the tasks, seed by seed; only where every task has every seed that any has."""
-    numbers = {len(c.values) for c in cells}
-    empty = next((c.empty for c in cells if not c.values), "")
-    if empty or len(numbers) != 1:
-        return Cell(empty=empty or "in part", expected=max(c.expected for c in cells))
-    values = [math.fsum(some) / len(cells) for some in zip(*(c.values for c in cells), strict=True)]
+    """Unweighted mean over the tasks, seed by seed, of the seeds that every task has."""
+    seeds = [seed for seed in cells[0].values if all(seed in c.values for c in cells)]
+    if not seeds:
+        empty = next((c.empty for c in cells if not c.values), "in part")
+        return Cell(empty=empty, expected=max(c.expected for c in cells))
+    values = {seed: math.fsum(c.values[seed] for c in cells) / len(cells) for seed in seeds}
     return Cell(
         values, max(c.expected for c in cells), sum(c.examples for c in cells), dirty=any(c.dirty for c in cells)
     )
@@ -176,9 +180,9 @@ def compare(
     rows: Sequence[Row],
     columns: Mapping[str, str],
     cells: Mapping[tuple[Row, str], Cell],
-    scores: Mapping[tuple[Row, str], Scores],
+    by_example: Mapping[tuple[Row, str], Scores],
 ) -> None:
-    """Set best, tied and p of every cell, within a model and a column."""
+    """Set best, tied, untested and p of every cell, within a model and a column."""
     tasks = list(recipe.table.columns)
     for model in recipe.models:
         for column in columns:
@@ -186,16 +190,27 @@ def compare(
             known = {row: mean for row, mean in means.items() if mean is not None}
             if len(known) < 2:
                 continue
-            highest = max(known.values())
-            best = next(row for row, mean in known.items() if mean == highest)
+            best = best_row(known, {row for row in known if cells[row, column].complete})
             of = tasks if column == MEAN else [column]
             p = {}
             for row in known:
                 if row is not best:
-                    found = test([scores[best, t] for t in of], [scores[row, t] for t in of])
-                    if found is not None:
-                        p[row] = found
+                    found = test([by_example[best, t] for t in of], [by_example[row, t] for t in of])
+                    if found is not None and agree(found.mean, known[best] - known[row]):
+                        p[row] = found.p
             mark(cells, column, best, known, adjusted(p))
+
+
+def best_row(means: Mapping[Row, float], complete: Collection[Row]) -> Row:
+    """The first of the highest. Cells that lack seeds compete only where all do: a lucky seed alone is not the best."""
+    competing = {row: mean for row, mean in means.items() if row in complete} or means
+    highest = max(competing.values())
+    return next(row for row, mean in competing.items() if highest - mean <= SAME)
+
+
+def agree(tested: float, shown: float) -> bool:
+    """Whether a difference that was tested is the one that the means show, and not its opposite."""
+    return abs(tested) <= SAME or (abs(shown) > SAME and tested * shown > 0)
 
 
 def adjusted(p: Mapping[Row, float]) -> dict[Row, float]:
@@ -209,19 +224,24 @@ def mark(
     cells: Mapping[tuple[Row, str], Cell], column: str, best: Row, means: Mapping[Row, float], p: Mapping[Row, float]
 ) -> None:
     for row, mean in means.items():
-        cells[row, column].best = mean == means[best]
-        cells[row, column].p = p.get(row)
-        cells[row, column].tied = mean != means[best] and p.get(row, 0.0) >= LEVEL
+        cell = cells[row, column]
+        cell.best = abs(mean - means[best]) <= SAME and cell.complete >= cells[best, column].complete
+        cell.p = p.get(row)
+        cell.tied = not cell.best and row in p and p[row] >= LEVEL
+        cell.untested = not cell.best and row not in p
 
 
-def test(best: Sequence[Scores], other: Sequence[Scores]) -> float | None:
-    """p of best − other; None where the predictions of either are not there."""
+def test(best: Sequence[Scores], other: Sequence[Scores]) -> statistics.Difference | None:
+    """best − other over the seeds that both have of every task; None where there is no such seed.
+
+    The means of the cells may have more seeds, and then the other sign: nobody can say which of the two is better.
+    """
     seeds = set.intersection(*(set(s) for s in (*best, *other))) if best else set()
     tables = [
         statistics.paired({s: a[s] for s in seeds}, {s: b[s] for s in seeds}) for a, b in zip(best, other, strict=True)
     ]
     whole = [table for table in tables if table is not None]
-    return statistics.difference(whole).p if len(whole) == len(tables) else None
+    return statistics.difference(whole) if len(whole) == len(tables) else None
 
 
 # ---- printed values
@@ -289,12 +309,12 @@ def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str]
     found: dict[tuple[Row, str], float | int | None] = {}
     for row in rows:
         mine = [(g, runs) for g, runs in study.final.items() if row.method and same(study, g, row)]
-        done = [run.record for _, runs in mine for run in runs if run.state == DONE]
+        done = [run.record for _, runs in mine for run in runs if in_table(study, run)]
         rates = {rate for g, _ in mine if (rate := study.rate(g)) is not None}
         values = {
             Extra.trainable.value: one(done, lambda r: r.get("parameters", {}).get("trainable")),
             Extra.activated.value: one(done, lambda r: r.get("parameters", {}).get("activated")),
-            Extra.tokens_per_second.value: average(r.get("tokens_per_second") for r in done),
+            Extra.tokens_per_second.value: speed(done),
             Extra.peak_memory.value: greatest(r.get("peak_memory_bytes") for r in done),
             "rate": rates.pop() if len(rates) == 1 else None,
             "published_parameters": printed.get((row.model, row.method or row.labels[2])),
@@ -314,9 +334,15 @@ def one(records: Sequence[dict], value: Callable[[dict], int | None]) -> int | N
     return found.pop() if len(found) == 1 else None
 
 
-def average(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return math.fsum(known) / len(known) if known else None
+def in_table(study: Study, run: Run) -> bool:
+    return any(run.scored(task) for task in study.recipe.table.columns)
+
+
+def speed(records: Sequence[dict]) -> float | None:
+    """Mean tokens a second; None where the devices differ, for then it says nothing about the method."""
+    known = [v for r in records if (v := r.get("tokens_per_second")) is not None]
+    devices = {(r.get("device"), r.get("world_size")) for r in records}
+    return math.fsum(known) / len(known) if known and len(devices) == 1 else None
 
 
 def greatest(values: Iterable[float | None]) -> float | None:
@@ -327,6 +353,36 @@ def greatest(values: Iterable[float | None]) -> float | None:
 def changes(study: Study) -> list[str]:
     """What the runs were started with beside the recipe: it may be another experiment."""
     return [f"laid over the recipe: {', '.join(study.overrides)}"] if study.overrides else []
+
+
+def choice_notes(study: Study) -> list[str]:
+    """What a reader must know of how the learning rates were chosen."""
+    copies = [dataclasses.replace(run) for run in study.choosing]  # compared with each other, not with the table's runs
+    compare_runs(copies, study.recipe)
+    final = {run.point for runs in study.final.values() for run in runs}  # which have notes of their own
+    lines = []
+    for run in copies:
+        if run.state == FAILED:
+            lines.append(f"{run.point}: failed, {run.reason}; it has no say in the choice of the learning rate")
+        elif run.dirty and run.point not in final:
+            lines.append(
+                f"{run.point}: made with code that differs from its commit, and yet it helps to choose the rate"
+            )
+        for task, why in list(run.others.items())[:1]:
+            lines.append(f"{run.point}, {task}: {why}, and yet it helps to choose the rate")
+    return [*lines, *edge_notes(study)]
+
+
+def edge_notes(study: Study) -> list[str]:
+    """Methods whose best rate may lie outside the grid, in one line."""
+    rates, found = study.recipe.learning_rates, []
+    if len(rates) < 2:
+        return []
+    for name, edge in (("largest", max(rates)), ("smallest", min(rates))):
+        mine = [recipes.group_label(study.recipe, group) for group in study.groups if study.rate(group) == edge]
+        if mine:
+            found.append(f"the {name} of the grid ({edge:g}) for {', '.join(mine)}")
+    return [f"the chosen rate is {'; '.join(found)}: a better one may lie beyond"] if found else []
 
 
 def run_notes(study: Study) -> list[str]:
@@ -351,5 +407,5 @@ def run_notes(study: Study) -> list[str]:
 
 
 def provenance_notes(study: Study) -> list[str]:
-    made = provenance([run for runs in study.final.values() for run in runs])
+    made = provenance([run for runs in study.final.values() for run in runs if in_table(study, run)])
     return [f"{name}: {', '.join(values)}" for name, values in made.items() if values]
