@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -416,6 +417,65 @@ def test_a_queue_that_does_not_answer_is_left_in_peace_and_never_taken_for_empty
     before = calls.read_text()
     assert {queue.state("8") for _ in range(9)} == {"running"}
     assert calls.read_text() == before
+
+
+def node_of_a_job(monkeypatch, tmp_path, code: str, delay: int = 120) -> slurm.Node:
+    """What runs on a node of a job, with `code` in place of the run."""
+    submitit = pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    here = SimpleNamespace(raw_job_id="7", node=0, num_nodes=1, hostnames=["here"], _usr_sig=lambda: signal.SIGUSR2)
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: here)
+    monkeypatch.setattr(slurm, "command", lambda *given: [sys.executable, "-c", f"import os, signal, time\n{code}"])
+    return slurm.Node((), Launch(slurm=Slurm(signal_delay_s=delay)), tmp_path / "log")
+
+
+@pytest.fixture
+def signals_of_a_job():
+    """The handlers that submitit has for a job's signals; they are put back at the end."""
+    heard: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: heard.append(number)) for n in (15, signal.SIGUSR2)}
+    yield heard
+    for number, earlier in before.items():
+        signal.signal(number, earlier)
+
+
+def test_a_run_that_is_slow_to_save_is_killed_in_time_for_the_job_to_come_back(
+    monkeypatch, tmp_path, signals_of_a_job
+):
+    """Time is left of the warning, and the run whose step takes longer is gone before its job comes back."""
+    assert slurm.save_seconds(Launch()) + slurm.REQUEUE_SECONDS == Launch().slurm.signal_delay_s
+    monkeypatch.setattr(slurm, "LEAST_SAVE_SECONDS", 0.1)
+    deaf = "signal.signal(15, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGUSR2); time.sleep(60)"
+    node = node_of_a_job(monkeypatch, tmp_path, deaf, delay=1)
+    again: list[slurm.Node] = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: again.append(node.checkpoint().function))
+    with pytest.raises(RuntimeError, match="exit status -9"):
+        node()
+    assert again[0].arguments == node.arguments
+
+
+@pytest.mark.parametrize("status", [1, 143], ids=["torchrun", "one process"])
+def test_a_job_that_was_told_to_end_leaves_the_end_to_slurm(monkeypatch, tmp_path, signals_of_a_job, status):
+    """A job that fails before SLURM has requeued it does not come back; torchrun does not tell of the signal."""
+    held: list[float] = []
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=held.append))
+    told = f"os.kill(os.getppid(), 15); time.sleep(0.2); os._exit({status})"
+    with pytest.raises(RuntimeError, match=f"exit status {status}"):
+        node_of_a_job(monkeypatch, tmp_path, told)()
+    assert held == [slurm.HOLD_SECONDS]
+    assert signals_of_a_job == [15]
+    with pytest.raises(RuntimeError, match=f"exit status {status}"):
+        node_of_a_job(monkeypatch, tmp_path, f"os._exit({status})")()
+    assert held == [slurm.HOLD_SECONDS]
+
+
+def test_torchrun_gives_its_ranks_the_time_to_save(monkeypatch, tmp_path, signals_of_a_job):
+    ask = "import os; print(os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'])"
+    node_of_a_job(monkeypatch, tmp_path, ask, delay=600)()
+    assert 500 < int((tmp_path / "log").read_text()) < slurm.save_seconds(Launch(slurm=Slurm(signal_delay_s=600)))
+    monkeypatch.setattr(local, "command", pretended(ask))
+    one = point(tmp_path, 0)
+    assert running.run([one], local.Local(Launch()), show.Board([one])) == {}
+    assert int(running.log_path(one.folder).read_text()) > 60
 
 
 def test_an_option_of_the_methods_that_are_swept_over_reaches_each(sweep, monkeypatch):

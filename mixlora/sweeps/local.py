@@ -11,7 +11,9 @@ from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.records import in_use
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, command, threads
+from mixlora.sweeps.processes import Machine, command, patience, threads
+
+SAVE_SECONDS = 120.0  # that the ranks of a run may take to save; as long, where one fails, the others may hang
 
 
 class Local:
@@ -43,7 +45,7 @@ class Local:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **shared, **devices},
+                env={**patience(SAVE_SECONDS), **os.environ, "PYTHONUNBUFFERED": "1", **shared, **devices},
             )
         return Process(self, point, process, group)
 

@@ -65,6 +65,14 @@ def threads(processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
+def patience(seconds: float) -> dict[str, str]:
+    """torchrun kills its ranks this long after it was told to end, a little before its own starter loses patience.
+
+    Without it torch gives them 30 seconds for the step and its checkpoint.
+    """
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(seconds) - 2))}
+
+
 def size_of(log: Path) -> int:
     """Where what a run prints from now on begins: a log keeps every try."""
     return log.stat().st_size if log.is_file() else 0

@@ -17,10 +17,12 @@ from typing import Any
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, command, last_line, size_of
+from mixlora.sweeps.processes import Machine, command, last_line, patience, size_of
 
 QUEUE_SECONDS = 5.0  # between two looks at the queue, whatever the number of points
-SAVE_SECONDS = 600.0  # that a run may take to save once it was told to; SLURM ends it sooner
+REQUEUE_SECONDS = 30.0  # of SLURM's warning that are left for bringing the job back
+LEAST_SAVE_SECONDS = 5.0  # that a run gets, however late the warning comes
+HOLD_SECONDS = 3600.0  # that a job which was told to end waits for SLURM to end it, or to requeue it
 
 
 class Slurm:
@@ -181,6 +183,7 @@ class Node:
 
     def __init__(self, arguments: Sequence[str], launch: Launch, log: Path) -> None:
         self.arguments, self.launch, self.log = tuple(arguments), launch, log
+        self.told_to_end = False
 
     def __call__(self) -> int:
         import submitit
@@ -195,32 +198,51 @@ class Node:
         # not be killed by it; what is ignored before exec stays ignored.
         warning = here._usr_sig()
         handler = signal.signal(warning, signal.SIG_IGN)
+        self.listen()
         with open(log, "ab") as output:
             self.process = subprocess.Popen(
                 command(self.arguments, self.launch, machine),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # a group of its own, which `checkpoint` can end
+                env={**patience(save_seconds(self.launch)), **os.environ, "PYTHONUNBUFFERED": "1"},
             )
         signal.signal(warning, handler)
         status = self.process.wait()
-        if status in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            time.sleep(SAVE_SECONDS)  # whoever ended the job (scancel, a preemption) says whether it comes back
+        if status and self.told_to_end:
+            time.sleep(HOLD_SECONDS)  # whoever ended the job (scancel, a preemption) says whether it comes back
         if status:
             raise RuntimeError(f"exit status {status}: {last_line(log, begins) or 'it printed nothing'}")
         return status
 
+    def listen(self) -> None:
+        """Note SIGTERM: the status of torchrun and of accelerate launch, which is 1, does not tell of it."""
+        before = signal.getsignal(signal.SIGTERM)
+
+        def note(number: int, frame: Any) -> None:
+            self.told_to_end = True
+            if callable(before):
+                before(number, frame)
+
+        signal.signal(signal.SIGTERM, note)
+
     def checkpoint(self) -> Any:
-        """submitit calls this on the warning, then requeues the job."""
+        """submitit calls this on the warning, then requeues the job, which has to be done before the time limit."""
         import submitit
 
         # This runs in a signal handler inside self.process.wait(), which holds the lock that Popen's methods need.
-        number, until = self.process.pid, time.monotonic() + SAVE_SECONDS
+        number, until = self.process.pid, time.monotonic() + save_seconds(self.launch)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(number, signal.SIGTERM)
             while os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
                 if time.monotonic() > until:
+                    os.killpg(number, signal.SIGKILL)  # the run goes on from its last whole checkpoint
                     break
                 time.sleep(0.2)
         return submitit.helpers.DelayedSubmission(Node(self.arguments, self.launch, self.log))
+
+
+def save_seconds(launch: Launch) -> float:
+    """That a run may take to save after the warning."""
+    return max(LEAST_SAVE_SECONDS, launch.slurm.signal_delay_s - REQUEUE_SECONDS)
