@@ -26,10 +26,10 @@ from mixlora import train
 from mixlora.checks import check_run
 from mixlora.config import cli, load
 from mixlora.config.cli import config_dir
-from mixlora.config.schema import Answer, Config, Launch, Slurm, Task
+from mixlora.config.schema import Answer, Config, Launch, Launcher, Slurm, Task
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError, MixloraError
-from mixlora.records import write_json
+from mixlora.records import owned, write_json
 from mixlora.sweeps import launch, local, points, processes, running, show, slurm
 from mixlora.sweeps.processes import Machine
 
@@ -417,6 +417,58 @@ def test_a_queue_that_does_not_answer_is_left_in_peace_and_never_taken_for_empty
     before = calls.read_text()
     assert {queue.state("8") for _ in range(9)} == {"running"}
     assert calls.read_text() == before
+
+
+def queue_that_says(monkeypatch, tmp_path, jobs: str) -> None:
+    """A squeue whose answer is what is said here; what it was asked is in `asked`."""
+    (tmp_path / "jobs").write_text(jobs)
+    (tmp_path / "squeue").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\ncat {tmp_path}/jobs\n')
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
+
+
+def test_a_job_that_was_cancelled_is_not_watched_and_the_next_begins_after_it(monkeypatch, tmp_path):
+    """Right after scancel the job still stands in the queue."""
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    one = point(tmp_path, 0)
+    name = slurm.job_name(one.folder)
+    queue_that_says(monkeypatch, tmp_path, f"7|COMPLETING|None|{name}\n8|RUNNING|None|else\n")
+    lines = "#!/bin/sh\nfor last; do :; done\ncat $last > {0}/script\necho Submitted batch job 9\n"
+    for command in ("sbatch", "srun"):
+        (tmp_path / command).write_text(lines.format(tmp_path))
+        (tmp_path / command).chmod(0o755)
+    place = slurm.Slurm(Launch(launcher=Launcher.slurm))
+    assert place.start(one, tmp_path / "logs" / "0.log").number == "9"
+    assert "#SBATCH --dependency=afterany:7\n" in (tmp_path / "script").read_text()
+    (tmp_path / "jobs").write_text(f"7|COMPLETING|None|{name}\n9|PENDING|Dependency|{name}\n")
+    assert place.start(one, tmp_path / "logs" / "0.log").number == "9"
+
+
+def test_the_queue_is_asked_for_who_one_is_not_for_who_one_says_one_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOGNAME", "nobody-of-this-name")
+    queue_that_says(monkeypatch, tmp_path, "")
+    slurm.Queue().look()
+    assert f"--user {os.getuid()} " in (tmp_path / "asked").read_text()
+
+
+def test_a_job_that_found_another_run_at_its_point_waits_for_it(monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    one = point(tmp_path, 0)
+    queue_that_says(monkeypatch, tmp_path, f"7|RUNNING|None|{slurm.job_name(one.folder)}\n")
+    place = slurm.Slurm(Launch(launcher=Launcher.slurm, jobs=1))
+    job = place.start(one, tmp_path / "0.log")
+    assert job.poll() is None
+    assert not place.room()
+    (tmp_path / "jobs").write_text("")
+    with owned(one.folder):
+        assert [job.poll(), job.poll()] == [None, None]
+        assert job.state == "runs elsewhere"
+        assert place.room()
+        write_json(one.folder / "run.json", {"status": "running"})
+    assert job.poll() == 1
+    write_json(one.folder / "run.json", {"status": "finished"})
+    assert job.poll() == 0
 
 
 def node_of_a_job(monkeypatch, tmp_path, code: str, delay: int = 120) -> slurm.Node:
