@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.text import Text
 from tiny_runs import task_folder
 
-from mixlora import train
+from mixlora import scoring, train
 from mixlora.checks import check_run
 from mixlora.config import cli, load
 from mixlora.config.cli import config_dir
 from mixlora.config.schema import Answer, Config, Launch, Launcher, Slurm, Task
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError, MixloraError
-from mixlora.records import owned, write_json
+from mixlora.records import owned, read_json, read_lines, write_json, write_lines
 from mixlora.sweeps import launch, local, points, processes, running, show, slurm
 from mixlora.sweeps.processes import Machine
 
@@ -570,3 +570,48 @@ def test_what_is_finished_needs_no_source_of_data(tmp_path):
         check_run(config)
     write_json(tmp_path / "run" / "run.json", {"status": "finished", "config_sha256": load.digest(config)})
     check_run(config)
+
+
+# ---- the base model's scores, which the runs of a sweep share
+
+
+def scores(folder: Path, value: float) -> Path:
+    write_lines(folder / "predictions" / "sums.jsonl", [{"value": value}] * 9)
+    write_json(folder / "results.json", {"sums": {"value": value}})
+    return folder
+
+
+def test_shared_scores_appear_whole_and_the_first_stay(monkeypatch, tmp_path):
+    """A third run may look at any moment, and two runs may leave theirs at the same one."""
+    first, second, shared = scores(tmp_path / "1", 0.1), scores(tmp_path / "2", 0.2), tmp_path / "base" / "tiny"
+    looks: list[bool] = []
+    write = scoring.write_bytes
+
+    def slowly(path: Path, data: bytes) -> None:
+        looks.append(shared.exists())
+        write(path, data)
+        looks.append(shared.exists())
+
+    monkeypatch.setattr(scoring, "write_bytes", slowly)
+    scoring.share_results(first, shared)
+    assert looks == [False, False]
+    scoring.share_results(second, shared)
+    scoring.copy_results(shared, tmp_path / "3")
+    for folder in (shared, tmp_path / "3"):
+        assert read_json(folder / "results.json")["sums"]["value"] == 0.1
+        assert read_lines(folder / "predictions" / "sums.jsonl") == [{"value": 0.1}] * 9
+    assert os.listdir(shared.parent) == ["tiny"]
+
+
+def test_scores_are_shared_by_runs_of_the_same_weights_on_the_same_kind_of_device():
+    def key(sha256: str, device: str) -> str:
+        parts = SimpleNamespace(
+            config=composed("lora"), evaluated={}, shots={}, formatter=SimpleNamespace(fingerprint=lambda: "same"),
+            accelerator=SimpleNamespace(device=SimpleNamespace(type=device)),
+        )  # fmt: skip
+        run = object.__new__(scoring.Scoring)
+        run.parts, run.config, run.loaded = parts, parts.config, SimpleNamespace(sha256=sha256)
+        return run.protocol_digest()
+
+    assert key("a", "cpu") == key("a", "cpu")
+    assert len({key("a", "cpu"), key("b", "cpu"), key("a", "cuda")}) == 3
