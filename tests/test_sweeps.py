@@ -28,8 +28,8 @@ from mixlora.config import cli, load
 from mixlora.config.cli import config_dir
 from mixlora.config.schema import Answer, Config, Launch, Launcher, Slurm, Task
 from mixlora.config.typed import typed
-from mixlora.errors import ConfigError, DataError, MixloraError
-from mixlora.records import owned, read_json, read_lines, write_json, write_lines
+from mixlora.errors import ConfigError, DataError, Interrupted, MixloraError
+from mixlora.records import in_use, owned, read_json, read_lines, write_json, write_lines
 from mixlora.sweeps import launch, local, points, processes, running, show, slurm
 from mixlora.sweeps.processes import Machine
 
@@ -196,7 +196,8 @@ def test_a_run_that_ends_well_somewhere_else_has_failed(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("end", ["running", "finished"])
-def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, end):
+@pytest.mark.parametrize("found", ["before it is started", "by the process that was started"])
+def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, found, end):
     """Two sweeps at once, or one whose starter was killed: the second finds the run of the first in its folder."""
     folder = tmp_path / "0"
     code = (
@@ -215,9 +216,51 @@ def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, end):
             first.communicate()  # the end of its input is the end of its run
 
     monkeypatch.setattr(show.Board, "sees", sees)
+    late = found == "by the process that was started"
+    if late:
+        looks = iter([False])
+        monkeypatch.setattr(local, "in_use", lambda folder: next(looks, None) is None and in_use(folder))
     said = run_one(monkeypatch, tmp_path, code)
     assert seen.count("runs elsewhere") >= 3
-    assert said is None if end == "finished" else said is not None and "in use by another run" in said.message
+    assert running.log_path(folder).exists() is late
+    why = "in use by another run" if late else "ended before it was finished"
+    assert said is None if end == "finished" else said is not None and why in said.message
+
+
+def test_the_devices_of_a_run_that_was_left_behind_are_not_given_away(monkeypatch, tmp_path):
+    """The starter was killed; its run trains on two of four devices until the other points are done."""
+    monkeypatch.setattr(local, "visible_devices", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(local, "command", pretended("import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'])"))
+    some = [point(tmp_path, i) for i in range(3)]
+    code = (
+        f"import time; from pathlib import Path; from mixlora import records as r; root = Path({str(tmp_path)!r})\n"
+        "with r.owned(root / '2'):\n    print('mine', flush=True)\n"
+        "    while not all((root / n / 'run.json').exists() for n in '01'): time.sleep(0.1)\n"
+        "    r.write_json(root / '2' / 'run.json', {'status': 'finished'})"
+    )
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    left = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
+    assert left.stdout is not None
+    assert left.stdout.readline() == b"mine\n"
+    place = local.Local(Launch(processes=2))
+    assert running.run(some, place, show.Board(some)) == {}
+    left.communicate(timeout=20)
+    assert [running.log_path(point.folder).read_text().split()[1] for point in some[:2]] == ["2,3", "2,3"]
+    assert not running.log_path(some[2].folder).exists()
+    assert sorted(place.free) == [["0", "1"], ["2", "3"]]
+
+
+def test_a_terminal_that_is_closed_lets_the_points_save(monkeypatch, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test under nohup would ignore it
+    try:
+        code = "import os, signal, time; signal.signal(15, signal.SIG_IGN)\n"
+        code += "for _ in range(2): os.kill(os.getppid(), 1); time.sleep(0.3)  # the terminal, then the shell"
+        with pytest.raises(Interrupted) as stopped:
+            run_one(monkeypatch, tmp_path, code)
+        assert stopped.value.status == 143
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_any_point_starts(sweep, tmp_path):
@@ -320,6 +363,19 @@ def test_the_way_of_accelerate_is_a_key_and_said_before_any_point_starts(sweep, 
     assert status == 2
     assert "accelerate=fsdp3: neither a file nor one of ddp, fsdp2, zero2, zero3" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_is_not_cut_into_parts_for_one_process(tmp_path):
+    """Accelerate ends such a run with a traceback, on a GPU."""
+    for path in sorted((Path(config_dir()) / "distributed").glob("*.yaml")):
+        running.place_of(Launch(accelerate=path.stem, processes=2))
+        processes.check_accelerate(Launch(accelerate=path.stem, slurm=Slurm(nodes=2)))
+        if yaml.safe_load(path.read_text())["distributed_type"] == "FSDP":
+            with pytest.raises(ConfigError, match=rf"accelerate={path.stem} .* a point has one\. Set processes=N"):
+                running.place_of(Launch(accelerate=path.stem))
+    (tmp_path / "own.yaml").write_text("no: [yaml")
+    with pytest.raises(ConfigError, match=r"own\.yaml is not what `accelerate config` writes"):
+        running.place_of(Launch(accelerate=str(tmp_path / "own.yaml")))
 
 
 def test_no_key_has_the_name_of_a_group():
@@ -490,9 +546,7 @@ def signals_of_a_job():
         signal.signal(number, earlier)
 
 
-def test_a_run_that_is_slow_to_save_is_killed_in_time_for_the_job_to_come_back(
-    monkeypatch, tmp_path, signals_of_a_job
-):
+def test_a_run_that_is_slow_to_save_is_killed_in_time_for_the_job_to_come_back(monkeypatch, tmp_path, signals_of_a_job):
     """Time is left of the warning, and the run whose step takes longer is gone before its job comes back."""
     assert slurm.save_seconds(Launch()) + slurm.REQUEUE_SECONDS == Launch().slurm.signal_delay_s
     monkeypatch.setattr(slurm, "LEAST_SAVE_SECONDS", 0.1)
