@@ -87,7 +87,7 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
         Interrupted: after SIGINT or SIGTERM, or where the terminal was closed.
     """
     # Those that another sweep has left running come first, so that it is known what they take.
-    waiting = sorted(points, key=lambda point: not in_use(point.folder))
+    waiting = sorted(points, key=lambda point: not (point.folder.is_dir() and in_use(point.folder)))
     running, failed = dict[Point, Started](), dict[Point, Failure]()
     with signals.collected() as caught, hangup_ends(), board:
         try:

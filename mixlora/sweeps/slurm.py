@@ -86,7 +86,7 @@ class Job:
         self.silence = f"it printed nothing; what SLURM said is in {log.parent / 'slurm' / number}_0_log.out"
 
     def poll(self) -> int | None:
-        """None while the job is in the queue or another run is at the point; then whether one finished, by its folder."""
+        """None while the job is in the queue or another run at the point; then whether one finished, by its folder."""
         found = self.place.queue.state(self.number)
         if found is not None:
             self.state = f"job {self.number} {found}"
