@@ -553,22 +553,31 @@ def test_a_run_that_is_slow_to_save_is_killed_in_time_for_the_job_to_come_back(m
     deaf = "signal.signal(15, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGUSR2); time.sleep(60)"
     node = node_of_a_job(monkeypatch, tmp_path, deaf, delay=1)
     again: list[slurm.Node] = []
-    signal.signal(signal.SIGUSR2, lambda number, frame: again.append(node.checkpoint().function))
-    with pytest.raises(RuntimeError, match="exit status -9"):
+
+    def requeue(number: int, frame: object) -> None:
+        again.append(node.checkpoint().function)
+        sys.exit()  # as submitit does
+
+    signal.signal(signal.SIGUSR2, requeue)
+    with pytest.raises(SystemExit):
         node()
+    assert node.process.wait(timeout=20) == -signal.SIGKILL
     assert again[0].arguments == node.arguments
 
 
-@pytest.mark.parametrize("status", [1, 143], ids=["torchrun", "one process"])
-def test_a_job_that_was_told_to_end_leaves_the_end_to_slurm(monkeypatch, tmp_path, signals_of_a_job, status):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 1), (signal.SIGTERM, 143), (signal.SIGUSR2, 1)],
+    ids=["torchrun", "one process", "a warned node that is not the first"],
+)  # fmt: skip
+def test_a_job_that_was_told_to_end_leaves_the_end_to_slurm(monkeypatch, tmp_path, signals_of_a_job, number, status):
     """A job that fails before SLURM has requeued it does not come back; torchrun does not tell of the signal."""
     held: list[float] = []
     monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=held.append))
-    told = f"os.kill(os.getppid(), 15); time.sleep(0.2); os._exit({status})"
+    told = f"time.sleep(0.2); os.kill(os.getppid(), {number:d}); time.sleep(0.2); os._exit({status})"
     with pytest.raises(RuntimeError, match=f"exit status {status}"):
         node_of_a_job(monkeypatch, tmp_path, told)()
     assert held == [slurm.HOLD_SECONDS]
-    assert signals_of_a_job == [15]
+    assert signals_of_a_job == [number]
     with pytest.raises(RuntimeError, match=f"exit status {status}"):
         node_of_a_job(monkeypatch, tmp_path, f"os._exit({status})")()
     assert held == [slurm.HOLD_SECONDS]

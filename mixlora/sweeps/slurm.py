@@ -213,7 +213,7 @@ class Node:
         # not be killed by it; what is ignored before exec stays ignored.
         warning = here._usr_sig()
         handler = signal.signal(warning, signal.SIG_IGN)
-        self.listen()
+        self.listen(signal.SIGTERM)
         with open(log, "ab") as output:
             self.process = subprocess.Popen(
                 command(self.arguments, self.launch, machine),
@@ -224,6 +224,7 @@ class Node:
                 env={**patience(save_seconds(self.launch)), **os.environ, "PYTHONUNBUFFERED": "1"},
             )
         signal.signal(warning, handler)
+        self.listen(warning)
         status = self.process.wait()
         if status and self.told_to_end:
             time.sleep(HOLD_SECONDS)  # whoever ended the job (scancel, a preemption) says whether it comes back
@@ -231,16 +232,19 @@ class Node:
             raise RuntimeError(f"exit status {status}: {last_line(log, begins) or 'it printed nothing'}")
         return status
 
-    def listen(self) -> None:
-        """Note SIGTERM: the status of torchrun and of accelerate launch, which is 1, does not tell of it."""
-        before = signal.getsignal(signal.SIGTERM)
+    def listen(self, number: signal.Signals) -> None:
+        """Note that the signal came: the status of torchrun and of accelerate launch, which is 1, does not tell of it.
+
+        Of the warning too: the first node saves and requeues, and another that ends as failed before that may end it.
+        """
+        before = signal.getsignal(number)
 
         def note(number: int, frame: Any) -> None:
             self.told_to_end = True
             if callable(before):
                 before(number, frame)
 
-        signal.signal(signal.SIGTERM, note)
+        signal.signal(number, note)
 
     def checkpoint(self) -> Any:
         """submitit calls this on the warning, then requeues the job, which has to be done before the time limit."""
