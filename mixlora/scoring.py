@@ -1,8 +1,11 @@
 """A run's scores: of the base model, on validation rows while it trains, at the end; and where its tokens went."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,7 @@ from mixlora.models import base
 from mixlora.models.likelihood import evaluating
 from mixlora.parts import Parts
 from mixlora.provenance import version
-from mixlora.records import read_json, write_json, write_lines
+from mixlora.records import disk_error, read_json, sync_folder, write_bytes, write_json, write_lines
 
 ROUTING_ROWS = 32  # examples a task for routing.json
 
@@ -65,7 +68,7 @@ class Scoring:
         if not known:
             self.evaluate(folder, "before")
             if self.main:
-                copy_results(folder, shared)
+                share_results(folder, shared)
         elif self.main:
             say(f"The base model's scores are taken from {shared}")
             copy_results(shared, folder)
@@ -77,6 +80,9 @@ class Scoring:
         data = {name: [data.fingerprints, configs.plain(data.task)] for name, data in self.parts.evaluated.items()}
         shots = {name: [shot.id for shot in some] for name, some in self.parts.shots.items()}
         parts = [config["model"], config["data"], config["eval"], shots, self.config.seed]
+        # A name, a folder or a branch of the hub may hold other weights tomorrow; `dtype: auto` goes by the device. The
+        # digest of the weights tells their dtype as well.
+        parts += [self.loaded.sha256, self.parts.accelerator.device.type]
         parts += [data, self.parts.formatter.fingerprint(), PROTOCOL_VERSION, version("torch"), version("transformers")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -114,6 +120,21 @@ class Scoring:
 
 
 def copy_results(source: Path, target: Path) -> None:
-    """Predictions first, results last: where results.json stands, everything does."""
-    shutil.copytree(source / "predictions", target / "predictions", dirs_exist_ok=True)
+    """Predictions first, results last, each file whole: where results.json stands, everything does."""
+    for path in sorted((source / "predictions").glob("*.jsonl")):
+        write_bytes(target / "predictions" / path.name, path.read_bytes())
     write_json(target / "results.json", read_json(source / "results.json"))
+
+
+def share_results(source: Path, target: Path) -> None:
+    """`copy_results` for other runs to read: all at once, and what the first of several runs left stays."""
+    partial = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        copy_results(source, partial)
+        partial.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise disk_error(target, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -36,7 +36,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName={host} NodeAddr={address} Port={ports[1]} CPUs=2 RealMemory=8000
 NodeName=zz-second NodeHostname=127.0.0.2 NodeAddr=127.0.0.2 Port={ports[2]} CPUs=2 RealMemory=8000
-PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=15
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 """
 

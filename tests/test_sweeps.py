@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -21,14 +22,14 @@ from rich.console import Console
 from rich.text import Text
 from tiny_runs import task_folder
 
-from mixlora import train
+from mixlora import scoring, train
 from mixlora.checks import check_run
 from mixlora.config import cli, load
 from mixlora.config.cli import config_dir
-from mixlora.config.schema import Answer, Config, Launch, Slurm, Task
+from mixlora.config.schema import Answer, Config, Launch, Launcher, Slurm, Task
 from mixlora.config.typed import typed
-from mixlora.errors import ConfigError, DataError, MixloraError
-from mixlora.records import write_json
+from mixlora.errors import ConfigError, DataError, Interrupted, MixloraError
+from mixlora.records import in_use, owned, read_json, read_lines, write_json, write_lines
 from mixlora.sweeps import launch, local, points, processes, running, show, slurm
 from mixlora.sweeps.processes import Machine
 
@@ -195,7 +196,8 @@ def test_a_run_that_ends_well_somewhere_else_has_failed(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("end", ["running", "finished"])
-def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, end):
+@pytest.mark.parametrize("found", ["before it is started", "by the process that was started"])
+def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, found, end):
     """Two sweeps at once, or one whose starter was killed: the second finds the run of the first in its folder."""
     folder = tmp_path / "0"
     code = (
@@ -214,9 +216,51 @@ def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, end):
             first.communicate()  # the end of its input is the end of its run
 
     monkeypatch.setattr(show.Board, "sees", sees)
+    late = found == "by the process that was started"
+    if late:
+        looks = iter([False])
+        monkeypatch.setattr(local, "in_use", lambda folder: next(looks, None) is None and in_use(folder))
     said = run_one(monkeypatch, tmp_path, code)
     assert seen.count("runs elsewhere") >= 3
-    assert said is None if end == "finished" else said is not None and "in use by another run" in said.message
+    assert running.log_path(folder).exists() is late
+    why = "in use by another run" if late else "ended before it was finished"
+    assert said is None if end == "finished" else said is not None and why in said.message
+
+
+def test_the_devices_of_a_run_that_was_left_behind_are_not_given_away(monkeypatch, tmp_path):
+    """The starter was killed; its run trains on two of four devices until the other points are done."""
+    monkeypatch.setattr(local, "visible_devices", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(local, "command", pretended("import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'])"))
+    some = [point(tmp_path, i) for i in range(3)]
+    code = (
+        f"import time; from pathlib import Path; from mixlora import records as r; root = Path({str(tmp_path)!r})\n"
+        "with r.owned(root / '2'):\n    print('mine', flush=True)\n"
+        "    while not all((root / n / 'run.json').exists() for n in '01'): time.sleep(0.1)\n"
+        "    r.write_json(root / '2' / 'run.json', {'status': 'finished'})"
+    )
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    left = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
+    assert left.stdout is not None
+    assert left.stdout.readline() == b"mine\n"
+    place = local.Local(Launch(processes=2))
+    assert running.run(some, place, show.Board(some)) == {}
+    left.communicate(timeout=20)
+    assert [running.log_path(point.folder).read_text().split()[1] for point in some[:2]] == ["2,3", "2,3"]
+    assert not running.log_path(some[2].folder).exists()
+    assert sorted(place.free) == [["0", "1"], ["2", "3"]]
+
+
+def test_a_terminal_that_is_closed_lets_the_points_save(monkeypatch, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test under nohup would ignore it
+    try:
+        code = "import os, signal, time; signal.signal(15, signal.SIG_IGN)\n"
+        code += "for _ in range(2): os.kill(os.getppid(), 1); time.sleep(0.3)  # the terminal, then the shell"
+        with pytest.raises(Interrupted) as stopped:
+            run_one(monkeypatch, tmp_path, code)
+        assert stopped.value.status == 143
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_any_point_starts(sweep, tmp_path):
@@ -321,6 +365,19 @@ def test_the_way_of_accelerate_is_a_key_and_said_before_any_point_starts(sweep, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_is_not_cut_into_parts_for_one_process(tmp_path):
+    """Accelerate ends such a run with a traceback, on a GPU."""
+    for path in sorted((Path(config_dir()) / "distributed").glob("*.yaml")):
+        running.place_of(Launch(accelerate=path.stem, processes=2))
+        processes.check_accelerate(Launch(accelerate=path.stem, slurm=Slurm(nodes=2)))
+        if yaml.safe_load(path.read_text())["distributed_type"] == "FSDP":
+            with pytest.raises(ConfigError, match=rf"accelerate={path.stem} .* a point has one\. Set processes=N"):
+                running.place_of(Launch(accelerate=path.stem))
+    (tmp_path / "own.yaml").write_text("no: [yaml")
+    with pytest.raises(ConfigError, match=r"own\.yaml is not what `accelerate config` writes"):
+        running.place_of(Launch(accelerate=str(tmp_path / "own.yaml")))
+
+
 def test_no_key_has_the_name_of_a_group():
     """Hydra would take key=value for the choice of a file."""
     folders = {path.name for path in Path(config_dir()).iterdir() if path.is_dir()}
@@ -418,6 +475,124 @@ def test_a_queue_that_does_not_answer_is_left_in_peace_and_never_taken_for_empty
     assert calls.read_text() == before
 
 
+def queue_that_says(monkeypatch, tmp_path, jobs: str) -> None:
+    """A squeue whose answer is what is said here; what it was asked is in `asked`."""
+    (tmp_path / "jobs").write_text(jobs)
+    (tmp_path / "squeue").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\ncat {tmp_path}/jobs\n')
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
+
+
+def test_a_job_that_was_cancelled_is_not_watched_and_the_next_begins_after_it(monkeypatch, tmp_path):
+    """Right after scancel the job still stands in the queue."""
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    one = point(tmp_path, 0)
+    name = slurm.job_name(one.folder)
+    queue_that_says(monkeypatch, tmp_path, f"7|COMPLETING|None|{name}\n8|RUNNING|None|else\n")
+    lines = "#!/bin/sh\nfor last; do :; done\ncat $last > {0}/script\necho Submitted batch job 9\n"
+    for command in ("sbatch", "srun"):
+        (tmp_path / command).write_text(lines.format(tmp_path))
+        (tmp_path / command).chmod(0o755)
+    place = slurm.Slurm(Launch(launcher=Launcher.slurm))
+    assert place.start(one, tmp_path / "logs" / "0.log").number == "9"
+    assert "#SBATCH --dependency=afterany:7\n" in (tmp_path / "script").read_text()
+    (tmp_path / "jobs").write_text(f"7|COMPLETING|None|{name}\n9|PENDING|Dependency|{name}\n")
+    assert place.start(one, tmp_path / "logs" / "0.log").number == "9"
+
+
+def test_the_queue_is_asked_for_who_one_is_not_for_who_one_says_one_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOGNAME", "nobody-of-this-name")
+    queue_that_says(monkeypatch, tmp_path, "")
+    slurm.Queue().look()
+    assert f"--user {os.getuid()} " in (tmp_path / "asked").read_text()
+
+
+def test_a_job_that_found_another_run_at_its_point_waits_for_it(monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    one = point(tmp_path, 0)
+    queue_that_says(monkeypatch, tmp_path, f"7|RUNNING|None|{slurm.job_name(one.folder)}\n")
+    place = slurm.Slurm(Launch(launcher=Launcher.slurm, jobs=1))
+    job = place.start(one, tmp_path / "0.log")
+    assert job.poll() is None
+    assert not place.room()
+    (tmp_path / "jobs").write_text("")
+    with owned(one.folder):
+        assert [job.poll(), job.poll()] == [None, None]
+        assert job.state == "runs elsewhere"
+        assert place.room()
+        write_json(one.folder / "run.json", {"status": "running"})
+    assert job.poll() == 1
+    write_json(one.folder / "run.json", {"status": "finished"})
+    assert job.poll() == 0
+
+
+def node_of_a_job(monkeypatch, tmp_path, code: str, delay: int = 120) -> slurm.Node:
+    """What runs on a node of a job, with `code` in place of the run."""
+    submitit = pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    here = SimpleNamespace(raw_job_id="7", node=0, num_nodes=1, hostnames=["here"], _usr_sig=lambda: signal.SIGUSR2)
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: here)
+    monkeypatch.setattr(slurm, "command", lambda *given: [sys.executable, "-c", f"import os, signal, time\n{code}"])
+    return slurm.Node((), Launch(slurm=Slurm(signal_delay_s=delay)), tmp_path / "log")
+
+
+@pytest.fixture
+def signals_of_a_job():
+    """The handlers that submitit has for a job's signals; they are put back at the end."""
+    heard: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: heard.append(number)) for n in (15, signal.SIGUSR2)}
+    yield heard
+    for number, earlier in before.items():
+        signal.signal(number, earlier)
+
+
+def test_a_run_that_is_slow_to_save_is_killed_in_time_for_the_job_to_come_back(monkeypatch, tmp_path, signals_of_a_job):
+    """Time is left of the warning, and the run whose step takes longer is gone before its job comes back."""
+    assert slurm.save_seconds(Launch()) + slurm.REQUEUE_SECONDS == Launch().slurm.signal_delay_s
+    monkeypatch.setattr(slurm, "LEAST_SAVE_SECONDS", 0.1)
+    deaf = "signal.signal(15, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGUSR2); time.sleep(60)"
+    node = node_of_a_job(monkeypatch, tmp_path, deaf, delay=1)
+    again: list[slurm.Node] = []
+
+    def requeue(number: int, frame: object) -> None:
+        again.append(node.checkpoint().function)
+        sys.exit()  # as submitit does
+
+    signal.signal(signal.SIGUSR2, requeue)
+    with pytest.raises(SystemExit):
+        node()
+    assert node.process.wait(timeout=20) == -signal.SIGKILL
+    assert again[0].arguments == node.arguments
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 1), (signal.SIGTERM, 143), (signal.SIGUSR2, 1)],
+    ids=["torchrun", "one process", "a warned node that is not the first"],
+)  # fmt: skip
+def test_a_job_that_was_told_to_end_leaves_the_end_to_slurm(monkeypatch, tmp_path, signals_of_a_job, number, status):
+    """A job that fails before SLURM has requeued it does not come back; torchrun does not tell of the signal."""
+    held: list[float] = []
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=held.append))
+    told = f"time.sleep(0.2); os.kill(os.getppid(), {number:d}); time.sleep(0.2); os._exit({status})"
+    with pytest.raises(RuntimeError, match=f"exit status {status}"):
+        node_of_a_job(monkeypatch, tmp_path, told)()
+    assert held == [slurm.HOLD_SECONDS]
+    assert signals_of_a_job == [number]
+    with pytest.raises(RuntimeError, match=f"exit status {status}"):
+        node_of_a_job(monkeypatch, tmp_path, f"os._exit({status})")()
+    assert held == [slurm.HOLD_SECONDS]
+
+
+def test_torchrun_gives_its_ranks_the_time_to_save(monkeypatch, tmp_path, signals_of_a_job):
+    ask = "import os; print(os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'])"
+    node_of_a_job(monkeypatch, tmp_path, ask, delay=600)()
+    assert 500 < int((tmp_path / "log").read_text()) < slurm.save_seconds(Launch(slurm=Slurm(signal_delay_s=600)))
+    monkeypatch.setattr(local, "command", pretended(ask))
+    one = point(tmp_path, 0)
+    assert running.run([one], local.Local(Launch()), show.Board([one])) == {}
+    assert int(running.log_path(one.folder).read_text()) > 60
+
+
 def test_an_option_of_the_methods_that_are_swept_over_reaches_each(sweep, monkeypatch):
     """Hydra's first composition has no method yet, so no gate either."""
     found = []
@@ -458,3 +633,48 @@ def test_what_is_finished_needs_no_source_of_data(tmp_path):
         check_run(config)
     write_json(tmp_path / "run" / "run.json", {"status": "finished", "config_sha256": load.digest(config)})
     check_run(config)
+
+
+# ---- the base model's scores, which the runs of a sweep share
+
+
+def scores(folder: Path, value: float) -> Path:
+    write_lines(folder / "predictions" / "sums.jsonl", [{"value": value}] * 9)
+    write_json(folder / "results.json", {"sums": {"value": value}})
+    return folder
+
+
+def test_shared_scores_appear_whole_and_the_first_stay(monkeypatch, tmp_path):
+    """A third run may look at any moment, and two runs may leave theirs at the same one."""
+    first, second, shared = scores(tmp_path / "1", 0.1), scores(tmp_path / "2", 0.2), tmp_path / "base" / "tiny"
+    looks: list[bool] = []
+    write = scoring.write_bytes
+
+    def slowly(path: Path, data: bytes) -> None:
+        looks.append(shared.exists())
+        write(path, data)
+        looks.append(shared.exists())
+
+    monkeypatch.setattr(scoring, "write_bytes", slowly)
+    scoring.share_results(first, shared)
+    assert looks == [False, False]
+    scoring.share_results(second, shared)
+    scoring.copy_results(shared, tmp_path / "3")
+    for folder in (shared, tmp_path / "3"):
+        assert read_json(folder / "results.json")["sums"]["value"] == 0.1
+        assert read_lines(folder / "predictions" / "sums.jsonl") == [{"value": 0.1}] * 9
+    assert os.listdir(shared.parent) == ["tiny"]
+
+
+def test_scores_are_shared_by_runs_of_the_same_weights_on_the_same_kind_of_device():
+    def key(sha256: str, device: str) -> str:
+        parts = SimpleNamespace(
+            config=composed("lora"), evaluated={}, shots={}, formatter=SimpleNamespace(fingerprint=lambda: "same"),
+            accelerator=SimpleNamespace(device=SimpleNamespace(type=device)),
+        )  # fmt: skip
+        run = object.__new__(scoring.Scoring)
+        run.parts, run.config, run.loaded = parts, parts.config, SimpleNamespace(sha256=sha256)
+        return run.protocol_digest()
+
+    assert key("a", "cpu") == key("a", "cpu")
+    assert len({key("a", "cpu"), key("b", "cpu"), key("a", "cuda")}) == 3

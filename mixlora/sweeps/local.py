@@ -1,7 +1,10 @@
 """Points as processes on this machine, each with devices of its own."""
 
+import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +14,9 @@ from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.records import in_use
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, command, threads
+from mixlora.sweeps.processes import Machine, command, patience, threads
+
+SAVE_SECONDS = 120.0  # that the ranks of a run may take to save; as long, where one fails, the others may hang
 
 
 class Local:
@@ -32,6 +37,8 @@ class Local:
         return bool(self.free)
 
     def start(self, point: Point, log: Path) -> "Process":
+        if in_use(point.folder):  # a second process would load its model beside it only to be turned away
+            return Process(self, point, None, self.taken(devices_of_owner(point.folder)))
         group = self.free.pop(0)
         shared = {} if group else threads(len(self.groups) * self.launch.processes)
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(group)} if group else {}
@@ -43,40 +50,75 @@ class Local:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **shared, **devices},
+                env={**patience(SAVE_SECONDS), **os.environ, "PYTHONUNBUFFERED": "1", **shared, **devices},
             )
-        return Process(self, point, process, group)
+        return Process(self, point, process, [group])
+
+    def taken(self, devices: set[str] | None) -> list[list[str]]:
+        """The free groups that a run on these devices leaves no room on, which are free no more; one, if unknown."""
+        found = self.free[:1] if devices is None else [group for group in self.free if devices & set(group)]
+        for group in found:
+            self.free.remove(group)
+        return found
 
     def leave(self, handles: "Sequence[Process]") -> str:
-        if handles:
-            say(f"Stopping {len(handles)} runs as soon as they have saved; a second signal does not wait for them")
-        for handle in handles:
-            handle.process.send_signal(signal.SIGTERM)
-        for handle in handles:
-            handle.process.wait()
+        own = [handle.process for handle in handles if handle.process is not None]
+        for process in own:  # before anything is said: the terminal may be closed
+            process.send_signal(signal.SIGTERM)
+        if own:
+            say(f"Stopping {len(own)} runs as soon as they have saved; a second signal does not wait for them")
+        for process in own:
+            process.wait()
         return "the runs were stopped after saving; the same command goes on from there"
 
 
 class Process:
-    """One point that runs here, or that was found to run already, for another sweep or for one that is gone."""
+    """One point that runs here, or that was found to run already, for another sweep or for one that is gone.
 
-    def __init__(self, place: Local, point: Point, process: "subprocess.Popen[bytes]", group: list[str]) -> None:
-        self.place, self.point, self.process = place, point, process
-        self.group: list[str] | None = group
+    Args:
+        process: None where the point was found to run.
+        groups: of devices, held until it ends.
+    """
+
+    def __init__(
+        self, place: Local, point: Point, process: "subprocess.Popen[bytes] | None", groups: list[list[str]]
+    ) -> None:
+        self.place, self.point, self.process, self.groups = place, point, process, groups
         self.state, self.silence = "running", "it printed nothing"
+        if process is None:
+            self.state, self.silence = "runs elsewhere", "the run that was found at it ended before it was finished"
 
     def poll(self) -> int | None:
         """The exit status, once nobody is at the point any more; the devices are free when this process has ended."""
-        status = self.process.poll()
-        if status is None:
-            return None
-        if self.group is not None:
-            self.place.free.append(self.group)
-            self.group = None
+        status = 1
+        if self.process is not None:
+            ended = self.process.poll()
+            if ended is None:
+                return None
+            status = ended
+            self.release()
         if status and in_use(self.point.folder):
             self.state = "runs elsewhere"
             return None
+        self.release()
         return 0 if self.point.finished else status
+
+    def release(self) -> None:
+        self.place.free += self.groups
+        self.groups = []
+
+
+def devices_of_owner(folder: Path) -> set[str] | None:
+    """The devices of the run that owns `folder`, as far as they are of this machine; None where that is not known."""
+    with contextlib.suppress(OSError, ValueError):
+        owner = json.loads((folder / ".lock").read_text())
+        if owner["host"] != socket.gethostname():
+            return set()
+        for variable in Path(f"/proc/{owner['pid']}/environ").read_text(errors="replace").split("\0"):
+            name, _, devices = variable.partition("=")
+            if name == "CUDA_VISIBLE_DEVICES" and devices:
+                return {device.strip() for device in devices.split(",")}
+    return None
 
 
 def visible_devices() -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from mixlora.config.cli import config_dir
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError
@@ -57,12 +59,42 @@ def accelerate_file(name: str) -> Path:
     raise ConfigError(f"accelerate={name}: neither a file nor one of {known}")
 
 
+def check_accelerate(launch: Launch) -> None:
+    """That `accelerate` names a way to run so many processes.
+
+    Raises:
+        ConfigError: there is no such way, or it cuts a model into parts for one process.
+    """
+    if launch.accelerate is None:
+        return
+    path = accelerate_file(launch.accelerate)
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        said = None
+    if not isinstance(said, dict):
+        raise ConfigError(f"accelerate={launch.accelerate}: {path} is not what `accelerate config` writes")
+    if said.get("distributed_type") == "FSDP" and launch.processes * launch.slurm.nodes == 1:
+        raise ConfigError(
+            f"accelerate={launch.accelerate} cuts the model into a part for each process, but a point has one. "
+            "Set processes=N, the devices of a point, or leave accelerate out"
+        )
+
+
 def threads(processes: int) -> dict[str, str]:
     """Processes that share a machine share its cores, unless the user said how many threads each may have."""
     if processes == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": str(max(1, cores // processes))}
+
+
+def patience(seconds: float) -> dict[str, str]:
+    """torchrun kills its ranks this long after it was told to end, a little before its own starter loses patience.
+
+    Without it torch gives them 30 seconds for the step and its checkpoint.
+    """
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(seconds) - 2))}
 
 
 def size_of(log: Path) -> int:

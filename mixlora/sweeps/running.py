@@ -1,8 +1,10 @@
 """The loop of a sweep: start what there is room for, look at what runs, pass on a signal, tell what happened."""
 
+import contextlib
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,10 +13,10 @@ from mixlora import signals
 from mixlora.config.schema import Launch, Launcher
 from mixlora.console import say
 from mixlora.errors import Interrupted
-from mixlora.records import disk_error, log_path, write_json
+from mixlora.records import disk_error, in_use, log_path, write_json
 from mixlora.sweeps.local import Local
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import accelerate_file, last_line, size_of
+from mixlora.sweeps.processes import check_accelerate, last_line, size_of
 from mixlora.sweeps.show import Board
 
 KINDS = {2: "configuration", 3: "data", 4: "checkpoint", 5: "memory or disk", 6: "numbers", 7: "sandbox"}
@@ -70,8 +72,7 @@ def place_of(launch: Launch) -> Place:
     Raises:
         ConfigError: what was asked for is not there.
     """
-    if launch.accelerate is not None:
-        accelerate_file(launch.accelerate)
+    check_accelerate(launch)
     if launch.launcher is Launcher.slurm:
         from mixlora.sweeps.slurm import Slurm  # submitit is an extra
 
@@ -83,10 +84,12 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
     """Run every point; one that fails leaves the others running.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM.
+        Interrupted: after SIGINT or SIGTERM, or where the terminal was closed.
     """
-    waiting, running, failed = list(points), dict[Point, Started](), dict[Point, Failure]()
-    with signals.collected() as caught, board:
+    # Those that another sweep has left running come first, so that it is known what they take.
+    waiting = sorted(points, key=lambda point: not (point.folder.is_dir() and in_use(point.folder)))
+    running, failed = dict[Point, Started](), dict[Point, Failure]()
+    with signals.collected() as caught, hangup_ends(), board:
         try:
             while (running or waiting) and not caught:
                 while waiting and place.room():
@@ -112,6 +115,25 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
     if caught:
         raise Interrupted(left, caught[0])
     return failed
+
+
+@contextlib.contextmanager
+def hangup_ends() -> Iterator[None]:
+    """A terminal that is closed ends the sweep as SIGTERM does; under nohup it does not."""
+    main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    if not main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a shell sends its own after the terminal's: that is not a second
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGHUP, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass

@@ -5,22 +5,25 @@ SLURM's warning before the time limit lets the run save; the job is requeued and
 """
 
 import contextlib
-import getpass
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
+from mixlora.records import in_use
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, command, last_line, size_of
+from mixlora.sweeps.processes import Machine, command, last_line, patience, size_of
 
+ENDING = "completing"  # of a job that was cancelled, and of one that is being requeued
 QUEUE_SECONDS = 5.0  # between two looks at the queue, whatever the number of points
-SAVE_SECONDS = 600.0  # that a run may take to save once it was told to; SLURM ends it sooner
+REQUEUE_SECONDS = 30.0  # of SLURM's warning that are left for bringing the job back
+LEAST_SAVE_SECONDS = 5.0  # that a run gets, however late the warning comes
+HOLD_SECONDS = 3600.0  # that a job which was told to end waits for SLURM to end it, or to requeue it
 
 
 class Slurm:
@@ -35,7 +38,7 @@ class Slurm:
             raise ConfigError("launcher=slurm needs submitit: pip install 'mixlora-train[slurm]'") from None
         self.submitit, self.launch = submitit, launch
         self.queue = Queue()
-        self.running = 0
+        self.running: set[str] = set()  # numbers of jobs
 
     def describe(self) -> str:
         asked, processes = self.launch.slurm, self.launch.processes
@@ -43,18 +46,18 @@ class Slurm:
         return f"SLURM jobs of {asked.nodes} node(s) with {processes} process(es) each, {limit}"
 
     def room(self) -> bool:
-        return self.launch.jobs is None or self.running < self.launch.jobs
+        return self.launch.jobs is None or len(self.running) < self.launch.jobs
 
     def start(self, point: Point, log: Path) -> "Job":
         number = self.queue.find(point.folder) or self.submit(point, log)
-        self.running += 1
+        self.running.add(number)
         return Job(self, point, number, log)
 
     def submit(self, point: Point, log: Path) -> str:
         executor = self.submitit.SlurmExecutor(
             folder=log.parent / "slurm", max_num_timeout=self.launch.slurm.max_requeues
         )
-        executor.update_parameters(**parameters(self.launch, point.folder))
+        executor.update_parameters(**parameters(self.launch, point.folder, self.queue.ending(point.folder)))
         utils = self.submitit.core.utils
         try:
             job = executor.submit(Node(point.arguments, self.launch, log.absolute()))
@@ -83,18 +86,20 @@ class Job:
         self.silence = f"it printed nothing; what SLURM said is in {log.parent / 'slurm' / number}_0_log.out"
 
     def poll(self) -> int | None:
-        """None while the job is in the queue; then whether the run finished, as its folder says."""
+        """None while the job is in the queue or another run at the point; then whether one finished, by its folder."""
         found = self.place.queue.state(self.number)
         if found is not None:
             self.state = f"job {self.number} {found}"
             return None
+        self.place.running.discard(self.number)
         if self.point.finished:
-            self.place.running -= 1
             return 0
         if not self.place.queue.gone_for(self.number, 3 * QUEUE_SECONDS):
             return None  # a shared disk may show the last file late
-        self.place.running -= 1
-        return 1
+        if in_use(self.point.folder):
+            self.state = "runs elsewhere"
+            return None
+        return 0 if self.point.finished else 1
 
 
 class Queue:
@@ -122,12 +127,19 @@ class Queue:
     def find(self, folder: Path) -> str | None:
         """The job of an earlier sweep for this run folder that still waits or runs."""
         self.look()
-        return next((number for number, (_, name) in self.jobs.items() if name == job_name(folder)), None)
+        return next((number for number, state in self.named(folder) if state != ENDING), None)
+
+    def ending(self, folder: Path) -> str | None:
+        """The job for this run folder that was cancelled and is not gone, or is on its way back into the queue."""
+        return next((number for number, state in self.named(folder) if state == ENDING), None)
+
+    def named(self, folder: Path) -> Iterator[tuple[str, str]]:
+        return ((number, state) for number, (state, name) in self.jobs.items() if name == job_name(folder))
 
     def look(self) -> None:
         if time.monotonic() - self.tried < QUEUE_SECONDS:
             return
-        shown = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%r|%j"]
+        shown = ["squeue", "--noheader", "--user", str(os.getuid()), "--format", "%i|%T|%r|%j"]
         try:
             said = subprocess.run(shown, capture_output=True, text=True, check=True, timeout=120).stdout
         except FileNotFoundError:
@@ -151,8 +163,12 @@ def job_name(folder: Path) -> str:
     return f"mixlora:{folder.absolute()}"
 
 
-def parameters(launch: Launch, folder: Path) -> dict[str, Any]:
-    """Of submitit's SlurmExecutor: one task a node, which starts the node's processes."""
+def parameters(launch: Launch, folder: Path, after: str | None = None) -> dict[str, Any]:
+    """Of submitit's SlurmExecutor: one task a node, which starts the node's processes.
+
+    Args:
+        after: the job whose end this one must wait for.
+    """
     asked = launch.slurm
     gpus = launch.processes if asked.gpus_per_node is None else asked.gpus_per_node
     wanted = {
@@ -167,6 +183,7 @@ def parameters(launch: Launch, folder: Path) -> dict[str, Any]:
         "cpus_per_task": asked.cpus_per_task,
         "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M",
         "constraint": asked.constraint,
+        "dependency": None if after is None else f"afterany:{after}",
         "signal_delay_s": asked.signal_delay_s,
         "setup": asked.setup or None,
         "stderr_to_stdout": True,
@@ -181,6 +198,7 @@ class Node:
 
     def __init__(self, arguments: Sequence[str], launch: Launch, log: Path) -> None:
         self.arguments, self.launch, self.log = tuple(arguments), launch, log
+        self.told_to_end = False
 
     def __call__(self) -> int:
         import submitit
@@ -195,32 +213,55 @@ class Node:
         # not be killed by it; what is ignored before exec stays ignored.
         warning = here._usr_sig()
         handler = signal.signal(warning, signal.SIG_IGN)
+        self.listen(signal.SIGTERM)
         with open(log, "ab") as output:
             self.process = subprocess.Popen(
                 command(self.arguments, self.launch, machine),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # a group of its own, which `checkpoint` can end
+                env={**patience(save_seconds(self.launch)), **os.environ, "PYTHONUNBUFFERED": "1"},
             )
         signal.signal(warning, handler)
+        self.listen(warning)
         status = self.process.wait()
-        if status in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            time.sleep(SAVE_SECONDS)  # whoever ended the job (scancel, a preemption) says whether it comes back
+        if status and self.told_to_end:
+            time.sleep(HOLD_SECONDS)  # whoever ended the job (scancel, a preemption) says whether it comes back
         if status:
             raise RuntimeError(f"exit status {status}: {last_line(log, begins) or 'it printed nothing'}")
         return status
 
+    def listen(self, number: signal.Signals) -> None:
+        """Note that the signal came: the status of torchrun and of accelerate launch, which is 1, does not tell of it.
+
+        Of the warning too: the first node saves and requeues, and another that ends as failed before that may end it.
+        """
+        before = signal.getsignal(number)
+
+        def note(number: int, frame: Any) -> None:
+            self.told_to_end = True
+            if callable(before):
+                before(number, frame)
+
+        signal.signal(number, note)
+
     def checkpoint(self) -> Any:
-        """submitit calls this on the warning, then requeues the job."""
+        """submitit calls this on the warning, then requeues the job, which has to be done before the time limit."""
         import submitit
 
         # This runs in a signal handler inside self.process.wait(), which holds the lock that Popen's methods need.
-        number, until = self.process.pid, time.monotonic() + SAVE_SECONDS
+        number, until = self.process.pid, time.monotonic() + save_seconds(self.launch)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(number, signal.SIGTERM)
             while os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
                 if time.monotonic() > until:
+                    os.killpg(number, signal.SIGKILL)  # the run goes on from its last whole checkpoint
                     break
                 time.sleep(0.2)
         return submitit.helpers.DelayedSubmission(Node(self.arguments, self.launch, self.log))
+
+
+def save_seconds(launch: Launch) -> float:
+    """That a run may take to save after the warning."""
+    return max(LEAST_SAVE_SECONDS, launch.slurm.signal_delay_s - REQUEUE_SECONDS)
