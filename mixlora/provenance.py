@@ -52,6 +52,13 @@ def same_origin(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) ->
         )
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a run goes on with that it was not begun with; keys that only one side has are passed over."""
+    known = {key: now[key] for key in before.keys() & now.keys()}
+    differ = sorted(differences({key: before[key] for key in known}, json.loads(json.dumps(known))))
+    return [f"{key.removeprefix('packages.')} {at(now, key)}, not {at(before, key)}" for key in differ]
+
+
 def at(values: Any, dotted: str) -> str:
     for key in dotted.split("."):
         values = values.get(key) if isinstance(values, Mapping) else None
