@@ -26,7 +26,7 @@ from mixlora.evaluation.report import print_results
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.parts import Parts
-from mixlora.provenance import peak_memory, same_origin, surroundings
+from mixlora.provenance import changes, peak_memory, same_origin, surroundings
 from mixlora.records import differences, disk_error, finished_as, owned, remove_strays, write_json, write_text
 from mixlora.scoring import Scoring
 from mixlora.tables.report import run_report
@@ -53,7 +53,8 @@ class Experiment:
         """Train and evaluate, or go on, or show what is already there."""
         with signals.raised(), named(self.folder):
             self.parts.accelerator  # noqa: B018  starts the process group
-            with ranks.together(self.config.rank_timeout) as self.watch:
+            # Inside as well: what a rank tells the others is the error that names its remedy.
+            with ranks.together(self.config.rank_timeout) as self.watch, named(self.folder):
                 reach("start")
                 if self.config.dry_run:
                     self.announce()
@@ -68,8 +69,10 @@ class Experiment:
                 began = time.monotonic()
                 loaded, adapter = self.load()
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
-                    self.begin()
-                    self.work(loaded, adapter, began)
+                    # Another process may have come to the end of this run while the model was loading here.
+                    if not ranks.agree(finished_as(self.folder, configs.digest(self.config))):
+                        self.begin()
+                        self.work(loaded, adapter, began)
             self.parts.accelerator.end_training()
 
     def show(self) -> None:
@@ -96,7 +99,7 @@ class Experiment:
         peak = peak_memory(self.parts.accelerator.device) / 2**30
         say(
             f"One step of {self.parts.rows_a_step} rows of {self.config.train.max_length} tokens, "
-            f"{trainer.totals.micro_batch_size} in a forward: loss {line['loss']:.3f}, "
+            f"{trainer.totals.micro_batch_size} in a forward: {loss_of(line)}, "
             f"{time.monotonic() - began:.1f} s, peak memory {peak:.2f} GiB. Nothing was trained or written"
         )
 
@@ -188,6 +191,7 @@ class Experiment:
             folder=self.folder,
             accelerator=self.parts.accelerator,
             origin=self.origin(loaded.sha256),
+            made_with=self.made_with(loaded),
             score=scoring.validation,
             at=self.watch.at,
         )
@@ -201,14 +205,26 @@ class Experiment:
             "world_size": self.parts.accelerator.num_processes,
         }
 
+    def made_with(self, loaded: base.Base) -> dict[str, Any]:
+        """What may change the last bits of a run that goes on, and no more than that."""
+        here = surroundings(self.parts.accelerator.device)
+        kept = {key: here[key] for key in ("git_commit", "packages", "python", "device", "threads")}
+        return kept | {"sharded": ranks.sharded(loaded.model)}
+
     def train(self, trainer: Trainer) -> Totals:
         """Go on from the newest whole checkpoint, or from the one that `resume` names, or start."""
-        path = ranks.agree(self.checkpoint())
+        path = ranks.agree(self.checkpoint() if trainer.main else None)
         start = 0
         if path is not None:
             saved = checkpoint.read(path)
             same_origin(path, saved.state["origin"], trainer.origin)
+            for change in changes(saved.state.get("made_with", {}), trainer.made_with):
+                say(f"Going on with {change}: the last bits may differ from those of a run in one piece")
+            if trainer.main and path.resolve().parents[1] != self.folder.resolve():
+                checkpoint.adopt(path, self.folder, with_best=self.config.train.load_best)
+            ranks.agree(None)  # the other ranks wait until the files are there
             trainer.restore(saved)
+            trainer.resumed_from = str(path.resolve()) if path == self.asked_for else saved.state.get("resumed_from")
             start = saved.step
             say(f"Going on after step {start}")
         elif trainer.main:
@@ -222,17 +238,27 @@ class Experiment:
             say(f"Best validation score at step {totals.best_step}; that adapter is kept")
         return totals
 
+    @property
+    def asked_for(self) -> Path | None:
+        """The checkpoint that the user asks for."""
+        return Path(self.config.resume) if self.config.resume else None
+
     def checkpoint(self) -> Path | None:
         """Where to go on from; whatever is damaged is named."""
-        if self.config.resume:
-            return Path(self.config.resume)
-        path, wrong = checkpoint.newest(self.folder / "checkpoints")
+        folder, best = self.folder / "checkpoints", self.folder / "best"
+        path, wrong = checkpoint.newest(folder, best if self.config.train.load_best else None)
+        if self.asked_for is not None and (path is None or not checkpoint.went_on_from(path, self.asked_for)):
+            return self.asked_for
         for reason in wrong:
             say(f"Not used: {reason}")
+        if wrong and path is None:
+            say("No whole checkpoint is left: training starts from the first step")
+            checkpoint.forget_after(folder, 0)
+            checkpoint.forget_after(best, 0)
         return path
 
     def log(self, line: Mapping[str, Any], shown: Any) -> None:
-        shown.advance(1, f"loss {line['loss']:.3f}" if isinstance(line["loss"], float) else f"loss {line['loss']}")
+        shown.advance(1, loss_of(line))
         if self.config.tracker.value != "none":
             self.parts.accelerator.log(flat(line), step=line["step"])
 
@@ -290,6 +316,11 @@ class Experiment:
             "tokens_per_second": round(totals.tokens / max(totals.seconds, 1e-9), 1),
             "peak_memory_bytes": peak_memory(self.parts.accelerator.device),
         }
+
+
+def loss_of(line: Mapping[str, Any]) -> str:
+    """One that is not finite is a text already."""
+    return f"loss {line['loss']:.3f}" if isinstance(line["loss"], float) else f"loss {line['loss']}"
 
 
 @contextmanager

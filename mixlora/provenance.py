@@ -53,6 +53,13 @@ def same_origin(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) ->
         )
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a run goes on with that it was not begun with; keys that only one side has are passed over."""
+    known = {key: now[key] for key in before.keys() & now.keys()}
+    differ = sorted(differences({key: before[key] for key in known}, json.loads(json.dumps(known))).items())
+    return [f"{key.removeprefix('packages.')} {new!s:.80}, not {old!s:.80}" for key, (old, new) in differ]
+
+
 def git_state(file: Path) -> dict[str, Any]:
     """Commit that `file` is of and whether tracked files differ from it; null where it is of none.
 

@@ -1,5 +1,9 @@
 """A checkpoint is whole or it is not one."""
 
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,33 +12,35 @@ from mixlora.training import checkpoint
 from mixlora.training.checkpoint import Checkpoint
 
 
-def made(step: int) -> Checkpoint:
+def made(step: int, best: int = 0) -> Checkpoint:
     tensors = {"a": torch.arange(6.0).view(2, 3) + step, "b": torch.ones(3)}
-    return Checkpoint(step, tensors, {"a|exp_avg": torch.zeros(2, 3)}, {"totals": {"tokens": step}})
+    return Checkpoint(step, tensors, {"a|exp_avg": torch.zeros(2, 3)}, {"totals": {"tokens": step, "best_step": best}})
 
 
 def test_reads_back_what_was_written(tmp_path):
-    path = checkpoint.save(tmp_path, made(3), keep=2)
+    path = checkpoint.save(tmp_path, made(3))
     again = checkpoint.read(path)
     assert again.step == 3
-    assert again.state == {"totals": {"tokens": 3}}
+    assert again.state == {"totals": {"tokens": 3, "best_step": 0}}
     assert torch.equal(again.adapter["a"], made(3).adapter["a"])
 
 
 def test_keeps_the_newest(tmp_path):
     for step in (1, 2, 3, 10):
-        checkpoint.save(tmp_path, made(step), keep=2)
+        checkpoint.save(tmp_path, made(step))
+    checkpoint.prune(tmp_path, 2)
     assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-3", "step-10"]
 
 
 def test_any_changed_byte_is_found(tmp_path):
-    path = checkpoint.save(tmp_path, made(1), keep=2)
+    path = checkpoint.save(tmp_path, made(1))
     generator = torch.Generator().manual_seed(0)
     for file in sorted(path.iterdir()):
         whole = file.read_bytes()
         for _ in range(25):
             at = int(torch.randint(len(whole), (), generator=generator))
-            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            bit = 1 << int(torch.randint(8, (), generator=generator))
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
             assert checkpoint.damage(path), f"{file.name} byte {at}"
         file.write_bytes(whole)
     assert checkpoint.damage(path) is None
@@ -42,8 +48,8 @@ def test_any_changed_byte_is_found(tmp_path):
 
 @pytest.mark.parametrize("harm", ["truncate", "remove", "empty", "swap"])
 def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, harm):
-    checkpoint.save(tmp_path, made(1), keep=3)
-    path = checkpoint.save(tmp_path, made(2), keep=3)
+    checkpoint.save(tmp_path, made(1))
+    path = checkpoint.save(tmp_path, made(2))
     file = path / "adapter.safetensors"
     {
         "truncate": lambda: file.write_bytes(file.read_bytes()[:-1]),
@@ -59,23 +65,84 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, harm):
 
 
 def test_a_half_written_folder_is_never_a_checkpoint_and_goes(tmp_path):
-    checkpoint.save(tmp_path, made(1), keep=2)
+    checkpoint.save(tmp_path, made(1))
     stray = tmp_path / "step-2.tmp-999"
     stray.mkdir()
     (stray / "adapter.safetensors").write_bytes(b"half")
     assert checkpoint.newest(tmp_path)[0] == tmp_path / "step-1"
-    checkpoint.save(tmp_path, made(3), keep=2)
+    checkpoint.save(tmp_path, made(3))
     assert not stray.exists()
 
 
 def test_a_write_that_fails_leaves_the_old_ones(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, made(1), keep=2)
+    checkpoint.save(tmp_path, made(1))
 
     def full(path, data):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_bytes", full)
     with pytest.raises(OSError, match="space"):
-        checkpoint.save(tmp_path, made(2), keep=2)
+        checkpoint.save(tmp_path, made(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
     assert checkpoint.damage(tmp_path / "step-1") is None
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"state.json": {}}', "{"])
+def test_a_manifest_that_does_not_name_every_file_is_none(tmp_path, text):
+    path = checkpoint.save(tmp_path, made(1))
+    (path / "manifest.json").write_text(text)
+    assert checkpoint.damage(path)
+    assert checkpoint.newest(tmp_path)[0] is None
+
+
+def test_everything_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Each file, then its folder, then the rename, then the folder that holds the new name."""
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(handle: int) -> None:
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        fsync(handle)
+
+    def noted_replace(source, target) -> None:
+        done.append(("name", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    checkpoint.save(tmp_path / "checkpoints", made(1))
+    assert done[-2:] == [("name", "step-1"), ("sync", "checkpoints")]
+    assert ("sync", tmp_path.name) in done  # where the folder of checkpoints itself stands
+    for name in (*sorted(checkpoint.FILES), "manifest.json"):
+        at = done.index(("name", name))
+        assert done[at - 1] == ("sync", f".{name}.{os.getpid()}.tmp")
+        assert done[at + 1][0] == "sync"
+        assert at < len(done) - 2
+
+
+def test_the_best_adapters_that_a_checkpoint_names_are_kept_and_must_be_whole(tmp_path):
+    folder, best = tmp_path / "checkpoints", tmp_path / "best"
+    for step in (3, 6, 9):
+        checkpoint.save(best, made(step))
+    checkpoint.save(folder, made(5, best=3))
+    checkpoint.save(folder, made(10, best=9))
+    checkpoint.prune_best(best, folder)
+    assert [p.name for p in checkpoint.steps(best)] == ["step-3", "step-9"]
+    assert checkpoint.newest(folder, best) == (folder / "step-10", [])
+    shutil.rmtree(best / "step-9")
+    found, wrong = checkpoint.newest(folder, best)
+    assert found == folder / "step-5"
+    assert "step-10 names a best adapter" in wrong[0]
+    assert checkpoint.newest(folder) == (folder / "step-10", [])  # a run that keeps no best does not look for one
+
+
+def test_another_run_takes_over_the_best_adapter_and_the_metrics(tmp_path):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    path = checkpoint.save(theirs / "checkpoints", made(5, best=3))
+    (theirs / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(CheckpointError, match=r"names a best adapter, and .* has no manifest"):
+        checkpoint.adopt(path, ours, with_best=True)
+    checkpoint.save(theirs / "best", made(3))
+    checkpoint.adopt(path, ours, with_best=True)
+    assert (ours / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert checkpoint.damage(ours / "best" / "step-3") is None

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import REPOSITORY, Started, command, contents, task_folder, train, train_on
 
 from mixlora.failpoints import POINTS
+from mixlora.training import checkpoint
 
 OFTEN = ["step.before_optimizer@5", "adapter.write", "checkpoint.before_rename@2", "results.write@2"]
 METHOD = ("method=mole", "train.eval_steps=3", "train.load_best=true", "train.eval_limit=4")
@@ -122,6 +124,42 @@ def test_a_damaged_checkpoint(configs, whole, half):
     assert_same(contents(half), contents(whole))
 
 
+def test_where_no_checkpoint_is_whole_the_run_starts_over(configs, whole, half):
+    for path in (half / "checkpoints").iterdir():
+        (path / "state.json").write_text("{}")
+    done = train(configs, half, *METHOD)
+    assert done.returncode == 0, done.stderr
+    assert "No whole checkpoint is left" in " ".join(done.stdout.split())
+    assert_same(contents(half), contents(whole))
+
+
+def test_a_run_that_was_sent_back_goes_on_from_its_own_checkpoints(configs, whole, half, tmp_path):
+    """The command still names the old checkpoint when a job is started again."""
+    asked = f"resume={half / 'checkpoints' / 'step-2'}"
+    run = tmp_path / "other"
+    first = train(configs, run, *METHOD, asked, MIXLORA_FAIL="adapter.write:kill")
+    assert first.returncode == -signal.SIGKILL
+    assert "Going on after step 2" in first.stdout
+    again = train(configs, run, *METHOD, asked)
+    assert again.returncode == 0, again.stderr
+    assert "Going on after step 6" in again.stdout
+    assert contents(run)["metrics"] == contents(whole)["metrics"]
+    assert contents(run)["adapter/adapter_model.safetensors"] == contents(whole)["adapter/adapter_model.safetensors"]
+
+
+def test_going_on_with_other_versions_is_said(configs, whole, half):
+    for path in (half / "checkpoints").iterdir():
+        state = json.loads((path / "state.json").read_text())
+        state["made_with"]["packages"]["torch"] = "1.0"
+        (path / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["state.json"] = checkpoint.fingerprint(path / "state.json")
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    done = train(configs, half, *METHOD)
+    assert done.returncode == 0, done.stderr
+    assert f"Going on with torch {torch.__version__}, not 1.0" in " ".join(done.stdout.split())
+
+
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(configs, half, tmp_path):
     saved = half / "checkpoints" / "step-4"
     other = train(configs, tmp_path / "other", *METHOD, "train.learning_rate=0.1", f"resume={saved}")
@@ -167,6 +205,22 @@ def test_a_signal_saves_and_the_run_goes_on(configs, whole, tmp_path, action, st
     ours, theirs = contents(run), contents(whole)
     del ours["names"], theirs["names"]  # the extra checkpoint may still be among the newest two
     assert_same(ours, theirs)
+
+
+def test_a_signal_in_the_last_step_is_not_lost(configs, whole, tmp_path):
+    run = tmp_path / "run"
+    done = train(configs, run, *METHOD, MIXLORA_FAIL="step.metrics@6:term")
+    assert done.returncode == 143, done.stderr
+    assert "saved after step 6" in done.stderr
+    goes_on_to(whole, configs, run)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("fail", "status"), [("1/evaluate.after:oom", 5), ("0/checkpoint.before_rename:full", 5)])
+def test_the_status_of_what_ends_a_rank_is_that_of_all(configs, tmp_path, fail, status):
+    done = train_on(configs, tmp_path / "run", *METHOD, MIXLORA_FAIL=fail)
+    assert [rank.returncode for rank in done] == [status, status]
+    assert sum(rank.stderr.count("mixlora: ") for rank in done) == 1
 
 
 def test_a_second_signal_ends_at_once(configs, tmp_path):

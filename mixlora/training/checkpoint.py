@@ -20,9 +20,10 @@ from torch import Tensor
 from mixlora import ranks
 from mixlora.errors import CheckpointError
 from mixlora.failpoints import reach
-from mixlora.records import read_json, sync_folder, write_bytes, write_json
+from mixlora.records import read_json, read_lines, sync_folder, write_bytes, write_json, write_lines
 
 MANIFEST = "manifest.json"
+FILES = {"adapter.safetensors", "optimizer.safetensors", "state.json"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write `folder/step-N` beside its name, rename it, then remove all but the newest `keep`."""
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `folder/step-N` beside its name, then rename it."""
     final = folder / f"step-{checkpoint.step}"
     partial = folder / f"step-{checkpoint.step}.tmp-{os.getpid()}"
     clean(folder)
     partial.mkdir(parents=True)
+    sync_folder(folder.parent)
     try:
         reach("checkpoint.adapter")
         write_bytes(partial / "adapter.safetensors", save_safetensors(on_cpu(checkpoint.adapter)))
@@ -59,7 +61,6 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    prune(folder, keep)
     return final
 
 
@@ -68,6 +69,24 @@ def prune(folder: Path, keep: int) -> None:
     for old in steps(folder)[:-keep]:
         reach("checkpoint.prune")
         shutil.rmtree(old)
+
+
+def prune_best(best: Path, folder: Path) -> None:
+    """Remove the best adapters that no checkpoint in `folder` names: a run may go on from any of those."""
+    named = {best_step(path) for path in steps(folder) if damage(path) is None}
+    for old in steps(best):
+        if step_of(old) not in named:
+            shutil.rmtree(old)
+
+
+def best_step(path: Path) -> int:
+    """The step whose adapter was the best when this checkpoint was written; 0 for none."""
+    return int(read_json(path / "state.json").get("totals", {}).get("best_step", 0))
+
+
+def went_on_from(path: Path, asked_for: Path) -> bool:
+    """Whether a checkpoint was written by a run that had been sent back to `asked_for` before."""
+    return read_json(path / "state.json").get("resumed_from") == str(asked_for.resolve())
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,6 +128,8 @@ def damage(path: Path) -> str | None:
         manifest = read_json(path / MANIFEST)
     except ValueError:
         return f"{path / MANIFEST} is not JSON"
+    if not isinstance(manifest, dict) or set(manifest) != FILES:
+        return f"{path / MANIFEST} does not name {', '.join(sorted(FILES))}"
     for name, expected in manifest.items():
         if not (path / name).is_file():
             return f"{path / name} is missing"
@@ -117,15 +138,39 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint and what is wrong with the ones after it."""
+def newest(folder: Path, best: Path | None = None) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint and what is wrong with the ones after it.
+
+    Where a run keeps its best adapter in `best`, the one that a checkpoint names must be whole as well.
+    """
     wrong: list[str] = []
     for path in reversed(steps(folder)):
-        reason = damage(path)
+        reason = damage(path) or (damage_of_best(path, best) if best else None)
         if reason is None:
             return path, wrong
         wrong.append(reason)
     return None, wrong
+
+
+def damage_of_best(path: Path, best: Path) -> str | None:
+    step = best_step(path)
+    reason = damage(best / f"step-{step}") if step else None
+    return reason and f"{path} names a best adapter, and {reason}"
+
+
+def adopt(path: Path, folder: Path, *, with_best: bool) -> None:
+    """Take over into `folder` what a checkpoint of another run folder builds on: metrics, and its best adapter.
+
+    Raises:
+        CheckpointError: the best adapter that it names is damaged or gone.
+    """
+    theirs = path.resolve().parents[1]
+    write_lines(folder / "metrics.jsonl", read_lines(theirs / "metrics.jsonl"))
+    if with_best and best_step(path):
+        reason = damage_of_best(path, theirs / "best")
+        if reason is not None:
+            raise CheckpointError(f"{reason}. Choose another checkpoint, or set train.load_best=false")
+        save(folder / "best", read(theirs / "best" / f"step-{best_step(path)}"))
 
 
 def read(path: Path) -> Checkpoint:

@@ -63,6 +63,7 @@ class Trainer:
         rows: tokenised training rows by draw, the same on every rank.
         tasks: their names, in one order on every rank.
         origin: what a checkpoint must share with a run that goes on from it.
+        made_with: what a checkpoint should share with it, or its bytes may differ; saved with every checkpoint.
         score: validation scores of the current model; called every `train.eval_steps` steps.
         on_step: hears each line of metrics; on every rank.
         at: hears where this rank is.
@@ -79,6 +80,7 @@ class Trainer:
     folder: Path
     accelerator: Accelerator
     origin: Mapping[str, Any] = field(default_factory=dict)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
     score: Callable[[int], Mapping[str, float]] | None = None
     on_step: Callable[[Mapping[str, Any]], None] = lambda line: None
     at: Callable[[str], None] = lambda place: None
@@ -104,6 +106,7 @@ class Trainer:
         )
         self.warmup = round(train.warmup_ratio * self.steps)
         self.totals = Totals(micro_batch_size=train.per_device_train_batch_size)
+        self.resumed_from: str | None = None  # the checkpoint that was asked for by its path, if any
 
     # ---- the run
 
@@ -115,15 +118,19 @@ class Trainer:
                 began = time.monotonic()
                 line, stop = self.step(step, seen)
                 self.totals.seconds += time.monotonic() - began
-                line |= {"seconds": round(self.totals.seconds, 3)} | self.validate(step)
+                scores = self.validate(step)
+                line |= {"seconds": round(self.totals.seconds, 3)} | scores
                 reach("step.metrics")
                 if self.main and (step % self.train.logging_steps == 0 or step == self.steps):
                     append_line(self.metrics, line)
                 self.on_step(line)
-                if step % self.train.save_steps == 0 or step == self.steps or stop:
-                    began = time.monotonic()
+                last = step == self.steps
+                if scores or last:  # a signal that came in the meantime is not left to a step that may never be
+                    stop = stop or told(seen)
+                if step % self.train.save_steps == 0 or last or stop:
                     self.save(step)
-                    self.totals.checkpoint_seconds += time.monotonic() - began
+                if last:
+                    stop = stop or told(seen)
                 if stop:
                     number = seen[0] if seen else signal.SIGTERM
                     raise Interrupted(f"saved after step {step}; the same command goes on from there", number)
@@ -200,7 +207,15 @@ class Trainer:
             totals.bad_in_a_row = 0
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self.optimizer.step()
+            try:
+                self.optimizer.step()
+            except (RuntimeError, MemoryError) as error:
+                if not ranks.is_out_of_memory(error):
+                    raise
+                raise ResourceError(
+                    f"out of memory for the optimizer's moments in step {step}. Lower method.r or method.num_experts, "
+                    f"or train.per_device_train_batch_size={totals.micro_batch_size}"
+                ) from error
             for name, gate in gates.gates_of(self.model).items():
                 gate.after_step(tally.loads[name])
         else:
@@ -272,33 +287,47 @@ class Trainer:
         if self.totals.best is None or mean > self.totals.best:
             self.totals.best, self.totals.best_step = mean, step
             if self.train.load_best:
-                self.save(step, "best", keep=1)
+                self.write(step, "best")
         return {"validation": scores, "validation_mean": mean}
 
-    def save(self, step: int, name: str = "checkpoints", keep: int | None = None) -> None:
+    def save(self, step: int) -> None:
+        """A checkpoint to go on from; those before it that are no longer needed go."""
+        self.write(step, "checkpoints")
+        if self.main:
+            self.prune()
+
+    def write(self, step: int, name: str) -> None:
+        began = time.monotonic()
         self.at(f"checkpoint of step {step}")
         optimizer = checkpoint.optimizer_tensors(self.optimizer, self.names)
-        state = {"totals": dict(vars(self.totals)), "origin": self.origin}
+        state = {
+            "totals": dict(vars(self.totals)),
+            "origin": self.origin,
+            "made_with": self.made_with,
+            "resumed_from": self.resumed_from,
+        }
         saved = checkpoint.Checkpoint(step, self.tensors(), optimizer, state)
         if self.main:
             sync_file(self.metrics)
-            checkpoint.save(self.folder / name, saved, keep=keep or self.train.save_total_limit)
+            checkpoint.save(self.folder / name, saved)
         self.accelerator.wait_for_everyone()
+        self.totals.checkpoint_seconds += time.monotonic() - began
+
+    def prune(self) -> None:
+        checkpoint.prune(self.folder / "checkpoints", self.train.save_total_limit)
+        checkpoint.prune_best(self.folder / "best", self.folder / "checkpoints")
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to the state after `saved.step`: tensors, optimizer, totals, and the files of the run folder."""
         load_tensors(self.adapter, saved.adapter)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
-        totals = dict(saved.state["totals"])
-        self.totals = Totals(**totals | {key: Counter(totals[key]) for key in ("label_tokens", "rows")})
+        self.totals = totals_of(saved)
         if self.main:
             kept = [line for line in read_lines(self.metrics) if line["step"] <= saved.step]
             write_lines(self.metrics, kept)
             checkpoint.forget_after(self.folder / "checkpoints", saved.step)
             checkpoint.forget_after(self.folder / "best", saved.step)
-            # Killed between the rename and the pruning, a run may have no later checkpoint to prune.
-            checkpoint.prune(self.folder / "checkpoints", self.train.save_total_limit)
-            checkpoint.prune(self.folder / "best", 1)
+            self.prune()  # killed between the rename and the pruning, a run may have no later checkpoint to prune
         self.accelerator.wait_for_everyone()
 
     def restore_best(self) -> None:
@@ -316,6 +345,23 @@ class Trainer:
     @property
     def main(self) -> bool:
         return self.accelerator.is_main_process
+
+
+def told(seen: Sequence[int]) -> bool:
+    """Whether any rank was told to stop; every rank must ask."""
+    return any(ranks.gathered(bool(seen)))
+
+
+def totals_of(saved: checkpoint.Checkpoint) -> Totals:
+    """Raises CheckpointError where another version of this package counted other things."""
+    values = dict(saved.state["totals"])
+    try:
+        return Totals(**values | {key: Counter(values[key]) for key in ("label_tokens", "rows")})
+    except (TypeError, KeyError):
+        raise CheckpointError(
+            f"the checkpoint of step {saved.step} was written by another version of mixlora, which counted other "
+            "things. Finish the run with that version, or set run_dir to a new folder"
+        ) from None
 
 
 def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
