@@ -14,11 +14,18 @@ from torch import Tensor, nn
 from mixlora import gates
 from mixlora.adapters.attach import attach
 from mixlora.config.load import config_of
-from mixlora.config.schema import Config
+from mixlora.config.schema import Compute, Config
 from mixlora.models import base
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+def computes(method: str) -> list[str]:
+    """Every value of method.compute that is a path of its own: a mixture in a block has a lean one, a linear none."""
+    options = yaml.safe_load((CONFIGS / "method" / f"{method}.yaml").read_text(encoding="utf-8"))
+    linear = options.get("method", options).get("scope", "linear") == "linear"
+    return [compute.value for compute in Compute if not (linear and compute is Compute.lean)]
 
 
 @functools.lru_cache

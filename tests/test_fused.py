@@ -260,13 +260,13 @@ def test_routing_on_a_bfloat16_base_is_the_float32_routers(native, monkeypatch):
     torch.manual_seed(0)
     base = nn.Linear(256, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     layer = FusedGatedLinear(base, LowRank(256, 64, r=8, num_experts=8), build({"kind": "topk"}, 256, 8))
-    x_TD = torch.randn(2048, 256).bfloat16().requires_grad_()
+    x_TD = torch.randn(20000, 256).bfloat16().requires_grad_()
     y_TO = layer(x_TD)
     assert y_TO.dtype is torch.bfloat16
     precise_TE = x_TD.detach().double() @ layer.gate.router.weight.detach().double().T
-    expected_TE = torch.zeros(2048, 8, dtype=torch.bool).scatter(1, precise_TE.topk(2, -1).indices, True)
+    expected_TE = torch.zeros(20000, 8, dtype=torch.bool).scatter(1, precise_TE.topk(2, -1).indices, True)
     same = (layer.gate.routing.chosen_TE == expected_TE).all(-1)
-    assert float(same.double().mean()) >= 0.999
+    assert float(same.double().mean()) >= 0.9999
     y_TO.float().square().mean().backward()
     assert layer.gate.router.weight.grad.dtype is torch.float32
 

@@ -1,7 +1,7 @@
 """Parity with official code: ../shared/golden holds layers that the published implementations computed in float32.
 
 Every case runs through the modules that `attach` builds from configs/method with overrides, in float32 and float64,
-with the hand-written backward and without it. Tolerances are those of the golden README.
+by every path of `method.compute`. Tolerances are those of the golden README.
 """
 
 import json
@@ -9,22 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from built import composed
+from built import composed, computes
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from mixlora import gates, losses
-from mixlora.adapters.attach import adapted, attach
-from mixlora.config.schema import Config
+from mixlora.adapters.attach import adapted, attach, paths
+from mixlora.config.schema import Compute, Config, Scope
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 TOLERANCE = {torch.float64: 5e-6, torch.float32: 1e-5}
-# An active dropout, switched off by evaluation mode, is what sends a gated linear over the plain path.
-variants = pytest.mark.parametrize(
-    ("dtype", "dropout"),
-    [(torch.float64, 0.0), (torch.float64, 0.1), (torch.float32, 0.0), (torch.float32, 0.1)],
-    ids=["float64", "float64-plain", "float32", "float32-plain"],
-)
+
+
+def variants(method: str) -> pytest.MarkDecorator:
+    """Both dtypes, by every path of the method."""
+    each = [(dtype, compute) for dtype in TOLERANCE for compute in computes(method)]
+    ids = [f"{str(dtype).removeprefix('torch.')}-{compute}" for dtype, compute in each]
+    return pytest.mark.parametrize(("dtype", "compute"), each, ids=ids)
 
 
 class Case:
@@ -75,6 +76,9 @@ def unblocked(B_OR: Tensor, like: Tensor) -> Tensor:
 
 def attached(config: Config, model: nn.Module) -> nn.Module:
     attach(model, config.method, config.model)
+    method = config.method
+    fused = method.scope is Scope.linear and method.compute is Compute.fast
+    assert set(paths(model)) == {"fused" if fused else method.compute.value}
     return model.eval()
 
 
@@ -91,9 +95,9 @@ def linears(case: Case, sites: dict[str, list[str]]) -> nn.Module:
     return model
 
 
-def overrides(case: Case, dropout: float, *more: str) -> list[str]:
+def overrides(case: Case, compute: str, *more: str) -> list[str]:
     about, dtype = case.about, str(case.dtype).removeprefix("torch.")
-    found = [f"method.lora_dropout={dropout}", f"method.adapter_dtype={dtype}", f"method.lora_alpha={about['alpha']}"]
+    found = [f"method.compute={compute}", f"method.adapter_dtype={dtype}", f"method.lora_alpha={about['alpha']}"]
     return [*found, *more]
 
 
@@ -138,24 +142,24 @@ def leaf(x: Tensor) -> Tensor:
 # ---- one linear
 
 
-@variants
+@variants("lora")
 @pytest.mark.parametrize("name", cases("lora"))
-def test_lora(name, dtype, dropout):
+def test_lora(name, dtype, compute):
     case = Case("lora", name, dtype)
     scale = {"alpha/r": "alpha_over_r", "alpha/sqrt(r)": "alpha_over_sqrt_r"}[case.about["scaling_rule"]]
-    config = composed("lora", *overrides(case, dropout, f"method.r={case.about['r']}", f"method.scale={scale}"))
+    config = composed("lora", *overrides(case, compute, f"method.r={case.about['r']}", f"method.scale={scale}"))
     (wrapper,) = adapted(attached(config, linears(case, {"l0": [""]}))).values()
     fill(wrapper, case, "")
     x = leaf(case["x"])
     check(wrapper, case, "", wrapper(x), x)
 
 
-@variants
+@variants("hydralora")
 @pytest.mark.parametrize("name", cases("hydralora"))
-def test_hydralora(name, dtype, dropout):
+def test_hydralora(name, dtype, compute):
     case = Case("hydralora", name, dtype)
     sizes = (f"method.r={case.about['r']}", f"method.num_experts={case.about['E']}")
-    model = attached(composed("hydralora", *overrides(case, dropout, *sizes)), linears(case, {"l0": [""]}))
+    model = attached(composed("hydralora", *overrides(case, compute, *sizes)), linears(case, {"l0": [""]}))
     (wrapper,) = adapted(model).values()
     fill(wrapper, case, "")
     x = leaf(case["x"])
@@ -166,9 +170,9 @@ def test_hydralora(name, dtype, dropout):
     check(wrapper, case, "", y, x)
 
 
-@variants
+@variants("smora")
 @pytest.mark.parametrize("name", cases("smora"))
-def test_smora(name, dtype, dropout):
+def test_smora(name, dtype, compute):
     """The bias too, moved as the release does: after every forward, padding counted."""
     case = Case("smora", name, dtype)
     about = case.about
@@ -177,7 +181,7 @@ def test_smora(name, dtype, dropout):
         f"method.gate.bias_rate={about['bias_update_rate']}",
         f"method.gate.rank_partition={about['rank_partition']}",
     ]
-    model = attached(composed("smora", *overrides(case, dropout, *sizes, *gate)), linears(case, {"l0": [""]}))
+    model = attached(composed("smora", *overrides(case, compute, *sizes, *gate)), linears(case, {"l0": [""]}))
     (wrapper,) = adapted(model).values()
     fill(wrapper, case, "")
     wrapper.gate.bias_E.copy_(case["bias"])
@@ -198,16 +202,16 @@ def test_smora(name, dtype, dropout):
     case.same(wrapper.gate.bias_E, "bias_after_second")
 
 
-@variants
+@variants("dynmole")
 @pytest.mark.parametrize("name", cases("dynmole"))
-def test_dynmole(name, dtype, dropout):
+def test_dynmole(name, dtype, compute):
     """With the auxiliary losses that the method brings; the release counts padding in the entropy term."""
     case = Case("dynmole", name, dtype)
     about = case.about
     sizes = [f"method.num_experts={about['E']}", f"method.r={about['r']}", f"method.top_k={about['keep_top_k']}"]
     gate = [f"method.gate.{key}={about[key]}" for key in ("q", "entropy_threshold", "entropy_eps", "top_p")]
     options = ["method.target_modules=all-linear", "aux_loss.tsallis.count_padding=true"]
-    config = composed("dynmole", *overrides(case, dropout, *sizes, *gate, *options))
+    config = composed("dynmole", *overrides(case, compute, *sizes, *gate, *options))
     model = attached(config, linears(case, {"l0": [""]}))
     (wrapper,) = adapted(model).values()
     fill(wrapper, case, "")
@@ -232,9 +236,9 @@ def test_dynmole(name, dtype, dropout):
 # ---- several linears
 
 
-@variants
+@variants("mola")
 @pytest.mark.parametrize("name", cases("mola"))
-def test_mola(name, dtype, dropout):
+def test_mola(name, dtype, compute):
     """A number of experts, a rank and a k for each layer; the loss of its own code, or of MoE-PEFT's for one site."""
     case = Case("mola", name, dtype)
     about = case.about
@@ -246,7 +250,7 @@ def test_mola(name, dtype, dropout):
         sites, keys, choice = {"l0": [""]}, ("E", "r", "k"), "load_balance_all_layers"
     sizes = [f"method.{f}={about[key]}" for f, key in zip(("num_experts", "r", "top_k"), keys, strict=True)]
     coefficient = f"aux_loss.load_balance.coef={about['router_aux_loss_coef']}"
-    config = composed("mola", f"aux_loss={choice}", *overrides(case, dropout, *sizes, coefficient))
+    config = composed("mola", f"aux_loss={choice}", *overrides(case, compute, *sizes, coefficient))
     model = attached(config, linears(case, sites))
     inputs, outputs, routers = {}, {}, {}
     named = [site for layer in sites.values() for site in layer]
@@ -290,15 +294,15 @@ class Block(nn.Module):
 PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 
 
-@variants
+@variants("mixlora")
 @pytest.mark.parametrize("name", cases("mixlora"))
-def test_mixlora(name, dtype, dropout):
+def test_mixlora(name, dtype, compute):
     case = Case("mixlora", name, dtype)
     about = case.about
     sites = [f"s{i}." for i in range(about["sites"])] if "sites" in about else [""]
     sizes = [f"method.num_experts={about['E']}", f"method.r={about['r']}", f"method.top_k={about['k']}"]
     options = ["method.plain_modules=null", f"aux_loss.load_balance.coef={about['router_aux_loss_coef']}"]
-    config = composed("mixlora", "aux_loss=load_balance_all_layers", *overrides(case, dropout, *sizes, *options))
+    config = composed("mixlora", "aux_loss=load_balance_all_layers", *overrides(case, compute, *sizes, *options))
     model = nn.Module()
     model.layers = nn.ModuleList(nn.ModuleDict({"mlp": Block(case, site)}) for site in sites)
     wrappers = dict(zip(sites, adapted(attached(config, model)).values(), strict=True))

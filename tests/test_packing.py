@@ -1,5 +1,6 @@
 """Packed rows: the same step as padded ones, and no token sees another example."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -109,8 +110,15 @@ def test_a_training_step_does_not_depend_on_packing(name, tmp_path):
 # ---- no leak
 
 
+def block_mask(model: nn.Module) -> contextlib.AbstractContextManager:
+    """What a model that hands no `segments` to its attention runs by: transformers' mask, from the positions alone."""
+    assert model.config._attn_implementation != packing.NAME
+    return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("attention", [packing.by_row, block_mask])
 @pytest.mark.parametrize("name", METHODS)
-def test_no_token_sees_another_row(name):
+def test_no_token_sees_another_row(name, attention):
     """Perturb each row: every other row's hidden states stay bit for bit, and their gradient on it is exactly zero."""
     model, _ = adapted(name)
     batch = pack(ROWS)
@@ -118,7 +126,7 @@ def test_no_token_sees_another_row(name):
     places = batch.row_BS[0]
 
     def run(x_1SD: torch.Tensor) -> torch.Tensor:
-        with packing.by_row(model):
+        with attention(model):
             return model.get_decoder()(
                 inputs_embeds=x_1SD, position_ids=batch.position_ids_BS, segments=batch.segments
             )[0]

@@ -82,7 +82,16 @@ Dropout = Whole | Places | Mask
 
 def draw(dropout: torch.nn.Dropout, x_TD: Tensor) -> Dropout:
     """What `dropout` does to x this once; seeded by the global CPU generator, which checkpointing restores."""
-    if not dropout.training or dropout.p == 0:
+    if not active(dropout):
         return Whole()
     seed = int(torch.randint(2**62, ()))
     return Places(dropout.p, seed) if x_TD.device.type == "cpu" else Mask(dropout.p, seed)
+
+
+def untraceable(dropout: torch.nn.Dropout) -> bool:
+    """Whether a compiler reads this and would have to follow `draw`: no graph holds a seed that Python reads."""
+    return torch.compiler.is_compiling() and active(dropout)
+
+
+def active(dropout: torch.nn.Dropout) -> bool:
+    return dropout.training and dropout.p > 0

@@ -50,6 +50,8 @@ class FusedLoraLinear(LoraLinear):
     path = "fused"
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        if dropout.untraceable(self.delta.dropout):
+            return super().forward(x_TD)
         base, delta, lead = self.base_layer, self.delta, x_TD.shape[:-1]
         A_RD, B_OR = delta.A_RD.to(x_TD.dtype), delta.B_OR.to(x_TD.dtype)
         drop = dropout.draw(delta.dropout, x_TD)
@@ -63,6 +65,8 @@ class FusedGatedLinear(GatedLinear):
     path = "fused"
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        if dropout.untraceable(self.delta.dropout):
+            return super().forward(x_TD)
         base, delta, lead = self.base_layer, self.delta, x_TD.shape[:-1]
         A_RD, B_OR = delta.A_RD.to(x_TD.dtype), delta.B_OR.to(x_TD.dtype)
         drops = (dropout.draw(delta.dropout, x_TD),)

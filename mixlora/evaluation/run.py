@@ -21,6 +21,7 @@ from mixlora.evaluation.code import judge_code
 from mixlora.evaluation.generation import generate
 from mixlora.evaluation.harness import Harness
 from mixlora.evaluation.likelihood import score_choices
+from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import Protocol, Reading, protocol_of
 from mixlora.models.likelihood import evaluating
 from mixlora.tasks.example import Example
@@ -270,20 +271,20 @@ def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) ->
     """Everything a table needs to know about one task; no model is asked."""
     metric = protocol.metric(task)
     found = {
-        name: scores.mean_score([p[name] for p in predictions])
+        name: MeanScore().compute(predictions=[p[name] for p in predictions])
         for name in protocol.metrics(task)
         if name in predictions[0]
     }
     score = found[metric]
     return {
         "metric": metric,
-        "value": score.value,
-        "stderr": score.stderr,
-        "n": score.n,
-        "interval": list(score.interval),
+        "value": score["value"],
+        "stderr": score["stderr"],
+        "n": score["n"],
+        "interval": list(score["interval"]),
         "majority": majority(task, predictions),
-        "metrics": {name: one.value for name, one in found.items()},
-        "stderrs": {name: one.stderr for name, one in found.items()},
+        "metrics": {name: one["value"] for name, one in found.items()},
+        "stderrs": {name: one["stderr"] for name, one in found.items()},
         "cut": {
             "prompts": sum(p["shots_cut"] + p["tokens_cut"] > 0 for p in predictions),
             "shots": sum(p["shots_cut"] for p in predictions),

@@ -1,15 +1,9 @@
-"""Scores as pure functions: from what a model said to numbers with their uncertainty.
-
-The three aggregates are `evaluate.Metric`s, which work without a hub.
-"""
+"""Scores as pure functions: from what a model said to numbers with their uncertainty."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import datasets
-import evaluate
 
 
 @dataclass(frozen=True)
@@ -40,18 +34,6 @@ def wilson(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, f
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-class Accuracy(evaluate.Metric):
-    """Share of predictions that equal their reference."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(description=self.__doc__ or "", citation="", features=features)
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        hits = sum(p == r for p, r in zip(predictions, references, strict=True))
-        return {"accuracy": hits / len(references)}
 
 
 # How the log-likelihood of an option becomes its score; the name is also the metric's.
