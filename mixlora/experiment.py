@@ -143,6 +143,7 @@ class Experiment:
         scoring = self.scoring(loaded)
         trainer = self.trainer(loaded, scoring)
         totals = self.train(trainer)
+        self.tell_drawn(totals)
         reach("adapter.write")
         tensors = trainer.tensors()
         if trainer.main:
@@ -246,9 +247,18 @@ class Experiment:
         ranks.same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
         if not self.parts.trained:
             raise ConfigError(f"tasks={self.config.tasks.name} has no training rows")
-        say(f"{self.parts.steps} steps of {self.parts.rows_a_step} rows from {len(self.parts.trained)} tasks:")
+        drawn_from = f"{len(self.parts.plan.tasks)} of {len(self.parts.data)} tasks"
+        say(f"{self.parts.steps} steps of {self.parts.rows_a_step} rows from {drawn_from}:")
         for name, drawn in self.parts.plan.drawn().items():
             say(f"  {name:16} {drawn.rows:7,} rows, {drawn.distinct:7,} distinct, {drawn.passes:.2f} passes")
+
+    def tell_drawn(self, totals: Totals) -> None:
+        """What each task gave to the training that is done."""
+        say("Trained on:")
+        tokens = counted(totals) or {}
+        for name, drawn in self.parts.plan.drawn().items():
+            seen = f"{tokens[name]:11,} tokens, " if name in tokens else ""
+            say(f"  {name:16} {totals.rows[name]:7,} rows, {seen}{drawn.passes:.2f} passes")
 
     def record(self, status: str, outcome: Mapping[str, Any] | None = None) -> None:
         """run.json: where this run comes from and how far it got."""
@@ -279,6 +289,7 @@ class Experiment:
             "parameters": sizes,
             "computed": paths(loaded.model),
             "tokens": totals.tokens,
+            "tokens_by_task": counted(totals),
             "label_tokens": dict(totals.label_tokens),
             "rows": {name: task.rows for name, task in drawn.items()},
             "passes": {name: round(task.passes, 4) for name, task in drawn.items()},
@@ -308,6 +319,11 @@ def named(folder: Path) -> Iterator[None]:
             "out of memory outside a training step. Lower eval.batch_size, or choose model.quantization=nf4 or "
             "model.dtype=bfloat16 where the model itself does not fit"
         ) from error
+
+
+def counted(totals: Totals) -> dict[str, int] | None:
+    """Tokens by task; None where a part was trained by a version that did not count them."""
+    return dict(totals.tokens_by_task) if totals.tokens_by_task.total() == totals.tokens else None
 
 
 def longest(row: Row, length: int) -> Row:

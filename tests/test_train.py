@@ -76,10 +76,32 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
                 json.loads(line) for line in (place / "predictions" / f"{task}.jsonl").read_text().splitlines()
             ]
             assert found["n"] == len(predictions) == 6
+            assert all(p["correct"] == p[found["metric"]] for p in predictions)
             assert found["value"] == sum(p[found["metric"]] for p in predictions) / 6
             assert found["interval"][0] <= found["value"] <= found["interval"][1]
+            assert found["fingerprints"] == {"data": found["data"], "prompts": found["prompts"]}
             assert found["data"]
     assert not list(folder.rglob("*.tmp*"))
+
+
+def test_a_mixture_says_what_each_task_gave(tmp_path):
+    """Of four tasks one is only trained on, and one only scored, which is left out without leave to run its code."""
+    short = ("eval.limit=2", "eval.before=false", "tasks.mixture.gsm8k.max_new_tokens=2")
+    said = run(train, "+method=lora", "+tasks=math_code_med", *SMALL, *short, f"run_dir={tmp_path}")
+    assert "rows from 3 of 4 tasks:" in said
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert set(record["tokens_by_task"]) == set(record["rows"]) == {"gsm8k", "medqa", "mbpp"}
+    assert sum(record["tokens_by_task"].values()) == record["tokens"]
+    assert all(record["tokens_by_task"][name] > n for name, n in record["label_tokens"].items())
+    after = said.partition("Trained on:")[2]
+    for name, tokens in record["tokens_by_task"].items():
+        line = next(line for line in after.splitlines() if line.split()[:1] == [name])
+        assert line.split()[1:5] == [f"{record['rows'][name]:,}", "rows,", f"{tokens:,}", "tokens,"]
+        assert line.endswith(f"{record['passes'][name]:.2f} passes")
+    results = json.loads((tmp_path / "results.json").read_text())
+    for found in results.values():
+        assert {"metric", "value", "stderr", "n", "protocol", "fingerprints"} <= set(found)
+    assert results["humaneval"]["value"] is None
 
 
 def test_a_finished_run_is_shown_and_not_run_again(folder):

@@ -43,6 +43,7 @@ class Totals:
     """What has happened since the first step, over all ranks; saved with every checkpoint."""
 
     tokens: int = 0  # real tokens that went through the model
+    tokens_by_task: Counter[str] = field(default_factory=Counter)  # the same, by task
     label_tokens: Counter[str] = field(default_factory=Counter)  # tokens with loss, by task
     rows: Counter[str] = field(default_factory=Counter)
     skipped: int = 0  # steps that were not taken because a number was not finite
@@ -193,7 +194,8 @@ class Trainer:
     def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
         totals = self.totals
-        totals.tokens += int(tally.tokens)
+        totals.tokens += int(tally.tokens.sum())
+        totals.tokens_by_task.update(tally.by_task(tally.tokens))
         totals.label_tokens.update(tally.by_task(tally.count))
         totals.rows.update(tally.by_task(tally.rows))
         if finite:
@@ -290,7 +292,8 @@ class Trainer:
         load_tensors(self.adapter, saved.adapter)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
         totals = dict(saved.state["totals"])
-        self.totals = Totals(**totals | {key: Counter(totals[key]) for key in ("label_tokens", "rows")})
+        counted = ("tokens_by_task", "label_tokens", "rows")
+        self.totals = Totals(**totals | {key: Counter(totals.get(key, {})) for key in counted})
         if self.main:
             kept = [line for line in read_lines(self.metrics) if line["step"] <= saved.step]
             write_lines(self.metrics, kept)
