@@ -69,6 +69,7 @@ class Experiment:
                 loaded, adapter = self.load()
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
                     self.begin()
+                    self.parts.start_tracker()
                     self.work(loaded, adapter, began)
             self.parts.accelerator.end_training()
 
@@ -142,8 +143,7 @@ class Experiment:
         sizes = self.attach(loaded, adapter)
         scoring = self.scoring(loaded)
         trainer = self.trainer(loaded, scoring)
-        totals = self.train(trainer)
-        self.tell_drawn(totals)
+        self.tell_drawn(self.train(trainer))
         reach("adapter.write")
         tensors = trainer.tensors()
         if trainer.main:
@@ -154,7 +154,7 @@ class Experiment:
         if trainer.main:
             reach("finish")
             write_json(self.folder / "routing.json", loads)
-            self.record("finished", self.outcome(loaded, sizes, totals, time.monotonic() - began))
+            self.record("finished", self.outcome(loaded, sizes, trainer, time.monotonic() - began))
             reach("report.write")
             say(f"Report: {run_report(self.folder)}")
             print_results(self.folder)
@@ -177,7 +177,7 @@ class Experiment:
         return Scoring(self.parts, loaded, lambda place: self.watch.at(place))
 
     def trainer(self, loaded: base.Base, scoring: Scoring) -> Trainer:
-        return Trainer(
+        made = Trainer(
             model=loaded.model,
             aux=self.losses,
             rows=self.parts.rows,
@@ -192,6 +192,9 @@ class Experiment:
             score=scoring.validation,
             at=self.watch.at,
         )
+        if self.config.train.packing and not made.packed:
+            say("train.packing=true has no effect: this model does not compute packed rows as if alone. They are padded")
+        return made
 
     def origin(self, weights_sha256: str) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""
@@ -280,14 +283,16 @@ class Experiment:
         }
         write_json(self.folder / "run.json", values | dict(outcome or {}))
 
-    def outcome(self, loaded: base.Base, sizes: Mapping[str, int], totals: Totals, seconds: float) -> dict[str, Any]:
-        """What a finished run was made with and what it took."""
-        drawn = self.parts.plan.drawn()
+    def outcome(self, loaded: base.Base, sizes: Mapping[str, int], trainer: Trainer, seconds: float) -> dict[str, Any]:
+        """What a finished run was made with, which ways it computed, and what it took."""
+        drawn, totals = self.parts.plan.drawn(), trainer.totals
         return {
             "weights_sha256": loaded.sha256,
             "sharded": ranks.sharded(loaded.model),
             "parameters": sizes,
             "computed": paths(loaded.model),
+            "packed": trainer.packed,
+            "chunked_head": trainer.answer_losses.head is not None,
             "tokens": totals.tokens,
             "tokens_by_task": counted(totals),
             "label_tokens": dict(totals.label_tokens),

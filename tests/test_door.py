@@ -74,6 +74,17 @@ def test_a_mistake_in_the_configuration_is_one_message_and_status_2(told, argv, 
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("asked", ["bf16", "fp16"])
+def test_autocast_is_refused_with_the_key_to_use_instead(told, monkeypatch, asked):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    status, message = told(train, "+method=smora", *ARC)
+    assert status == 2
+    assert f"mixed_precision={asked}" in message
+    assert "Set model.dtype=" in message
+    assert len(message.strip().splitlines()) == 1
+    assert list(Path().iterdir()) == []
+
+
 def test_a_target_that_no_linear_has_is_said_before_anything_is_scored_or_written(told):
     status, message = told(train, "+method=lora", *ARC, "method.target_modules=[q_prj]")
     assert status == 2

@@ -67,6 +67,7 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
     assert record["status"] == "finished"
     assert len(record["weights_sha256"]) == 64
     assert record["parameters"]["activated"] <= record["parameters"]["trainable"]
+    assert (record["packed"], record["chunked_head"]) == (True, True)
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
     for place in (folder, folder / "before"):
         results = json.loads((place / "results.json").read_text())
@@ -104,10 +105,22 @@ def test_a_mixture_says_what_each_task_gave(tmp_path):
     assert results["humaneval"]["value"] is None
 
 
-def test_a_finished_run_is_shown_and_not_run_again(folder):
+def test_what_could_not_be_done_the_quick_way_is_said_and_recorded(lora, tmp_path, monkeypatch):
+    monkeypatch.setattr("mixlora.training.loop.packs_rows", lambda model: False)
+    monkeypatch.setattr("mixlora.models.likelihood.plain_head", lambda model: None)
+    said = run(train, "+method=lora", "+tasks=arc", *SMALL, "eval.before=false", f"run_dir={tmp_path}")
+    assert len([line for line in said.splitlines() if "train.packing=true has no effect" in line]) == 1
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["packed"], record["chunked_head"]) == (False, False)
+    slow, quick = ([line["loss"] for line in read_lines(place / "metrics.jsonl")] for place in (tmp_path, lora))
+    assert slow == pytest.approx(quick, rel=1e-4)
+
+
+def test_a_finished_run_is_shown_and_not_run_again(folder, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda *_: pytest.fail("nothing is there to track"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     method = load.config_of(load.read(folder)).method.name
-    said = run(train, f"+method={method}", "+tasks=arc", *SMALL, f"run_dir={folder}")
+    said = run(train, f"+method={method}", "+tasks=arc", *SMALL, f"run_dir={folder}", "tracker=tensorboard")
     assert "finished" in said
     assert "arc_easy" in said
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
@@ -153,10 +166,14 @@ def test_a_gate_cannot_be_exported_and_says_so(smora, tmp_path, merge, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_configuration_twice_gives_the_same_bytes(smora, tmp_path):
+def test_the_same_configuration_twice_gives_the_same_bytes(smora, tmp_path, monkeypatch):
+    """Accelerate would divide the loss by a number that `accelerate config` may have left in the environment."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     again = trained(tmp_path / "again", "smora")
     for name in ("adapter/adapter_model.safetensors", "results.json", "routing.json", "predictions/arc_easy.jsonl"):
         assert (again / name).read_bytes() == (smora / name).read_bytes()
+    norms = ([line["grad_norm"] for line in read_lines(place / "metrics.jsonl")] for place in (smora, again))
+    assert next(norms) == next(norms)
 
 
 @pytest.mark.full
