@@ -3,10 +3,11 @@
 Everything that can be wrong with the configuration or the data is found before the base model is loaded.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from mixlora.checks import check
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
-from mixlora.errors import CheckpointError, ConfigError, MixloraError, ResourceError
+from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError, ResourceError
 from mixlora.evaluation.report import print_results
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.parts import Parts
-from mixlora.provenance import differences, peak_memory, same_origin, surroundings
-from mixlora.records import disk_error, finished_as, owned, remove_strays, write_json, write_text
+from mixlora.provenance import differences, peak_memory, same_origin, surroundings, with_earlier
+from mixlora.records import disk_error, finished, finished_as, owned, read_json, remove_strays, write_json, write_text
 from mixlora.scoring import Scoring
 from mixlora.tables.report import run_report
 from mixlora.tasks.collate import Row
@@ -41,6 +42,7 @@ class Experiment:
 
     config: Config
     command: str
+    surroundings: dict[str, Any] = field(default_factory=dict, init=False)  # of the whole process: taken once
 
     def __post_init__(self) -> None:
         check(self.config)
@@ -64,13 +66,15 @@ class Experiment:
                     if self.parts.accelerator.is_main_process:
                         self.show()
                     return
+                self.surroundings = surroundings(self.parts.accelerator.device)
                 self.announce()
                 began = time.monotonic()
                 loaded, adapter = self.load()
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
                     self.begin()
-                    self.parts.start_tracker()
-                    self.work(loaded, adapter, began)
+                    with self.failure_recorded(), named(self.folder):
+                        self.parts.start_tracker()
+                        self.work(loaded, adapter, began)
             self.parts.accelerator.end_training()
 
     def show(self) -> None:
@@ -112,7 +116,27 @@ class Experiment:
             self.same_configuration()
         else:
             write_text(path, text)
+        if self.holds_results():
+            self.surroundings = with_earlier(self.surroundings, read_json(self.folder / "run.json"))
         self.record("running")
+
+    def holds_results(self) -> bool:
+        """Whether an earlier process left something that this one builds on."""
+        left = [*checkpoint.steps(self.folder / "checkpoints"), self.folder / "before" / "results.json"]
+        return (self.folder / "run.json").is_file() and any(path.exists() for path in left)
+
+    @contextmanager
+    def failure_recorded(self) -> Iterator[None]:
+        """Let run.json say that a run has failed, and of what; not where it was interrupted or another rank is gone."""
+        try:
+            yield
+        except Exception as error:
+            ended = isinstance(error, Interrupted) or ranks.is_lost(error)
+            if self.parts.accelerator.is_main_process and not ended:
+                with contextlib.suppress(MixloraError, OSError):  # the disk may be what failed
+                    if not finished(self.folder):
+                        self.record("failed", {"message": str(error) or type(error).__name__})
+            raise
 
     def same_configuration(self) -> None:
         before = configs.config_of(configs.read(self.folder))
@@ -273,7 +297,7 @@ class Experiment:
             "model": self.config.model.name,
             "tasks": self.config.tasks.name,
             "seed": self.config.seed,
-            **surroundings(self.parts.accelerator.device),
+            **self.surroundings,
             "world_size": self.parts.accelerator.num_processes,
             "steps": self.parts.steps,
             "data": {name: data.fingerprints for name, data in self.parts.data.items()},

@@ -1,6 +1,7 @@
 """The main job end to end on the tiny model and the embedded sample: train, look, load, talk, export, score again."""
 
 import contextlib
+import errno
 import io
 import json
 import sys
@@ -114,6 +115,34 @@ def test_what_could_not_be_done_the_quick_way_is_said_and_recorded(lora, tmp_pat
     assert (record["packed"], record["chunked_head"]) == (False, False)
     slow, quick = ([line["loss"] for line in read_lines(place / "metrics.jsonl")] for place in (tmp_path, lora))
     assert slow == pytest.approx(quick, rel=1e-4)
+
+
+def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_path, monkeypatch, capsys):
+    commits, asked = iter("abc"), []
+
+    def git_state(file):
+        asked.append({"git_commit": next(commits), "git_dirty": not asked})
+        return dict(asked[-1])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mixlora.provenance.git_state", git_state)
+    argv = ("+method=lora", "+tasks=arc", *SMALL, "eval.before=false", f"run_dir={tmp_path}")
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+        patched.setattr("mixlora.experiment.files.save", full)
+        run(train, *argv)
+    assert stopped.value.code == 5
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["message"] in capsys.readouterr().err
+    run(train, *argv)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert "message" not in record
+    assert [record["git_commit"], record["git_dirty"]] == ["b", True]
+    assert record["earlier_commits"] == asked[:1]
+    assert len(asked) == 2  # once a process: what is committed during a run does not change what it is made of
 
 
 def test_a_finished_run_is_shown_and_not_run_again(folder, monkeypatch):
