@@ -10,7 +10,6 @@ from mixlora.evaluation import protocols
 from mixlora.records import finished_as
 from mixlora.tasks import sources
 
-
 # What Accelerate calls to compute in the dtypes that the tensors have.
 AS_THEY_ARE = "no"
 

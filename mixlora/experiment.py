@@ -217,7 +217,7 @@ class Experiment:
             at=self.watch.at,
         )
         if self.config.train.packing and not made.packed:
-            say("train.packing=true has no effect: this model does not compute packed rows as if alone. They are padded")
+            say("train.packing=true has no effect: the model does not compute packed rows as if alone. They are padded")
         return made
 
     def origin(self, weights_sha256: str) -> dict[str, Any]:

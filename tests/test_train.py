@@ -129,9 +129,10 @@ def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_pa
 
     monkeypatch.setattr("mixlora.provenance.git_state", git_state)
     argv = ("+method=lora", "+tasks=arc", *SMALL, "eval.before=false", f"run_dir={tmp_path}")
-    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+    with monkeypatch.context() as patched:
         patched.setattr("mixlora.experiment.files.save", full)
-        run(train, *argv)
+        with pytest.raises(SystemExit) as stopped:
+            run(train, *argv)
     assert stopped.value.code == 5
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["status"] == "failed"
