@@ -182,6 +182,7 @@ def test_plain_lora_is_a_peft_folder_and_merges(lora, tmp_path):
     run(export, f"run={lora}", f"to={tmp_path / 'peft'}")
     expected = logits(mixlora.load(lora))
     torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(model, tmp_path / "peft")), expected)
+    assert torch.equal(logits(mixlora.load(tmp_path / "peft")), expected)
     run(export, f"run={lora}", f"to={tmp_path / 'merged'}", "merge=true")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
