@@ -1,19 +1,36 @@
 """What can be seen to be wrong before transformers is imported and any data is read."""
 
+import os
+
 from mixlora import gates, losses
 from mixlora.config.load import digest, run_folder
 from mixlora.config.schema import Config
+from mixlora.errors import ConfigError
 from mixlora.evaluation import protocols
 from mixlora.records import finished_as
 from mixlora.tasks import sources
 
+# What Accelerate calls to compute in the dtypes that the tensors have.
+AS_THEY_ARE = "no"
+
 
 def check(config: Config) -> None:
-    """Raise a ConfigError for the first of gate, losses and protocol that cannot be built."""
+    """Raise a ConfigError for the first of surroundings, gate, losses and protocol that cannot be."""
+    check_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", AS_THEY_ARE).lower())
     losses.build(config.aux_loss)
     if config.method.gate is not None:
         gates.check(config.method.gate)
     protocols.check(config)
+
+
+def check_precision(asked: str) -> None:
+    """Autocast would compute routers in the lower dtype, and training otherwise than the scores before and after it."""
+    if asked != AS_THEY_ARE:
+        raise ConfigError(
+            f"Accelerate is set to mixed_precision={asked} (its config file, a flag of `accelerate launch`, or "
+            "ACCELERATE_MIXED_PRECISION), which is not supported: the base model computes in model.dtype and adapters "
+            "stay in method.adapter_dtype. Set model.dtype=bfloat16 or float16, and mixed_precision to 'no'"
+        )
 
 
 def check_run(config: Config) -> None:

@@ -3,9 +3,10 @@
 from omegaconf import DictConfig, OmegaConf
 
 from mixlora.config.cli import door
+from mixlora.config.doors import Evaluate
 
 
-@door("evaluate")
+@door("evaluate", Evaluate)
 def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 

@@ -3,10 +3,11 @@
 Everything that can be wrong with the configuration or the data is found before the base model is loaded.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,23 @@ from mixlora.checks import check
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
-from mixlora.errors import CheckpointError, ConfigError, MixloraError, ResourceError
+from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError, ResourceError
 from mixlora.evaluation.report import print_results
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.parts import Parts
-from mixlora.provenance import changes, peak_memory, same_origin, surroundings
-from mixlora.records import differences, disk_error, finished_as, owned, remove_strays, write_json, write_text
+from mixlora.provenance import changes, peak_memory, same_origin, surroundings, with_earlier
+from mixlora.records import (
+    differences,
+    disk_error,
+    finished,
+    finished_as,
+    owned,
+    read_json,
+    remove_strays,
+    write_json,
+    write_text,
+)
 from mixlora.scoring import Scoring
 from mixlora.tables.report import run_report
 from mixlora.tasks.collate import Row
@@ -41,6 +52,7 @@ class Experiment:
 
     config: Config
     command: str
+    surroundings: dict[str, Any] = field(default_factory=dict, init=False)  # of the whole process: taken once
 
     def __post_init__(self) -> None:
         check(self.config)
@@ -65,6 +77,7 @@ class Experiment:
                     if self.parts.accelerator.is_main_process:
                         self.show()
                     return
+                self.surroundings = surroundings(self.parts.accelerator.device)
                 self.announce()
                 began = time.monotonic()
                 loaded, adapter = self.load()
@@ -72,7 +85,9 @@ class Experiment:
                     # Another process may have come to the end of this run while the model was loading here.
                     if not ranks.agree(finished_as(self.folder, configs.digest(self.config))):
                         self.begin()
-                        self.work(loaded, adapter, began)
+                        with self.failure_recorded(), named(self.folder):
+                            self.parts.start_tracker()
+                            self.work(loaded, adapter, began)
             self.parts.accelerator.end_training()
 
     def show(self) -> None:
@@ -114,7 +129,27 @@ class Experiment:
             self.same_configuration()
         else:
             write_text(path, text)
+        if self.holds_results():
+            self.surroundings = with_earlier(self.surroundings, read_json(self.folder / "run.json"))
         self.record("running")
+
+    def holds_results(self) -> bool:
+        """Whether an earlier process left something that this one builds on."""
+        left = [*checkpoint.steps(self.folder / "checkpoints"), self.folder / "before" / "results.json"]
+        return (self.folder / "run.json").is_file() and any(path.exists() for path in left)
+
+    @contextmanager
+    def failure_recorded(self) -> Iterator[None]:
+        """Let run.json say that a run has failed, and of what; not where it was interrupted or another rank is gone."""
+        try:
+            yield
+        except Exception as error:
+            ended = isinstance(error, Interrupted) or ranks.is_lost(error)
+            if self.parts.accelerator.is_main_process and not ended:
+                with contextlib.suppress(MixloraError, OSError):  # the disk may be what failed
+                    if not finished(self.folder):
+                        self.record("failed", {"message": str(error) or type(error).__name__})
+            raise
 
     def same_configuration(self) -> None:
         before = configs.config_of(configs.read(self.folder))
@@ -145,7 +180,7 @@ class Experiment:
         sizes = self.attach(loaded, adapter)
         scoring = self.scoring(loaded)
         trainer = self.trainer(loaded, scoring)
-        totals = self.train(trainer)
+        self.tell_drawn(self.train(trainer))
         reach("adapter.write")
         tensors = trainer.tensors()
         if trainer.main:
@@ -156,7 +191,7 @@ class Experiment:
         if trainer.main:
             reach("finish")
             write_json(self.folder / "routing.json", loads)
-            self.record("finished", self.outcome(loaded, sizes, totals, time.monotonic() - began))
+            self.record("finished", self.outcome(loaded, sizes, trainer, time.monotonic() - began))
             reach("report.write")
             say(f"Report: {run_report(self.folder)}")
             print_results(self.folder)
@@ -179,7 +214,7 @@ class Experiment:
         return Scoring(self.parts, loaded, lambda place: self.watch.at(place))
 
     def trainer(self, loaded: base.Base, scoring: Scoring) -> Trainer:
-        return Trainer(
+        made = Trainer(
             model=loaded.model,
             aux=self.losses,
             rows=self.parts.rows,
@@ -195,6 +230,9 @@ class Experiment:
             score=scoring.validation,
             at=self.watch.at,
         )
+        if self.config.train.packing and not made.packed:
+            say("train.packing=true has no effect: the model does not compute packed rows as if alone. They are padded")
+        return made
 
     def origin(self, weights_sha256: str) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""
@@ -207,8 +245,7 @@ class Experiment:
 
     def made_with(self, loaded: base.Base) -> dict[str, Any]:
         """What may change the last bits of a run that goes on, and no more than that."""
-        here = surroundings(self.parts.accelerator.device)
-        kept = {key: here[key] for key in ("git_commit", "packages", "python", "device", "threads")}
+        kept = {key: self.surroundings[key] for key in ("git_commit", "packages", "python", "device", "threads")}
         return kept | {"sharded": ranks.sharded(loaded.model)}
 
     def train(self, trainer: Trainer) -> Totals:
@@ -272,9 +309,18 @@ class Experiment:
         ranks.same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
         if not self.parts.trained:
             raise ConfigError(f"tasks={self.config.tasks.name} has no training rows")
-        say(f"{self.parts.steps} steps of {self.parts.rows_a_step} rows from {len(self.parts.trained)} tasks:")
+        drawn_from = f"{len(self.parts.plan.tasks)} of {len(self.parts.data)} tasks"
+        say(f"{self.parts.steps} steps of {self.parts.rows_a_step} rows from {drawn_from}:")
         for name, drawn in self.parts.plan.drawn().items():
             say(f"  {name:16} {drawn.rows:7,} rows, {drawn.distinct:7,} distinct, {drawn.passes:.2f} passes")
+
+    def tell_drawn(self, totals: Totals) -> None:
+        """What each task gave to the training that is done."""
+        say("Trained on:")
+        tokens = counted(totals) or {}
+        for name, drawn in self.parts.plan.drawn().items():
+            seen = f"{tokens[name]:11,} tokens, " if name in tokens else ""
+            say(f"  {name:16} {totals.rows[name]:7,} rows, {seen}{drawn.passes:.2f} passes")
 
     def record(self, status: str, outcome: Mapping[str, Any] | None = None) -> None:
         """run.json: where this run comes from and how far it got."""
@@ -286,7 +332,7 @@ class Experiment:
             "model": self.config.model.name,
             "tasks": self.config.tasks.name,
             "seed": self.config.seed,
-            **surroundings(self.parts.accelerator.device),
+            **self.surroundings,
             "world_size": self.parts.accelerator.num_processes,
             "steps": self.parts.steps,
             "data": {name: data.fingerprints for name, data in self.parts.data.items()},
@@ -296,15 +342,18 @@ class Experiment:
         }
         write_json(self.folder / "run.json", values | dict(outcome or {}))
 
-    def outcome(self, loaded: base.Base, sizes: Mapping[str, int], totals: Totals, seconds: float) -> dict[str, Any]:
-        """What a finished run was made with and what it took."""
-        drawn = self.parts.plan.drawn()
+    def outcome(self, loaded: base.Base, sizes: Mapping[str, int], trainer: Trainer, seconds: float) -> dict[str, Any]:
+        """What a finished run was made with, which ways it computed, and what it took."""
+        drawn, totals = self.parts.plan.drawn(), trainer.totals
         return {
             "weights_sha256": loaded.sha256,
             "sharded": ranks.sharded(loaded.model),
             "parameters": sizes,
             "computed": paths(loaded.model),
+            "packed": trainer.packed,
+            "chunked_head": trainer.answer_losses.head is not None,
             "tokens": totals.tokens,
+            "tokens_by_task": counted(totals),
             "label_tokens": dict(totals.label_tokens),
             "rows": {name: task.rows for name, task in drawn.items()},
             "passes": {name: round(task.passes, 4) for name, task in drawn.items()},
@@ -339,6 +388,11 @@ def named(folder: Path) -> Iterator[None]:
             "out of memory outside a training step. Lower eval.batch_size, or choose model.quantization=nf4 or "
             "model.dtype=bfloat16 where the model itself does not fit"
         ) from error
+
+
+def counted(totals: Totals) -> dict[str, int] | None:
+    """Tokens by task; None where a part was trained by a version that did not count them."""
+    return dict(totals.tokens_by_task) if totals.tokens_by_task.total() == totals.tokens else None
 
 
 def longest(row: Row, length: int) -> Row:

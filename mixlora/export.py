@@ -5,21 +5,24 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mixlora.config.cli import door
+from mixlora.config.doors import Export, run_folder
+from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
 
-@door("export")
+@door("export", Export)
 def main(cfg: DictConfig) -> None:
-    run, to = Path(str(cfg.run)), Path(str(cfg.to))
-    if to.exists() and any(to.iterdir()):
-        raise ConfigError(f"to={to} is not empty. Name a new folder")
+    options = typed(Export, cfg)
+    run, to = run_folder(options.run), Path(options.to)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"to={to} is {'not empty' if to.is_dir() else 'a file'}. Name a new folder")
     from mixlora import loading
     from mixlora.adapters import files
     from mixlora.adapters.attach import adapter_tensors
 
     loaded = loading.load(run)
     model, method, _ = loading.described(run)
-    if cfg.merge:
+    if options.merge:
         files.merge(loaded.model)
         loaded.model.config.use_cache = True
         loaded.model.save_pretrained(to)

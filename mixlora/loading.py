@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import yaml
 from transformers import PreTrainedTokenizerBase
 
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.config import load as configs
+from mixlora.config.cli import config_dir
 from mixlora.config.schema import Config, Method, Model
+from mixlora.config.typed import typed
 from mixlora.errors import CheckpointError
 from mixlora.models import base
 
@@ -20,6 +23,8 @@ def load(folder: Path, device: str = "cpu") -> base.Base:
     """
     model, method, adapter_folder = described(folder)
     loaded = base.load(model, device=device)
+    if adapter_folder == folder:  # no configuration but the adapter's own
+        method = files.with_patterns(method, files.patterns(folder), loaded.model, model)
     files.load(adapter_folder, attach(loaded.model, method, model))
     loaded.model.eval()
     return loaded
@@ -37,7 +42,16 @@ def described(folder: Path) -> tuple[Model, Method, Path]:
             raise CheckpointError(f"{folder} has no finished adapter. Run its training command again; it goes on")
         return config.model, config.method, folder / "adapter"
     method, origin = files.method_of(folder)
-    return Model(name=origin, path=origin), method, folder
+    return model_of(origin), method, folder
+
+
+def model_of(origin: str) -> Model:
+    """What an adapter calls its base: a name of configs/model, or else a hub id or a folder."""
+    path = Path(config_dir()) / "model" / f"{origin}.yaml"
+    if not path.is_file():
+        return Model(name=origin, path=origin)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return typed(Model, values.get("model", values), "model")  # a file that sets other keys besides has it as a key
 
 
 def config_of(folder: Path) -> Config:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedTokenizerBase
 
 from mixlora import tasks
+from mixlora.checks import AS_THEY_ARE
 from mixlora.config import load as configs
 from mixlora.config.schema import Answer, Config
 from mixlora.console import say
@@ -37,22 +39,25 @@ class Parts:
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        tracker = "none" if self.config.dry_run else self.config.tracker.value
-        accelerator = Accelerator(
+        tracker = self.config.tracker.value
+        return Accelerator(
             # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
             cpu=not torch.accelerator.is_available(),
+            # Where these are not given, the environment that `accelerate launch` sets decides.
+            mixed_precision=AS_THEY_ARE,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=None if tracker == "none" else tracker,
             project_dir=str(self.folder),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=self.config.rank_timeout))],
         )
+
+    def start_tracker(self) -> None:
+        """Only where there is something to track: a run that begins or goes on."""
+        tracker = self.config.tracker.value
         if tracker != "none":
             flat = {"config": json.dumps(configs.plain(self.config))}
-            accelerator.init_trackers(
-                "mixlora",
-                flat,
-                {"wandb": {"name": self.folder.name, "dir": str(self.folder)}} if tracker == "wandb" else {},
-            )
-        return accelerator
+            options = {"wandb": {"name": self.folder.name, "dir": str(self.folder)}} if tracker == "wandb" else {}
+            self.accelerator.init_trackers("mixlora", flat, options)
 
     @cached_property
     def data(self) -> Mapping[str, tasks.TaskData]:

@@ -38,6 +38,22 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     }
 
 
+def with_earlier(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """`now`, after a part of the run that another process made and recorded as `before`.
+
+    `earlier_commits` are the other states of the code that a part was made with. A run is dirty where a part is; so a
+    part's own flag speaks for those before it as well.
+    """
+    earlier = list(before.get("earlier_commits", []))
+    last = {key: before.get(key) for key in ("git_commit", "git_dirty")}
+    if last not in (*earlier, {key: now[key] for key in last}):
+        earlier.append(last)
+    if not earlier:
+        return dict(now)
+    dirty = any(part["git_dirty"] for part in earlier)
+    return {**now, "git_dirty": True if dirty else now["git_dirty"], "earlier_commits": earlier}
+
+
 def same_origin(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that another configuration, world size, model or data left.
 

@@ -191,7 +191,7 @@ class Watch:
         limit = threading.Timer(60 * BEAT_SECONDS, lambda: self.end(str(store_gone()), LostRank.status))
         limit.daemon = True
         limit.start()
-        if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        if is_lost(error):
             error = self.lost(error)
         self.stopped.set()
         self.thread.join(2 * BEAT_SECONDS)
@@ -231,14 +231,14 @@ class Watch:
         if self.rank == 0:
             time.sleep(4 * BEAT_SECONDS)
 
-    def lost(self, error: RuntimeError) -> LostRank:
+    def lost(self, error: BaseException) -> LostRank:
         """Which rank a broken or endless wait was for: one that is silent, else the one that is furthest behind."""
         try:
             return self.blamed(error)
         except RuntimeError:
             return store_gone()
 
-    def blamed(self, error: RuntimeError) -> LostRank:
+    def blamed(self, error: BaseException) -> LostRank:
         before = {other: self.said(other) for other in range(self.world) if other != self.rank}
         time.sleep(4 * BEAT_SECONDS)
         silent = [other for other, said in before.items() if self.said(other) == said]
@@ -264,6 +264,12 @@ def tell(message: str) -> None:
 
 def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether another rank is gone: this one could have gone on."""
+    told = isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
+    return world() > 1 and (told or isinstance(error, LostRank))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

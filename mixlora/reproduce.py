@@ -5,25 +5,27 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mixlora.config.cli import door
-from mixlora.config.load import launch_of
+from mixlora.config.doors import Reproduce
+from mixlora.config.load import check_launch
+from mixlora.config.typed import typed
 
 
-@door("reproduce")
+@door("reproduce", Reproduce)
 def main(cfg: DictConfig) -> None:
+    options = typed(Reproduce, cfg)
+    check_launch(options)
     from mixlora.tables import show
 
-    study = show.study_of(
-        str(cfg.recipe), str(cfg.output_root), list(cfg.overrides), include_dirty=bool(cfg.include_dirty)
-    )
-    if cfg.dry_run:
+    study = show.study_of(options.recipe, options.output_root, options.overrides, include_dirty=options.include_dirty)
+    if options.dry_run:
         from mixlora.estimate import print_estimate  # imports torch
 
-        print_estimate(study, float(cfg.tflops), float(cfg.utilization))
+        print_estimate(study, options.tflops, options.utilization)
         return
     from mixlora import reproduction
 
-    failed = reproduction.reproduce(study, launch_of(cfg))
-    made = show.show(study, str(cfg.format), to := None if cfg.to is None else Path(str(cfg.to)))
+    failed = reproduction.reproduce(study, options)
+    made = show.show(study, options.format.value, to := None if options.to is None else Path(options.to))
     show.report(study, made, to, None)
     reproduction.complain(failed)
 

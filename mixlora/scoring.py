@@ -15,7 +15,7 @@ from mixlora import ranks
 from mixlora.config import load as configs
 from mixlora.console import say
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, result, scorer
+from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, marked, result, scorer
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.models.likelihood import evaluating
@@ -92,23 +92,30 @@ class Scoring:
         for name, data in self.parts.evaluated.items():
             if not self.parts.runnable(data):
                 reason = "generated code is run only with eval.allow_code_execution=true"
-                results[name] = {"metric": data.task.metric, "value": None, "n": 0, "reason": reason}
+                found = {"metric": data.task.metric, "value": None, "stderr": None, "n": 0, "reason": reason}
+                results[name] = found | self.origin(name)
                 continue
             self.at(f"{when} {name}")
             predictions = scorer(self.evaluator)(data.task, self.parts.examples(data), f"{when:6} {name}")
-            found = result(data.task, predictions, self.evaluator.protocol)
-            results[name] = found | {
-                "protocol": self.evaluator.describe(data.task),
-                "data": data.fingerprints,
-                "complete": data.complete,
-                "prompts": self.evaluator.fingerprint(data.task),
-                "trained": name in self.parts.trained,
-            }
+            results[name] = result(data.task, predictions, self.evaluator.protocol) | self.origin(name)
             if self.main:
-                write_lines(folder / "predictions" / f"{name}.jsonl", predictions)
+                rows = marked(data.task, predictions, self.evaluator.protocol)
+                write_lines(folder / "predictions" / f"{name}.jsonl", rows)
         reach("results.write")
         if self.main:
             write_json(folder / "results.json", results)
+
+    def origin(self, name: str) -> dict[str, Any]:
+        """How a task was asked and on what data: all that a score depends on besides the model."""
+        data = self.parts.evaluated[name]
+        found = {"data": data.fingerprints, "prompts": self.evaluator.fingerprint(data.task)}
+        return {
+            "protocol": self.evaluator.describe(data.task),
+            "fingerprints": found,
+            **found,  # where tables read them
+            "complete": data.complete,
+            "trained": name in self.parts.trained,
+        }
 
     def routing(self) -> dict[str, Any]:
         rows = {

@@ -5,23 +5,24 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mixlora.config.cli import door
+from mixlora.config.doors import Format, Table
+from mixlora.config.typed import typed
 
 
-@door("table")
+@door("table", Table)
 def main(cfg: DictConfig) -> None:
+    options = typed(Table, cfg)
     from mixlora.tables import show
 
-    study = show.study_of(
-        str(cfg.recipe), str(cfg.output_root), list(cfg.overrides), include_dirty=bool(cfg.include_dirty)
-    )
-    if cfg.format == show.PINS:
+    study = show.study_of(options.recipe, options.output_root, options.overrides, include_dirty=options.include_dirty)
+    if options.format is Format.pins:
         show.print_pins(study)
         return
-    made = show.show(study, str(cfg.format), to := None if cfg.to is None else Path(str(cfg.to)))
-    if cfg.report:
-        show.report(study, made, to, None if cfg.plots is None else str(cfg.plots))
-    if cfg.records is not None:
-        show.keep_records(study, Path(str(cfg.records)))
+    made = show.show(study, options.format.value, to := None if options.to is None else Path(options.to))
+    if options.report:
+        show.report(study, made, to, None if options.plots is None else options.plots.value)
+    if options.records is not None:
+        show.keep_records(study, Path(options.records))
 
 
 if __name__ == "__main__":

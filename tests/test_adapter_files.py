@@ -9,10 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import mixlora
+from mixlora import loading
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.config.schema import Method, Scale
 from mixlora.errors import CheckpointError, ConfigError
+from mixlora.models import base
 
 IDS = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(5))
 GATED = {"kind": "topk"}
@@ -58,6 +60,48 @@ def test_a_peft_lora_loads_here(tmp_path, rslora):
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     files.load(tmp_path / "adapter", attach(ours, method))
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("r", [3, [2, 4]])
+@pytest.mark.parametrize("scale", list(Scale))
+def test_an_adapter_folder_alone_gives_the_model_back(tmp_path, scale, r):
+    """Its base by a name of configs/model, and ranks that differ by layer."""
+    model = base.load(loading.model_of("tiny")).model
+    method = Method(name="a", r=r, lora_alpha=12, scale=scale)
+    files.save(tmp_path, trained(model, method), model, method, "tiny")
+    torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.full
+def test_an_adapter_of_the_model_in_a_package_is_loaded_without_a_hub(tmp_path):
+    model, method = base.load(loading.model_of("smollm2_135m")).model, Method(name="a", r=2)
+    files.save(tmp_path, trained(model, method), model, method, "smollm2_135m")
+    torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, model(IDS).logits)
+
+
+def peft_folder(folder, **options):
+    theirs = get_peft_model(base.load(loading.model_of("tiny")).model, LoraConfig(r=4, lora_alpha=12, **options)).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.2)
+    theirs.save_pretrained(folder)
+    config = json.loads((folder / files.CONFIG).read_text())
+    (folder / files.CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "tiny"}))
+    return theirs
+
+
+def test_ranks_that_peft_gives_by_pattern_are_read(tmp_path):
+    ranks = {r"layers\.[12]\.self_attn\.[qv]_proj": 2}
+    theirs = peft_folder(tmp_path, target_modules=["q_proj", "v_proj"], rank_pattern=ranks)
+    torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_without_counterpart_is_refused(tmp_path, key):
+    peft_folder(tmp_path, target_modules=["q_proj", "v_proj"], **{key: {"q_proj": 2}})
+    with pytest.raises(ConfigError, match=f"{key} .*_proj"):
+        mixlora.load(tmp_path)
 
 
 def test_peft_refuses_a_mixture(tmp_path):

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from mixlora import evaluate, export, generate, train
-from mixlora.config import cli
+from mixlora import evaluate, export, generate, reproduce, routing, table, train
+from mixlora.config import cli, doors, load
+from mixlora.config.explain import leaves
 
 ARC = ("+tasks=arc", "data.source=sample", "model=tiny")
 
@@ -70,6 +72,77 @@ def test_a_mistake_in_the_configuration_is_one_message_and_status_2(told, argv, 
     assert remedy in message
     assert "Traceback" not in message
     assert message.startswith("mixlora: ")
+    assert len(message.strip().splitlines()) == 1
+    assert list(Path().iterdir()) == []
+
+
+SMALL_DOORS = {
+    doors.Export: (export, ("run=.", "to=out")),
+    doors.Generate: (generate, ("run=.", "prompt=hello")),
+    doors.Reproduce: (reproduce, ("recipe=smora",)),
+    doors.Routing: (routing, ("run=.",)),
+    doors.Table: (table, ("recipe=smora",)),
+}
+SMALL_MISTAKES = [
+    (generate, ("run=.", "promt=hi"), "no key 'promt'", "Did you mean 'prompt'?"),
+    (generate, ("run=.", "prompt=hi", "max_new_tokens=abc"), "max_new_tokens", "'abc'"),
+    (generate, ("run=.", "prompt=hi", "max_new_tokens=0"), "max_new_tokens must be at least 1", "got 0"),
+    (generate, ("run=.", "prompt=hi", "temperature=-1"), "temperature must be at least 0", "got -1"),
+    (generate, ("run=nowhere", "prompt=hi"), "run=nowhere", "Give the run folder"),
+    (export, ("run=.", "to=out", "merge=flase"), "merge", "'flase'"),
+    (table, ("recipe=smora", "formt=md"), "no key 'formt'", "Did you mean 'format'?"),
+    (table, ("recipe=smora", "format=mdd"), "format", "expected one of [md, tex, csv, html"),
+    (table, ("recipe=smora", "plots=gif"), "plots", "expected one of [png, pdf]"),
+    (routing, ("run=.", "plot=png"), "no key 'plot'", "Did you mean 'plots'?"),
+    (reproduce, ("recipe=smora", "tflops=0"), "tflops must be above 0", "got 0"),
+    (reproduce, ("recipe=smora", "job=2"), "no key 'job'", "Did you mean 'jobs'?"),
+    (reproduce, ("recipe=smora", "format=pins"), "format=pins", "mixlora.table"),
+    (evaluate, ("rn=x",), "no key 'rn'", "Did you mean 'run'?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("door", "argv", "what", "remedy"), SMALL_MISTAKES, ids=[" ".join(m[1]) for m in SMALL_MISTAKES]
+)
+def test_each_door_knows_its_own_keys_and_their_types(told, door, argv, what, remedy):
+    status, message = told(door, *argv)
+    assert status == 2
+    assert what in message
+    assert remedy in message
+    assert len(message.strip().splitlines()) == 1
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("record", SMALL_DOORS, ids=lambda record: record.__name__)
+def test_what_a_door_needs_and_was_not_given_is_named(told, record):
+    door, needed = SMALL_DOORS[record]
+    for left_out in needed:
+        key = left_out.partition("=")[0]
+        if key == "prompt":  # lines on standard input will do
+            continue
+        status, message = told(door, *(one for one in needed if one != left_out))
+        assert (status, message) == (2, f"mixlora: {key} has no value. Give it one: {key}=...\n")
+
+
+@pytest.mark.parametrize("record", SMALL_DOORS, ids=lambda record: record.__name__)
+def test_the_file_of_a_door_shows_every_key_and_its_default(record):
+    folder = Path(cli.config_dir())
+    shown = yaml.safe_load((folder / f"{record.__name__.lower()}.yaml").read_text(encoding="utf-8"))
+    if "launch" in shown["defaults"]:
+        shown |= yaml.safe_load((folder / "launch.yaml").read_text(encoding="utf-8"))
+    needed = {one.partition("=")[0] for one in SMALL_DOORS[record][1]} - {"prompt"}
+    defaults = load.plain(record(**dict.fromkeys(needed, "???")))
+    assert {key: shown[key] for key in shown if key not in ("defaults", "hydra")} == defaults
+    assert {key.partition(".")[0] for key in leaves(record)} == set(defaults)
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp16"])
+def test_autocast_is_refused_with_the_key_to_use_instead(told, monkeypatch, asked):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    status, message = told(train, "+method=smora", *ARC)
+    assert status == 2
+    assert f"mixed_precision={asked}" in message
+    assert "Set model.dtype=" in message
     assert len(message.strip().splitlines()) == 1
     assert list(Path().iterdir()) == []
 

@@ -117,6 +117,26 @@ def test_an_aux_loss_reaches_the_router_and_is_logged_without_its_coefficient(tm
     assert not torch.allclose(got, plain, rtol=1e-3)
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_tokens_are_counted_by_task_without_padding(tmp_path, packing):
+    made = trainer(tmp_path, packing=packing)
+    made.step(1)
+    want = {task: sum(len(row) for row in rows(0, 8) if row.task == task) for task in "ab"}
+    assert dict(made.totals.tokens_by_task) == want
+    assert made.totals.tokens == sum(want.values())
+
+
+def test_a_checkpoint_from_before_tokens_were_counted_by_task_is_gone_on_from(tmp_path):
+    made = trainer(tmp_path, steps=2, save_steps=1)
+    whole = made.run()
+    saved = checkpoint.read(tmp_path / "checkpoints" / "step-1")
+    del saved.state["totals"]["tokens_by_task"]
+    again = trainer(tmp_path, steps=2)
+    again.restore(saved)
+    assert again.run(1).tokens == whole.tokens
+    assert sum(again.totals.tokens_by_task.values()) < whole.tokens
+
+
 # ---- numbers that are not finite
 
 

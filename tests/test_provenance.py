@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mixlora.errors import CheckpointError
-from mixlora.provenance import git_state, same_origin
+from mixlora.provenance import git_state, same_origin, with_earlier
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -30,6 +30,24 @@ def test_the_commit_is_that_of_the_code_and_not_of_the_checkout_it_is_installed_
     own.write_text("2")
     assert git_state(own) == state | {"git_dirty": True}
     assert git_state(installed) == {"git_commit": None, "git_dirty": None}
+
+
+def state(commit: str | None, dirty: bool | None) -> dict:
+    return {"git_commit": commit, "git_dirty": dirty}
+
+
+def test_a_run_that_goes_on_keeps_the_commits_of_its_parts():
+    clean, dirty, later = state("a", False), state("a", True), state("b", False)
+    assert with_earlier(clean, clean) == clean
+    assert with_earlier(later, clean) == later | {"earlier_commits": [clean]}
+    assert with_earlier(clean, dirty) == dirty | {"earlier_commits": [dirty]}
+    second = with_earlier(later, dirty)
+    assert second == state("b", True) | {"earlier_commits": [dirty]}
+    assert with_earlier(state("c", False), second)["earlier_commits"] == [dirty, state("b", True)]
+    again = with_earlier(clean, with_earlier(later, clean))
+    assert again == clean | {"earlier_commits": [clean, later]}
+    assert with_earlier(clean, again) == again
+    assert with_earlier(state(None, None), clean)["git_dirty"] is None
 
 
 def test_what_differs_is_named_with_both_values():

@@ -27,7 +27,7 @@ ROOMS = {
     "training": {"adapters", "config", "console", "gates", "losses", "models", "tasks", *SERVICES},
     "evaluation": {"config", "console", "errors", "gates", "models", "ranks", "records", "tasks"},
     "tables": {"config", "console", "errors", "records"},
-    "checks": {"config", "evaluation", "gates", "losses", "records", "tasks"},
+    "checks": {"config", "errors", "evaluation", "gates", "losses", "records", "tasks"},
     "sweeps": {"checks", "config", "console", "errors", "records", "signals"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py"]

@@ -1,6 +1,7 @@
 """The main job end to end on the tiny model and the embedded sample: train, look, load, talk, export, score again."""
 
 import contextlib
+import errno
 import io
 import json
 import sys
@@ -67,6 +68,7 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
     assert record["status"] == "finished"
     assert len(record["weights_sha256"]) == 64
     assert record["parameters"]["activated"] <= record["parameters"]["trainable"]
+    assert (record["packed"], record["chunked_head"]) == (True, True)
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
     for place in (folder, folder / "before"):
         results = json.loads((place / "results.json").read_text())
@@ -76,16 +78,79 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
                 json.loads(line) for line in (place / "predictions" / f"{task}.jsonl").read_text().splitlines()
             ]
             assert found["n"] == len(predictions) == 6
+            assert all(p["correct"] == p[found["metric"]] for p in predictions)
             assert found["value"] == sum(p[found["metric"]] for p in predictions) / 6
             assert found["interval"][0] <= found["value"] <= found["interval"][1]
+            assert found["fingerprints"] == {"data": found["data"], "prompts": found["prompts"]}
             assert found["data"]
     assert not list(folder.rglob("*.tmp*"))
 
 
-def test_a_finished_run_is_shown_and_not_run_again(folder):
+def test_a_mixture_says_what_each_task_gave(tmp_path):
+    """Of four tasks one is only trained on, and one only scored, which is left out without leave to run its code."""
+    short = ("eval.limit=2", "eval.before=false", "tasks.mixture.gsm8k.max_new_tokens=2")
+    said = run(train, "+method=lora", "+tasks=math_code_med", *SMALL, *short, f"run_dir={tmp_path}")
+    assert "rows from 3 of 4 tasks:" in said
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert set(record["tokens_by_task"]) == set(record["rows"]) == {"gsm8k", "medqa", "mbpp"}
+    assert sum(record["tokens_by_task"].values()) == record["tokens"]
+    assert all(record["tokens_by_task"][name] > n for name, n in record["label_tokens"].items())
+    after = said.partition("Trained on:")[2]
+    for name, tokens in record["tokens_by_task"].items():
+        line = next(line for line in after.splitlines() if line.split()[:1] == [name])
+        assert line.split()[1:5] == [f"{record['rows'][name]:,}", "rows,", f"{tokens:,}", "tokens,"]
+        assert line.endswith(f"{record['passes'][name]:.2f} passes")
+    results = json.loads((tmp_path / "results.json").read_text())
+    for found in results.values():
+        assert {"metric", "value", "stderr", "n", "protocol", "fingerprints"} <= set(found)
+    assert results["humaneval"]["value"] is None
+
+
+def test_what_could_not_be_done_the_quick_way_is_said_and_recorded(lora, tmp_path, monkeypatch):
+    monkeypatch.setattr("mixlora.training.loop.packs_rows", lambda model: False)
+    monkeypatch.setattr("mixlora.models.likelihood.plain_head", lambda model: None)
+    said = run(train, "+method=lora", "+tasks=arc", *SMALL, "eval.before=false", f"run_dir={tmp_path}")
+    assert len([line for line in said.splitlines() if "train.packing=true has no effect" in line]) == 1
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["packed"], record["chunked_head"]) == (False, False)
+    slow, quick = ([line["loss"] for line in read_lines(place / "metrics.jsonl")] for place in (tmp_path, lora))
+    assert slow == pytest.approx(quick, rel=1e-4)
+
+
+def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_path, monkeypatch, capsys):
+    commits, asked = iter("abc"), []
+
+    def git_state(file):
+        asked.append({"git_commit": next(commits), "git_dirty": not asked})
+        return dict(asked[-1])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mixlora.provenance.git_state", git_state)
+    argv = ("+method=lora", "+tasks=arc", *SMALL, "eval.before=false", f"run_dir={tmp_path}")
+    with monkeypatch.context() as patched:
+        patched.setattr("mixlora.experiment.files.save", full)
+        with pytest.raises(SystemExit) as stopped:
+            run(train, *argv)
+    assert stopped.value.code == 5
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["message"] in capsys.readouterr().err
+    run(train, *argv)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert "message" not in record
+    assert [record["git_commit"], record["git_dirty"]] == ["b", True]
+    assert record["earlier_commits"] == asked[:1]
+    assert len(asked) == 2  # once a process: what is committed during a run does not change what it is made of
+
+
+def test_a_finished_run_is_shown_and_not_run_again(folder, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", lambda *_: pytest.fail("nothing is there to track"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     method = load.config_of(load.read(folder)).method.name
-    said = run(train, f"+method={method}", "+tasks=arc", *SMALL, f"run_dir={folder}")
+    said = run(train, f"+method={method}", "+tasks=arc", *SMALL, f"run_dir={folder}", "tracker=tensorboard")
     assert "finished" in said
     assert "arc_easy" in said
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
@@ -117,6 +182,7 @@ def test_plain_lora_is_a_peft_folder_and_merges(lora, tmp_path):
     run(export, f"run={lora}", f"to={tmp_path / 'peft'}")
     expected = logits(mixlora.load(lora))
     torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(model, tmp_path / "peft")), expected)
+    assert torch.equal(logits(mixlora.load(tmp_path / "peft")), expected)
     run(export, f"run={lora}", f"to={tmp_path / 'merged'}", "merge=true")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
@@ -131,10 +197,14 @@ def test_a_gate_cannot_be_exported_and_says_so(smora, tmp_path, merge, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_configuration_twice_gives_the_same_bytes(smora, tmp_path):
+def test_the_same_configuration_twice_gives_the_same_bytes(smora, tmp_path, monkeypatch):
+    """Accelerate would divide the loss by a number that `accelerate config` may have left in the environment."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     again = trained(tmp_path / "again", "smora")
     for name in ("adapter/adapter_model.safetensors", "results.json", "routing.json", "predictions/arc_easy.jsonl"):
         assert (again / name).read_bytes() == (smora / name).read_bytes()
+    norms = ([line["grad_norm"] for line in read_lines(place / "metrics.jsonl")] for place in (smora, again))
+    assert next(norms) == next(norms)
 
 
 @pytest.mark.full

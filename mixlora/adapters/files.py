@@ -6,6 +6,7 @@ model.layers.0.mlp.up_proj.delta.A_RD   <->   base_model.model.model.layers.0.ml
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mixlora.adapters import targets
 from mixlora.adapters.attach import adapted
 from mixlora.adapters.modules import LoraLinear
 from mixlora.config.load import plain
-from mixlora.config.schema import Method, Scale
+from mixlora.config.schema import Method, Model, Scale
 from mixlora.errors import CheckpointError, ConfigError
 from mixlora.records import read_json, write_bytes, write_json
 
@@ -128,13 +129,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def method_of(folder: Path) -> tuple[Method, str]:
     """The method and the base model that an adapter folder names: ours, or a plain LoRA that PEFT saved.
 
+    Ranks and alphas by module need the model to be understood: see `patterns` and `with_patterns`.
+
     Raises:
         ConfigError: a PEFT adapter with an option that has no counterpart here.
     """
-    try:
-        values = read_json(folder / CONFIG)
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from None
+    values = read_config(folder)
     base = str(values.get("base_model_name_or_path") or "")
     if values.get("peft_type") == "MIXLORA":
         from mixlora.config.typed import typed
@@ -154,13 +154,79 @@ def method_of(folder: Path) -> tuple[Method, str]:
     ):
         if values.get(option):
             raise ConfigError(f"{folder / CONFIG} sets {option}, which is not supported here")
-    if values.get("bias", "none") != "none" or values.get("rank_pattern") or values.get("alpha_pattern"):
-        raise ConfigError(f"{folder / CONFIG} sets bias, rank_pattern or alpha_pattern, which is not supported here")
+    if values.get("bias", "none") != "none":
+        raise ConfigError(f"{folder / CONFIG} sets bias, which is not supported here")
     scale = Scale.alpha_over_sqrt_r if values.get("use_rslora") else Scale.alpha_over_r
     method = Method(name="peft", r=values["r"], lora_alpha=float(values["lora_alpha"]), scale=scale)
     method.target_modules = values["target_modules"]
     method.lora_dropout = float(values.get("lora_dropout") or 0.0)
     return method, base
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    try:
+        values = read_json(folder / CONFIG)
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from None
+    assert isinstance(values, dict)
+    return values
+
+
+Patterns = dict[str, dict[str, float]]  # "r" and "lora_alpha" -> pattern of names -> value
+
+
+def patterns(folder: Path) -> Patterns:
+    """What a PEFT folder sets for single modules: `rank_pattern` and `alpha_pattern`."""
+    values = read_config(folder)
+    return {"r": values.get("rank_pattern") or {}, "lora_alpha": values.get("alpha_pattern") or {}}
+
+
+def with_patterns(method: Method, patterns: Patterns, model: nn.Module, names: Model) -> Method:
+    """`method` with PEFT's patterns over names as ours over layers and scales.
+
+    Raises:
+        ConfigError: ranks that differ within a layer, or alphas that follow no rule of ours.
+    """
+    if not any(patterns.values()):
+        return method
+    linears = targets.linears(model)
+    chosen = targets.select(linears, method.target_modules, names, "target_modules")
+    ranks = {name: round(matched(patterns["r"], name, method.r)) for name in chosen}
+    alphas = {name: matched(patterns["lora_alpha"], name, method.lora_alpha) for name in chosen}
+    method = replace(method, r=by_layer(ranks, linears))
+    if len(set(alphas.values())) == 1:
+        return replace(method, lora_alpha=alphas[chosen[0]])
+    power = 0.5 if method.scale is Scale.alpha_over_sqrt_r else 1.0
+    scales = {name: alphas[name] / ranks[name] ** power for name in chosen}
+    scale = scales[chosen[0]]
+    for name, other in scales.items():
+        if abs(other - scale) > 1e-6 * scale:
+            raise ConfigError(
+                f"alpha_pattern scales '{chosen[0]}' by {scale:g} and '{name}' by {other:g}. Here all modules of an "
+                "adapter share one alpha or one scale; load it in PEFT, or merge it there"
+            )
+    return replace(method, lora_alpha=scale, scale=Scale.constant)
+
+
+def matched(pattern: Mapping[str, float], name: str, default: float) -> float:
+    """The value of the first entry that is the name, or its end from a dot on, as PEFT reads it."""
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def by_layer(ranks: Mapping[str, int], linears: Mapping[str, nn.Module]) -> int | list[int]:
+    """One rank where all are equal, else the rank of each layer; in a layer without an adapter it is of no account."""
+    if len(set(ranks.values())) == 1:
+        return next(iter(ranks.values()))
+    depth = 1 + max((layer for name in linears if (layer := targets.layer_of(name)) is not None), default=0)
+    found: dict[int, int] = {}
+    for name, r in ranks.items():
+        layer = targets.layer_of(name)
+        if layer is None or found.setdefault(layer, r) != r:
+            raise ConfigError(
+                f"rank_pattern gives '{name}' a rank of its own, {r}. Here the modules of a layer share one rank; load "
+                "the adapter in PEFT, or merge it there"
+            )
+    return [found.get(layer, 1) for layer in range(depth)]
 
 
 def merge(model: nn.Module) -> None:

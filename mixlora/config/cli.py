@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mixlora.config import explain
+from mixlora.config.schema import Config
 from mixlora.errors import ConfigError, MixloraError
 
 RANK_SECONDS = 10.0  # that other ranks leave rank 0 to say what is wrong
@@ -40,8 +41,8 @@ def config_dir() -> str:
     raise ConfigError("This installation of mixlora has no configs/ folder. Install it again.")
 
 
-def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Make `run(cfg)` a command that composes `configs/<config_name>.yaml` with the command line."""
+def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make `run(cfg)` a command: `configs/<config_name>.yaml`, whose keys `record` has, with the command line."""
 
     def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(run)
@@ -62,7 +63,7 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
             except Exception as error:
-                leave(error)
+                leave(error, record)
 
         @functools.wraps(run)
         def guarded(cfg: DictConfig) -> None:
@@ -71,19 +72,19 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
             except MixloraError as error:
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise  # the other points of a sweep go on
-                leave(error)
+                leave(error, record)
 
         return main
 
     return decorate
 
 
-def leave(error: Exception) -> NoReturn:
+def leave(error: Exception, record: type = Config) -> NoReturn:
     """Print what a user can mend in one message and exit with its status; everything else is a bug and raises."""
     if os.environ.get("MIXLORA_DEBUG"):
         raise error
     if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, MixloraError):
-        error = ConfigError(explain.hydra_error(error))
+        error = ConfigError(explain.hydra_error(error, record))
     if not isinstance(error, MixloraError):
         raise error
     if not is_main_process():

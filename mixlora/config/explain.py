@@ -14,8 +14,8 @@ OPEN = {"method.gate": "gate"}  # mappings whose keys depend on what they hold
 WORDS = {"tasks": "a task or mixture"}  # groups whose name is no noun of its own
 
 
-def hydra_error(error: BaseException) -> str:
-    """One message for an error that was raised while the configuration was composed."""
+def hydra_error(error: BaseException, record: type = Config) -> str:
+    """One message for an error that was raised while a configuration that fits `record` was composed."""
     text = str(error)
     missing = re.search(r"You must specify '(\w+)'", text)
     if missing:
@@ -29,7 +29,7 @@ def hydra_error(error: BaseException) -> str:
         return "A value that holds '=' goes into double quotes: 'overrides=[\"key=value\",\"other=value\"]'"
     key = override_key(error)
     if key:
-        return f"There is no key '{key}'. {near(key)}"
+        return f"There is no key '{key}'. {near(key, record)}"
     return " ".join(text.split())
 
 
@@ -45,9 +45,9 @@ def override_key(error: BaseException) -> str | None:
     return (found[1] or found[2]) if found else None
 
 
-def near(key: str) -> str:
-    """The nearest full key of the trunk, by spelling or by initials (train.lr is train.learning_rate); else a list."""
-    keys = list(leaves(Config))
+def near(key: str, record: type = Config) -> str:
+    """The nearest full key of `record`, by spelling or by initials (train.lr is train.learning_rate); else a list."""
+    keys = list(leaves(record))
     section, _, name = key.rpartition(".")
     if section in OPEN:
         return f"An option that the YAML of this {OPEN[section]} does not show is added: +{key}=..."

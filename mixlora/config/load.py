@@ -84,13 +84,6 @@ def run_folder(config: Config) -> Path:
     return Path(config.output_root) / name
 
 
-def launch_of(composed: DictConfig) -> Launch:
-    """The part of a composed configuration that says how runs are started."""
-    launch = typed(Launch, {key: composed[key] for key in Launch.__dataclass_fields__})
-    check_launch(launch)
-    return launch
-
-
 def check_launch(launch: Launch) -> None:
     slurm = launch.slurm
     for key, value, least in (

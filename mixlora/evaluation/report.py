@@ -44,7 +44,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         lines.append("† the data set lacks rows here")
     for name, result in results.items():
         number = result.get("protocol", {}).get("num_samples", 1)
-        if number > 1:
+        if number > 1 and result["value"] is not None:
             shown = (f"{m} {with_error(value, result['stderrs'][m])}" for m, value in result["metrics"].items())
             lines.append(f"{name}, {number} samples: {', '.join(shown)}")
     return lines + [f"{name}: {r['reason']}" for name, r in results.items() if r["value"] is None]

@@ -293,6 +293,12 @@ def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) ->
     }
 
 
+def marked(task: Task, predictions: Sequence[Prediction], protocol: Protocol) -> list[Prediction]:
+    """Each prediction with `correct`: what it scores under the metric that counts."""
+    metric = protocol.metric(task)
+    return [prediction | {"correct": prediction[metric]} for prediction in predictions]
+
+
 def majority(task: Task, predictions: Sequence[Prediction]) -> float | None:
     """What the best constant guess would score; None where there is no such guess (code)."""
     if task.answer_kind is Answer.code:

@@ -43,6 +43,7 @@ class Totals:
     """What has happened since the first step, over all ranks; saved with every checkpoint."""
 
     tokens: int = 0  # real tokens that went through the model
+    tokens_by_task: Counter[str] = field(default_factory=Counter)  # the same, by task
     label_tokens: Counter[str] = field(default_factory=Counter)  # tokens with loss, by task
     rows: Counter[str] = field(default_factory=Counter)
     skipped: int = 0  # steps that were not taken because a number was not finite
@@ -200,7 +201,8 @@ class Trainer:
     def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
         totals = self.totals
-        totals.tokens += int(tally.tokens)
+        totals.tokens += int(tally.tokens.sum())
+        totals.tokens_by_task.update(tally.by_task(tally.tokens))
         totals.label_tokens.update(tally.by_task(tally.count))
         totals.rows.update(tally.by_task(tally.rows))
         if finite:
@@ -356,8 +358,9 @@ def totals_of(saved: checkpoint.Checkpoint) -> Totals:
     """Raises CheckpointError where another version of this package counted other things."""
     values = dict(saved.state["totals"])
     try:
-        return Totals(**values | {key: Counter(values[key]) for key in ("label_tokens", "rows")})
-    except (TypeError, KeyError):
+        counted = ("tokens_by_task", "label_tokens", "rows")
+        return Totals(**values | {key: Counter(values.get(key, {})) for key in counted})
+    except TypeError:
         raise CheckpointError(
             f"the checkpoint of step {saved.step} was written by another version of mixlora, which counted other "
             "things. Finish the run with that version, or set run_dir to a new folder"

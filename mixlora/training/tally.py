@@ -14,12 +14,12 @@ from mixlora.tasks.collate import Batch
 
 
 class Tally:
-    """Cross-entropy, label tokens and rows by task; real tokens; how many of them chose each expert of each gate."""
+    """Cross-entropy, label tokens, real tokens and rows by task; how many tokens chose each expert of each gate."""
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = list(tasks)
-        self.nats, self.count, self.rows = (torch.zeros(len(self.tasks), dtype=torch.float64) for _ in range(3))
-        self.tokens = torch.zeros(1, dtype=torch.float64)
+        zeros = (torch.zeros(len(self.tasks), dtype=torch.float64) for _ in range(4))
+        self.nats, self.count, self.rows, self.tokens = zeros
         self.signals = torch.zeros(1, dtype=torch.float64)  # SIGINT and SIGTERM that a rank has received
         self.loads: dict[str, Tensor] = {}
 
@@ -28,7 +28,8 @@ class Tally:
         self.nats.index_add_(0, index_B, nats_B.detach().double().cpu())
         self.count.index_add_(0, index_B, count_B.double().cpu())
         self.rows.index_add_(0, index_B, torch.ones(len(index_B), dtype=torch.float64))
-        self.tokens += int(batch.mask_BS.sum())
+        tokens_B = torch.bincount(batch.row_BS[batch.mask_BS], minlength=len(batch.ids))
+        self.tokens.index_add_(0, index_B, tokens_B.double().cpu())
         for name, routing in routings.items():
             load_E = gates.load(routing, batch.mask_BS)
             self.loads[name] = self.loads[name] + load_E if name in self.loads else load_E
