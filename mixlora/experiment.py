@@ -82,12 +82,13 @@ class Experiment:
                 began = time.monotonic()
                 loaded, adapter = self.load()
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
-                    # Another process may have come to the end of this run while the model was loading here.
-                    if not ranks.agree(finished_as(self.folder, configs.digest(self.config))):
-                        self.begin()
-                        with self.failure_recorded(), named(self.folder):
-                            self.parts.start_tracker()
-                            self.work(loaded, adapter, began)
+                    if ranks.agree(finished_as(self.folder, configs.digest(self.config))):
+                        say(f"Another process has finished this run while the model was loading here: {self.folder}")
+                        return
+                    self.begin()
+                    with self.failure_recorded(), named(self.folder):
+                        self.parts.start_tracker()
+                        self.work(loaded, adapter, began)
             self.parts.accelerator.end_training()
 
     def show(self) -> None:
