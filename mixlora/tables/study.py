@@ -305,7 +305,8 @@ def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
         run.reason = "made with code that differs from its commit; include_dirty=true takes it in" if dirty else ""
     elif status == "failed" or failed:
         run.state = FAILED
-        run.reason = f"exit status {failed['status']}: {failed['message']}" if failed else "its run.json says so"
+        why = record.get("message", "its run.json says so")
+        run.reason = f"exit status {failed['status']}: {failed['message']}" if failed else why
     elif record:
         run.state, run.reason = UNFINISHED, f"its run.json says {status}"
     return run
