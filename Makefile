@@ -46,7 +46,7 @@ bench: venv  ## all performance comparisons (an hour on 2 cores), the table and 
 	$(BIN)/python benchmarks/run.py
 
 bench-linear: venv  ## one linear against PEFT and a loop over experts, under 5 minutes; the last line has the ratios
-	$(BIN)/python benchmarks/linear.py --budget 50
+	$(BIN)/python benchmarks/linear.py
 
 bench-peers: venv  ## a training step of moe_peft (in .venv-peer) against ours
 	test -d .venv-peer || ($(PYTHON) -m venv .venv-peer && \
