@@ -23,7 +23,7 @@ RESULTS = HERE / "results"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 CLOCK = [time.perf_counter]
 QUICK = "--quick" in sys.argv  # goals are for the full sizes
-# Quartiles of a figure's ratios that are further apart, over their median, hide a difference of some percent. Ratios are
+# Quartiles of a figure's ratios, over their median: further apart they hide a difference of some percent. Ratios are
 # judged, not times: both sides of a round see the same rows and the same other programs, and its part in both cancels.
 TOO_NOISY = 0.15
 EMULATED = "emulated: not comparable"

@@ -8,18 +8,19 @@ from functools import partial
 import torch
 from common import Row, arguments, comparable, emulated, interleaved, ratio, rounds_within, saved_bytes, say, write
 from layers import Block, lora, mixture, peft, step
-from linear import STAND_IN, rows_of
+from linear import STAND_IN, TOKENS, rows_of
 
 from mixlora.config.schema import Compute
 
-SHAPES = [("float32", 576, 1536, 1024), ("float32", 1024, 2816, 1024), ("bfloat16", 4096, 11008, 1024)]
+# dtype, d, hidden, tokens that are timed
+SHAPES = [("float32", 576, 1536, TOKENS), ("float32", 1024, 2816, TOKENS), ("bfloat16", 4096, 11008, TOKENS)]
+EMULATED = [*SHAPES[:2], ("bfloat16", 4096, 11008, 4), ("float32", 2048, 5504, 512)]
+QUICK = [("float32", 64, 96, 64), ("bfloat16", 64, 96, 64)]
 
 
 def main() -> None:
     options = arguments(__doc__, budget=45.0)
-    shapes = [("float32", 64, 96, 64), ("bfloat16", 64, 96, 64)] if options.quick else list(SHAPES)
-    if emulated("bfloat16", options.device) and not options.quick:
-        shapes.append(("float32", 2048, 5504, 512))
+    shapes = QUICK if options.quick else EMULATED if emulated("bfloat16", options.device) else SHAPES
     rows = [row for shape in shapes for row in measure(*shape, options)]
     print(f"written: {write('feed_forward', rows, options)}")
 
@@ -35,14 +36,13 @@ def measure(name: str, d: int, ff: int, tokens: int, options) -> list[Row]:
     models = {"peft": peft(base(), 64), "lora": lora(base(), 64)}
     models |= {compute.value: mixture(base(), 8, compute) for compute in Compute}
     goals = {"fast": 1.05, "lean": 1.15, "eager": None}
-    slow = emulated(name, device)
-    if slow:
+    if emulated(name, device):
         del models["eager"], goals["eager"]  # a minute a step
-    timed = 4 if slow else tokens
-    x_TD, dy_TD = rows_of(timed, d, dtype, device), rows_of(timed, d, dtype, device)
+    x_TD, dy_TD = rows_of(tokens, d, dtype, device), rows_of(tokens, d, dtype, device)
     variants = {key: partial(step, model, x_TD, dy_TD) for key, model in models.items()}
-    seconds = interleaved(variants, 2 if slow else rounds_within(options.budget, variants, 31, device), device)
-    setting = f"{name} d {d} ff {ff}, {timed} tokens"
+    rounds = 2 if emulated(name, device) else rounds_within(options.budget, variants, 31, device)
+    seconds = interleaved(variants, rounds, device)
+    setting = f"{name} d {d} ff {ff}, {tokens} tokens"
     rows = []
     for key, goal in goals.items():
         for reference, called, its in (("peft", "PEFT LoRA", goal), ("lora", "our own LoRA", None)):
@@ -51,7 +51,7 @@ def measure(name: str, d: int, ff: int, tokens: int, options) -> list[Row]:
                 judged["note"] = STAND_IN
             figure = f"feed-forward: {key} / {called}"
             rows.append(ratio(figure, setting, seconds[key], seconds[reference], **judged))
-    x_TD, setting = rows_of(tokens, d, dtype, device), f"{name} d {d} ff {ff}, {tokens} tokens"
+    x_TD, setting = rows_of(TOKENS, d, dtype, device), f"{name} d {d} ff {ff}, {TOKENS} tokens"
     kept = {key: saved_bytes(partial(model, x_TD), *model.parameters()) for key, model in models.items()}
     for key in goals:
         goal = 0.56 if key == "lean" and name == "bfloat16" else None

@@ -11,14 +11,16 @@ from common import Row, arguments, comparable, emulated, interleaved, ratio, rou
 from layers import GatherLoop, Linear, gated, lora, peft, step
 
 STAND_IN = "stands in for bfloat16"
-SHAPES = [("float32", 1024, 1024), ("float32", 2048, 1024), ("bfloat16", 4096, 1024)]  # dtype, d, tokens
+TOKENS = 1024
+# dtype, d, tokens that are timed
+SHAPES = [("float32", 1024, TOKENS), ("float32", 2048, TOKENS), ("bfloat16", 4096, TOKENS)]
+EMULATED = [*SHAPES[:2], ("bfloat16", 4096, 16), ("float32", 4096, 256)]
+QUICK = [("float32", 256, 64), ("bfloat16", 256, 64)]
 
 
 def main() -> None:
     options = arguments(__doc__, budget=40.0)
-    shapes = [("float32", 256, 64), ("bfloat16", 256, 64)] if options.quick else list(SHAPES)
-    if emulated("bfloat16", options.device) and not options.quick:
-        shapes.append(("float32", 4096, 256))
+    shapes = QUICK if options.quick else EMULATED if emulated("bfloat16", options.device) else SHAPES
     rows = [row for shape in shapes for row in measure(*shape, options)]
     path = write("linear", rows, options)
     print(f"written: {path}")
@@ -41,12 +43,11 @@ def measure(name: str, d: int, tokens: int, options) -> list[Row]:
         "peft_dropout": peft(base(), 64, 0.05),
         "gated_dropout": gated(base(), 8, 0.05),
     }
-    slow = emulated(name, device)
-    timed = 16 if slow else tokens
-    x_TD, dy_TD = rows_of(timed, d, dtype, device), rows_of(timed, d, dtype, device)
+    x_TD, dy_TD = rows_of(tokens, d, dtype, device), rows_of(tokens, d, dtype, device)
     variants = {key: partial(step, model, x_TD, dy_TD) for key, model in models.items()}
-    seconds = interleaved(variants, 2 if slow else rounds_within(options.budget, variants, 61, device), device)
-    setting = f"{name} d {d}, {timed} tokens"
+    rounds = 2 if emulated(name, device) else rounds_within(options.budget, variants, 61, device)
+    seconds = interleaved(variants, rounds, device)
+    setting = f"{name} d {d}, {tokens} tokens"
     pairs = [  # ours, reference, goal, figure
         ("gated", "peft", 1.0, "/ PEFT LoRA"),
         ("gated", "loop", loop_goal, "/ gather loop"),
@@ -60,7 +61,7 @@ def measure(name: str, d: int, tokens: int, options) -> list[Row]:
         if (name, d) == ("float32", 4096):
             judged["note"] = STAND_IN
         rows.append(ratio(f"one linear: {figure}", setting, seconds[ours], seconds[reference], **judged))
-    x_TD, setting = rows_of(tokens, d, dtype, device), f"{name} d {d}, {tokens} tokens"
+    x_TD, setting = rows_of(TOKENS, d, dtype, device), f"{name} d {d}, {TOKENS} tokens"
     kept = {key: saved_bytes(partial(model, x_TD), *model.parameters()) for key, model in models.items()}
     found = kept["gated"] / kept["peft"], kept["gated_dropout"] / kept["peft_dropout"], kept["gated"] / kept["loop"]
     for figure, value, goal in zip(
