@@ -1,8 +1,8 @@
 """A whole training step of every method, and its peak memory, against PEFT's LoRA of the same total rank in our loop.
 
-Every linear is adapted and all sides have one dropout. CPU: SmolLM2-135M in float32, eight commonsense rows, packed. GPU:
-a LLaMA of about 1B with random weights in bfloat16, 8 rows of 1024 tokens. Peak memory is read in processes of its own,
-three for each variant; on a CPU its rows are 128 random tokens each, so that no data lies in memory.
+Every linear is adapted and all sides have one dropout. CPU: SmolLM2-135M in float32, eight commonsense rows, packed.
+GPU: a LLaMA of about 1B with random weights in bfloat16, 8 rows of 1024 tokens. Peak memory is read in processes of its
+own, three for each variant; on a CPU its rows are 128 random tokens each, so that no data lies in memory.
 """
 
 import ctypes
