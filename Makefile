@@ -41,20 +41,23 @@ lint: venv  ## format, lint and types
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-bench: venv  ## all performance comparisons (an hour on 2 cores), the table and its drawing
+bench: venv  ## all performance comparisons but bench-peers (45 minutes on 2 cores), the table and its drawing
 	$(BIN)/python -m pip install -q matplotlib
 	$(BIN)/python benchmarks/run.py
 
 bench-linear: venv  ## one linear against PEFT and a loop over experts, under 5 minutes; the last line has the ratios
-	$(BIN)/python benchmarks/linear.py --budget 50
+	$(BIN)/python benchmarks/linear.py
 
-bench-peers: venv  ## a training step of moe_peft (in .venv-peer) against ours
-	test -d .venv-peer || ($(PYTHON) -m venv .venv-peer && \
-	  .venv-peer/bin/python -m pip install -q -c constraints.txt torch && \
-	  .venv-peer/bin/python -m pip install -q transformers==4.46.3 'numpy<2.4' 'huggingface-hub<1' 'datasets<4' \
-	    evaluate scikit-learn fire pandas tiktoken sentencepiece && \
-	  .venv-peer/bin/python -m pip install -q --no-deps moe_peft==2.0.2)
+bench-peers: venv .venv-peer/.ready  ## a training step of moe_peft (in .venv-peer) against ours
 	$(BIN)/python benchmarks/peers.py --peer .venv-peer/bin/python
+
+.venv-peer/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install -q -c constraints.txt torch
+	.venv-peer/bin/python -m pip install -q transformers==4.46.3 'numpy<2.4' 'huggingface-hub<1' 'datasets<4' \
+	  evaluate scikit-learn fire pandas tiktoken sentencepiece
+	.venv-peer/bin/python -m pip install -q --no-deps moe_peft==2.0.2
+	touch $@
 
 clean:  ## remove the environment and what the tests left
 	rm -rf $(VENV) .venv-peer .pytest_cache .ruff_cache .mypy_cache dist build

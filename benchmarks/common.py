@@ -23,7 +23,10 @@ RESULTS = HERE / "results"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 CLOCK = [time.perf_counter]
 QUICK = "--quick" in sys.argv  # goals are for the full sizes
-TOO_NOISY = 0.25  # quartile range of the reference's times over their median
+# Quartiles of a figure's ratios, over their median: further apart they hide a difference of some percent. Ratios are
+# judged, not times: both sides of a round see the same rows and the same other programs, and its part in both cancels.
+TOO_NOISY = 0.15
+EMULATED = "emulated: not comparable"
 
 
 @dataclass
@@ -84,18 +87,37 @@ def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, device: 
     return seconds
 
 
+def emulated(dtype: str, device: str) -> bool:
+    """Whether PyTorch multiplies this type without instructions for it; our products run in float32 there."""
+    return dtype == "bfloat16" and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def comparable(dtype: str, device: str, goal: float | None) -> dict[str, Any]:
+    """The goal of a ratio of times, or the note that says why it has none here."""
+    return {"goal": None, "note": EMULATED} if emulated(dtype, device) else {"goal": goal}
+
+
+def rounds_within(seconds: float, variants: Mapping[str, Callable[[], Any]], most: int, device: str) -> int:
+    """As many rounds as take `seconds`, 5 at least, by the time of one round now; 2 with --quick."""
+    synchronize(device)
+    began = time.perf_counter()
+    for run in variants.values():
+        run()
+    synchronize(device)
+    return 2 if QUICK else int(min(most, max(5, seconds / (time.perf_counter() - began))))
+
+
 def synchronize(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def ratio(figure: str, setting: str, ours: Sequence[float], reference: Sequence[float], **options: Any) -> Row:
-    """The median over rounds of ours / reference, with its quartiles; noisy where the reference did not repeat."""
+    """The median over rounds of ours / reference, with its quartiles; noisy where they are far apart."""
     ratios = [a / b for a, b in zip(ours, reference, strict=True)]
     low, high = quartiles(ratios)
-    first, last = quartiles(reference)
-    noisy = (last - first) / statistics.median(reference) > TOO_NOISY
     value = statistics.median(ratios)
+    noisy = (high - low) / value > TOO_NOISY
     row = Row(figure, setting, value, low=low, high=high, rounds=len(ratios), noisy=noisy, **options)
     say(row)
     return row
@@ -111,7 +133,8 @@ def say(row: Row) -> None:
     mark = {None: "", True: "met", False: "NOT MET"}[row.met]
     goal = "" if row.goal is None else f"  goal {'>=' if row.at_least else '<='} {row.goal:g} {mark}"
     noisy = "  (too noisy to believe)" if row.noisy else ""
-    print(f"{row.figure:58} {row.setting:34} {row.value:8.3f}{spread}{goal}{noisy}", flush=True)
+    note = f"  ({row.note})" if row.note else ""
+    print(f"{row.figure:58} {row.setting:34} {row.value:8.3f}{spread}{goal}{noisy}{note}", flush=True)
 
 
 def saved_bytes(run: Callable[[], Any], *left_out: torch.Tensor) -> int:
@@ -136,7 +159,7 @@ def write(name: str, rows: Sequence[Row], options: argparse.Namespace, **extra: 
     path = options.out / f"{name}-{options.device.partition(':')[0]}{suffix}.json"
     noisy = sum(row.noisy for row in rows)
     if noisy:
-        print(f"{noisy} of {len(rows)} figures come from rounds whose reference did not repeat: do not believe them.")
+        print(f"{noisy} of {len(rows)} figures have ratios too far apart over the rounds: do not believe them.")
     values = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
@@ -152,6 +175,7 @@ def write(name: str, rows: Sequence[Row], options: argparse.Namespace, **extra: 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
     cuda = options.device.startswith("cuda")
     return {
+        "kind": options.device.partition(":")[0],
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "cores": os.cpu_count(),
         "threads": options.threads,

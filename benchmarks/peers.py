@@ -9,11 +9,10 @@ computed again in backward) and without that; ours never computes a block again.
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from common import Row, arguments, interleaved, ratio, write
+from common import Row, arguments, interleaved, ratio, rounds_within, write
 
 LLAMA = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -23,7 +22,10 @@ METHODS = ("mixlora", "mola")
 
 
 def main() -> None:
-    options = arguments(__doc__, peer="", budget=240.0, worker="")
+    options = arguments(__doc__, peer="", budget=120.0, worker="")
+    if options.clock == "cpu":
+        sys.exit("peers.py: --clock=cpu counts this process alone, and the peer is another one; use --clock=wall")
+    options.device = "cpu"  # where the peer runs
     if options.worker:
         answer(their_step(*options.worker.split(","), SMALL if options.quick else LLAMA))
         return
@@ -37,11 +39,7 @@ def measure(method: str, options) -> list[Row]:
     theirs = {recompute: Peer(method, recompute, options) for recompute in ("recompute", "none")}
     variants: dict[str, Callable] = {name: peer.step for name, peer in theirs.items()}
     variants["ours"] = our_step(method, SMALL if options.quick else LLAMA, options.device)
-    began = time.perf_counter()
-    for run in variants.values():
-        run()
-    rounds = 2 if options.quick else int(min(31, max(5, options.budget / (time.perf_counter() - began))))
-    seconds = interleaved(variants, rounds, options.device)
+    seconds = interleaved(variants, rounds_within(options.budget, variants, 31, options.device), options.device)
     for peer in theirs.values():
         peer.close()
     setting = f"float32, {ROWS} x {LENGTH} tokens"

@@ -1,13 +1,14 @@
 """Step time of a gated linear against tokens, experts, rank and k, and of a small model against adapted linears.
 
-A curve is as good as its worst point: time over the line between its neighbours (1 is straight).
+A curve is as good as its worst point: time over the line between its neighbours in the same round (1 is straight).
 """
 
-import time
 from functools import partial
+from operator import truediv
+from statistics import median
 
 import torch
-from common import Any, Row, arguments, interleaved, say, write
+from common import Any, Row, arguments, interleaved, ratio, rounds_within, write
 from layers import Linear, gated, ours, step
 from torch import nn
 
@@ -15,7 +16,7 @@ from mixlora.config.schema import Method
 
 
 def main() -> None:
-    options = arguments(__doc__, budget=40.0, d=1024)
+    options = arguments(__doc__, budget=25.0, d=1024)
     d, T = (64, 32) if options.quick else (options.d, 512)
 
     def linear(r: int = 8, top_k: int = 2, num_experts: int = 8, tokens: int = T) -> Any:
@@ -32,30 +33,29 @@ def main() -> None:
     }
     rows, points = [], {}
     for name, variants in curves.items():
-        began = time.perf_counter()
-        for run in variants.values():
-            run()
-        rounds = 2 if options.quick else int(min(41, max(7, options.budget / (time.perf_counter() - began))))
+        rounds = rounds_within(options.budget, variants, 41, options.device)
         seconds = interleaved(variants, rounds, options.device)
-        # The fastest quarter: other work on the machine only ever adds time.
-        points[name] = {n: sorted(values)[len(values) // 4] for n, values in seconds.items()}
-        rows += worst(name, points[name], rounds, f"d {d}, {T} tokens")
+        points[name] = {n: median(values) for n, values in seconds.items()}
+        judged = slowest if name == "k" else worst
+        rows.append(judged(name, seconds, f"d {d}, {T} tokens"))
     print(f"written: {write('scaling', rows, options, curves=points)}")
 
 
-def worst(name: str, curve: dict[int, float], rounds: int, setting: str) -> list[Row]:
-    if name == "k":
-        row = Row(
-            "scaling: k, slowest / fastest", setting, max(curve.values()) / min(curve.values()), 1.02, rounds=rounds
-        )
-    else:
-        off = 0.0
-        for a, b, c in zip(list(curve)[:-2], list(curve)[1:-1], list(curve)[2:], strict=True):
-            between = curve[a] + (curve[c] - curve[a]) * (b - a) / (c - a)
-            off = max(off, curve[b] / between)
-        row = Row(f"scaling: {name}, worst point / its neighbours' line", setting, off, 1.3, rounds=rounds)
-    say(row)
-    return [row]
+def slowest(name: str, seconds: dict[int, list[float]], setting: str) -> Row:
+    """The slowest point over the fastest."""
+    ordered = sorted(seconds.values(), key=median)
+    return ratio(f"scaling: {name}, slowest / fastest", setting, ordered[-1], ordered[0], goal=1.02)
+
+
+def worst(name: str, seconds: dict[int, list[float]], setting: str) -> Row:
+    """The point that is highest over the line between its neighbours."""
+    points, sides = list(seconds), []
+    for a, b, c in zip(points[:-2], points[1:-1], points[2:], strict=True):
+        part = (b - a) / (c - a)
+        line = [first + part * (last - first) for first, last in zip(seconds[a], seconds[c], strict=True)]
+        sides.append((seconds[b], line))
+    time, line = max(sides, key=lambda side: median(map(truediv, *side)))
+    return ratio(f"scaling: {name}, worst point / its neighbours' line", setting, time, line, goal=1.3)
 
 
 def stack(adapted: int, d: int, tokens: int, device: str) -> Any:

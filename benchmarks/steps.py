@@ -1,61 +1,77 @@
 """A whole training step of every method, and its peak memory, against PEFT's LoRA of the same total rank in our loop.
 
-CPU: SmolLM2-135M in float32, eight commonsense rows, packed. GPU: a LLaMA of about 1B with random weights in bfloat16,
-8 rows of 1024 tokens. Peak memory is read in a process of its own for each variant.
+Every linear is adapted and all sides have one dropout. CPU: SmolLM2-135M in float32, eight commonsense rows, packed.
+GPU: a LLaMA of about 1B with random weights in bfloat16, 8 rows of 1024 tokens. Peak memory is read in processes of its
+own, three for each variant; on a CPU its rows are 128 random tokens each, so that no data lies in memory.
 """
 
+import ctypes
+import gc
 import json
+import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from common import Row, arguments, interleaved, ratio, say, synchronize, write
-from training import long_rows, ours, peft_like, trainer, training_rows
+from common import Row, arguments, interleaved, ratio, rounds_within, write
+from training import loaded, long_rows, lora_like, ours, peft_like, total_ranks, trainer, training_rows
 
+from mixlora.adapters import targets
 from mixlora.config.schema import Compute
 
 METHODS = ["mole", "mola", "dynmole", "hydralora", "smora", "mixlora"]
+EVERY_LINEAR = {"dynmole": ["method.target_modules=all-linear"]}  # the others' files say so
 GOALS = {"smora": 1.05, "mixlora": 1.10}
+DROPOUT = 0.05
+WITH_DROPOUT = ["mola", "mixlora"]
+RUNS = 3
 
 
 def main() -> None:
-    options = arguments(__doc__, model="", methods=",".join(METHODS), budget=90.0, only="", worker="")
+    options = arguments(__doc__, model="", methods=",".join(METHODS), budget=40.0, only="", worker="", dropout=0.0)
     gpu = options.device.startswith("cuda")
     options.model = options.model or ("llama_1b" if gpu else "tiny" if options.quick else "smollm2_135m")
-    options.dtype = "bfloat16" if gpu else "float32"
+    options.where = options.model, options.device, "bfloat16" if gpu else "float32"
     if options.worker:
         print(json.dumps(peak(options)))
         return
     methods = options.methods.split(",")
     rows = []
     if options.only in ("", "time"):
-        rows += [row for method in methods for row in times(method, options)]
+        rows += [row for method in methods for row in times(method, 0.0, options)]
+        rows += [row for method in methods if method in WITH_DROPOUT for row in times(method, DROPOUT, options)]
     if options.only in ("", "memory"):
-        rows += [row for method in methods for row in memory(method, options)]
+        asked = methods[-1:] if options.quick else methods
+        rows += [row for method in asked for row in memory(method, DROPOUT if gpu else 0.0, options)]
     print(f"written: {write('steps', rows, options)}")
 
 
-def variants(method: str, options) -> dict:
-    """Our forms, our own LoRA where it is a reference, and PEFT's LoRA."""
-    where = options.model, options.device, options.dtype
-    found = {"fast": lambda: ours(*where, method), "peft": lambda: peft_like(*where, method)}
+def variants(method: str, dropout: float, options) -> dict:
+    """Our forms, PEFT's LoRA, and our own LoRA where it is a reference."""
+    changed = [f"method.lora_dropout={dropout}", *EVERY_LINEAR.get(method, [])]
+    found = {
+        "fast": partial(ours, *options.where, method, Compute.fast, *changed),
+        "peft": partial(peft_like, *options.where, method, dropout, *changed),
+    }
     if method == "mixlora":
-        found["lean"] = lambda: ours(*where, method, Compute.lean)
-    if options.device.startswith("cuda"):
-        found["peft_dropout"] = lambda: peft_like(*where, method, 0.05)
+        found["lean"] = partial(ours, *options.where, method, Compute.lean, *changed)
+        found["lora"] = partial(lora_like, *options.where, method, dropout, *changed)
     return found
 
 
-def loop(parts, options):
+def setting(method: str, dropout: float, options) -> str:
+    ranks = total_ranks(*options.where, method, f"method.lora_dropout={dropout}", *EVERY_LINEAR.get(method, []))
+    every, rank = targets.linears(loaded(*options.where).model), "/".join(map(str, sorted(set(ranks.values()))))
+    model, _, dtype = options.where
+    return f"{model} {dtype}, rank {rank} on {len(ranks)} of {len(every)} linears, dropout {dropout:g}"
+
+
+def times(method: str, dropout: float, options) -> list[Row]:
     gpu = options.device.startswith("cuda")
-    rows = long_rows(1024, 64) if gpu else training_rows(options.model, options.device, options.dtype, 64)
-    return trainer(parts, rows, 8)
-
-
-def times(method: str, options) -> list[Row]:
-    loops = {name: loop(build(), options) for name, build in variants(method, options).items()}
+    examples = long_rows(1024, 64, 512) if gpu else training_rows(*options.where, 64)
+    loops = {name: trainer(build(), examples, 8) for name, build in variants(method, dropout, options).items()}
     counts = dict.fromkeys(loops, 0)
 
     def run(name: str) -> None:
@@ -64,54 +80,68 @@ def times(method: str, options) -> list[Row]:
 
     for each in loops.values():
         each.model.train()
-    began = time.perf_counter()
-    for name in loops:
-        run(name)
-    synchronize(options.device)
-    rounds = 2 if options.quick else int(min(31, max(5, options.budget / (time.perf_counter() - began))))
-    seconds = interleaved({name: lambda name=name: run(name) for name in loops}, rounds, options.device)
-    gpu = options.device.startswith("cuda")
+    runs = {name: partial(run, name) for name in loops}
+    seconds = interleaved(runs, rounds_within(options.budget, runs, 31, options.device), options.device)
     goal = (None if method == "mixlora" else 0.85) if gpu else GOALS.get(method, 1.0)
-    setting = f"{options.model} {options.dtype}"
-    rows = [ratio(f"step: {method} / PEFT LoRA", setting, seconds["fast"], seconds["peft"], goal=goal)]
-    for name in sorted(set(seconds) - {"fast", "peft"}):
-        rows.append(ratio(f"step: {method} {name} / PEFT LoRA", setting, seconds[name], seconds["peft"]))
-    return rows
+    pairs = [("fast", "peft", f"{method} / PEFT LoRA", None if dropout else goal)]
+    if method == "mixlora":
+        pairs += [
+            ("lean", "peft", "mixlora lean / PEFT LoRA", None),
+            ("lora", "peft", "our own LoRA / PEFT LoRA", None),
+        ]
+        pairs += [("fast", "lora", "mixlora / our own LoRA", 1.10 if gpu and not dropout else None)]
+    where = setting(method, dropout, options)
+    return [ratio(f"step: {figure}", where, seconds[a], seconds[b], goal=goal) for a, b, figure, goal in pairs]
 
 
-def memory(method: str, options) -> list[Row]:
-    peaks = {}
-    for name in variants(method, options):
-        command = [sys.executable, __file__, "--worker", name, "--methods", method, "--model", options.model]
-        command += ["--device", options.device, "--threads", str(options.threads)] + ["--quick"] * options.quick
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[name] = json.loads(done.stdout.splitlines()[-1])
-    gpu, setting = options.device.startswith("cuda"), f"{options.model} {options.dtype}"
-    reference = "peft_dropout" if gpu else "peft"
-    rows = []
-    for name in sorted(set(peaks) - {"peft", "peft_dropout"}):
+def memory(method: str, dropout: float, options) -> list[Row]:
+    peaks: dict[str, list[dict[str, int]]] = {}
+    for _ in range(1 if options.quick else RUNS):
+        for name in variants(method, dropout, options):
+            command = [sys.executable, "-W", "ignore", __file__, "--worker", name, "--methods", method]
+            command += ["--model", options.model]
+            command += ["--device", options.device, "--threads", str(options.threads), "--dropout", str(dropout)]
+            done = subprocess.run(command + ["--quick"] * options.quick, stdout=subprocess.PIPE, text=True, check=True)
+            peaks.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+    gpu, where, rows = options.device.startswith("cuda"), setting(method, dropout, options), []
+    for name in [name for name in peaks if name != "peft"]:
         goal = 0.6 if gpu else {"mixlora lean": 1.0, "mixlora fast": None}.get(f"{method} {name}", 1.02)
-        value = peaks[name]["peak"] / peaks[reference]["peak"]
-        note = json.dumps({k: round(v["peak"] / 2**20) for k, v in peaks.items()})
-        rows.append(Row(f"peak memory of a step: {method} {name} / PEFT LoRA", setting, value, goal, note=note))
-        say(rows[-1])
+        goal = None if name == "lora" else goal
+        for figure, what, its in (("peak memory", "peak", goal), ("growth to the peak", "growth", None)):
+            a, b = ([run[what] for run in peaks[side]] for side in (name, "peft"))
+            note = f"{statistics.median(a) / 2**20:.0f} / {statistics.median(b) / 2**20:.0f} MiB"
+            rows.append(ratio(f"{figure} of a step: {method} {name} / PEFT LoRA", where, a, b, goal=its, note=note))
     return rows
 
 
 def peak(options) -> dict[str, int]:
-    """Highest memory during three steps, weights included; on a CPU the process's, counted from before the steps."""
-    each = loop(variants(options.methods, options)[options.worker](), options)
+    """Highest memory during two steps, weights included, and how far that is above the memory before them."""
+    gpu = options.device.startswith("cuda")
+    examples = long_rows(1024, 16, 512) if gpu else long_rows(128, 16, 8)
+    each = trainer(variants(options.methods, options.dropout, options)[options.worker](), examples, 8)
     each.model.train()
-    if options.device.startswith("cuda"):
+    loaded.cache_clear()  # each variant is a copy; the model that it was copied from is in no one's training run
+    gc.collect()
+    if gpu:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
     else:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the kernel counts the peak from here on
-    for step in range(1, 4):
+        before = resident("VmRSS")
+    for step in (1, 2):  # the first makes the optimizer's state
         each.step(step)
-    if options.device.startswith("cuda"):
-        return {"peak": torch.cuda.max_memory_allocated()}
+    most = torch.cuda.max_memory_allocated() if gpu else resident("VmHWM")
+    return {"peak": most, "growth": most - before}
+
+
+def resident(field: str) -> int:
+    """Bytes of this process, by the kernel's own count."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return {"peak": 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))}
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":

@@ -1,102 +1,130 @@
 """Real (not padding) tokens a second of our loop against transformers' Trainer with PEFT's LoRA and a padding collator.
 
-Commonsense rows, 8 a step, the same rows for both in every round, the same total rank 64. Steps alone are timed.
+Commonsense rows, 8 a step, the same total rank 64. A pool is drawn once. Each round takes new rows of it, the same for
+all sides: some as they were drawn, and some consecutive batches of the pool as the Trainer groups it by length (50
+batches are sorted at a time). The sides of a round run in an order that is drawn anew. Steps alone are timed.
 """
 
-import copy
+import random
 import tempfile
 import warnings
+from functools import partial
+from statistics import median
 
 import common
 import torch
 from common import Row, arguments, quartiles, ratio, say, write
-from training import loaded, ours, peft_like, trainer, training_rows
+from training import loaded, lora_like, ours, peft_like, trainer, training_rows
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from mixlora.adapters.attach import attach
-from mixlora.config.schema import Method
 from mixlora.tasks.collate import IGNORED
+from mixlora.tasks.collate import Row as Example
 
 SIZE = 8
+MEGA_BATCHES = 50  # as many as the Trainer sorts at a time
+POOL = 4 * SIZE * MEGA_BATCHES
 
 
 def main() -> None:
-    options = arguments(__doc__, model="smollm2_135m", rounds=7, steps=4)
+    options = arguments(__doc__, model="smollm2_135m", rounds=5, steps=3)
     if options.quick:
         options.model, options.rounds, options.steps = "tiny", 2, 2
     where = options.model, options.device, "bfloat16" if options.device.startswith("cuda") else "float32"
-    rows = training_rows(*where, SIZE * options.steps * (options.rounds + 1))
-    tokenizer = loaded(*where).tokenizer
-    theirs, _, _ = peft_like(*where, "mole")
-    loops = {
-        "mole": trainer(ours(*where, "mole"), rows, SIZE),
-        "mole, padded": trainer(ours(*where, "mole"), rows, SIZE, packing=False),
-        "LoRA r 64": trainer(lora64(where), rows, SIZE),
-    }
-    speeds: dict[str, list[float]] = {}
-    for round_ in range(options.rounds + 1):
-        first = round_ * options.steps
-        chunk = rows[first * SIZE : (first + options.steps) * SIZE]
-        tokens = sum(map(len, chunk))
-        seconds = {"default": hugging_face(theirs, tokenizer, chunk, "random", options)}
-        seconds["grouped"] = hugging_face(theirs, tokenizer, chunk, "group_by_length", options)
-        for name, each in loops.items():
-            each.model.train()
-            began = common.CLOCK[0]()
-            for step in range(first + 1, first + options.steps + 1):
-                each.step(step)
-            common.synchronize(options.device)
-            seconds[name] = common.CLOCK[0]() - began
-        if round_:
-            for name, value in seconds.items():
-                speeds.setdefault(name, []).append(tokens / value)
+    pool = training_rows(*where, POOL)
+    rows = {"default": pool[: (options.rounds + 1) * options.steps * SIZE], "grouped": grouped(pool, options)}
+    speeds = measure(where, rows, options)
     setting, found = f"{where[0]} {where[2]}", []
-    for name in loops:
-        for reference in ("default", "grouped"):
-            goal = 2.2 if (name, reference) == ("mole", "default") else None
-            figure = f"tokens/s: {name} / HF Trainer, PEFT r 64, {reference}"
-            found.append(ratio(figure, setting, speeds[name], speeds[reference], goal=goal, at_least=True))
-    for name, values in speeds.items():
+    for name, kind in speeds:
+        if name != "HF":
+            goal = 2.2 if (name, kind) == ("mole", "default") else None
+            figure = f"tokens/s: {name} / HF Trainer, PEFT r 64, {kind}"
+            mine, theirs = speeds[name, kind], speeds["HF", kind]
+            found.append(ratio(figure, setting, mine, theirs, goal=goal, at_least=True))
+    for (name, kind), values in speeds.items():
         low, high = quartiles(values)
-        found.append(
-            Row(
-                f"tokens/s: {name} (depends on the machine)",
-                setting,
-                sorted(values)[len(values) // 2],
-                None,
-                low=low,
-                high=high,
-            )
-        )
+        figure = f"tokens/s: {name}, {kind} (depends on the machine)"
+        found.append(Row(figure, setting, median(values), low=low, high=high))
         say(found[-1])
-    padding = 1 - sum(map(len, rows)) / sum(SIZE * max(map(len, rows[i : i + SIZE])) for i in range(0, len(rows), SIZE))
-    found.append(Row("tokens/s: share of padding in the default batches", setting, padding))
-    say(found[-1])
+    for kind, chosen in rows.items():
+        found.append(Row(f"tokens/s: share of padding in the {kind} batches", setting, padding(chosen)))
+        say(found[-1])
     print(f"written: {write('tokens', found, options)}")
 
 
-def lora64(where):
-    built = copy.deepcopy(loaded(*where).model)
-    return built, attach(built, Method(name="lora", r=64)), {}
+def grouped(pool: list[Example], options) -> list[Example]:
+    """Rows for each round: consecutive batches of the pool grouped by length, from a place of their own."""
+    generator = torch.Generator().manual_seed(0)
+    order = get_length_grouped_indices([len(row) for row in pool], SIZE, MEGA_BATCHES, generator)
+    a_round = SIZE * options.steps
+    places = random.Random(0).sample(range(len(pool) // a_round), options.rounds + 1)
+    return [pool[i] for place in places for i in order[place * a_round : (place + 1) * a_round]]
+
+
+def measure(where, rows: dict[str, list[Example]], options) -> dict[tuple[str, str], list[float]]:
+    """Tokens a second in every round by (side, rows); one round before is not kept."""
+    tokenizer = loaded(*where).tokenizer
+    theirs, _, _ = peft_like(*where, "mole", 0.0)
+    built = {"mole": partial(ours, *where, "mole"), "LoRA r 64": partial(lora_like, *where, "mole", 0.0)}
+    loops = {(name, kind): trainer(build(), rows[kind], SIZE) for name, build in built.items() for kind in rows}
+    loops["mole, padded", "default"] = trainer(built["mole"](), rows["default"], SIZE, packing=False)
+    sides: list[tuple[str, str]] = [*loops, *(("HF", kind) for kind in rows)]
+    speeds: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
+    shuffled, generator = list(sides), random.Random(0)
+    for round_ in range(options.rounds + 1):
+        first = round_ * options.steps
+        generator.shuffle(shuffled)
+        for side in shuffled:
+            chunk = rows[side[1]][first * SIZE : (first + options.steps) * SIZE]
+            if side[0] == "HF":
+                seconds = hugging_face(theirs, tokenizer, chunk, options)
+            else:
+                seconds = own(loops[side], first, options)
+            if round_:
+                speeds[side].append(sum(map(len, chunk)) / seconds)
+    return speeds
+
+
+def own(loop, first: int, options) -> float:
+    """Seconds of the steps after `first` by our loop."""
+    loop.model.train()
+    common.synchronize(options.device)
+    began = common.CLOCK[0]()
+    for step in range(first + 1, first + options.steps + 1):
+        loop.step(step)
+    common.synchronize(options.device)
+    return common.CLOCK[0]() - began
+
+
+def padding(rows: list[Example]) -> float:
+    """What part of the batches would be padding."""
+    batches = [rows[i : i + SIZE] for i in range(0, len(rows), SIZE)]
+    return 1 - sum(map(len, rows)) / sum(SIZE * max(map(len, batch)) for batch in batches)
 
 
 class Clock(TrainerCallback):
     """From the beginning of the first step to the end of the last."""
 
+    def __init__(self, device: str):
+        self.device = device
+
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == 0:
+            common.synchronize(self.device)
             self.began = common.CLOCK[0]()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == state.max_steps:
+            common.synchronize(self.device)
         self.seconds = common.CLOCK[0]() - self.began
 
 
-def hugging_face(model, tokenizer, rows, sampling: str, options) -> float:
-    """Seconds of one pass over `rows` by transformers' Trainer."""
-    clock = Clock()
-    examples = [{"input_ids": row.tokens, "labels": row.labels, "length": len(row)} for row in rows]
+def hugging_face(model, tokenizer, rows: list[Example], options) -> float:
+    """Seconds of one pass over `rows`, in their order, by transformers' Trainer."""
+    clock = Clock(options.device)
+    examples = [{"input_ids": row.tokens, "labels": row.labels} for row in rows]
 
-    def padding(batch: list[dict]) -> dict[str, torch.Tensor]:
+    def padded(batch: list[dict]) -> dict[str, torch.Tensor]:
         """What DataCollatorForSeq2Seq does: to the longest of the batch."""
         longest = max(len(example["input_ids"]) for example in batch)
         pad = tokenizer.pad_token_id
@@ -110,12 +138,11 @@ def hugging_face(model, tokenizer, rows, sampling: str, options) -> float:
     settings = TrainingArguments(
         output_dir=tempfile.gettempdir(), per_device_train_batch_size=SIZE, num_train_epochs=1, learning_rate=1e-6,
         report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
-        train_sampling_strategy=sampling, use_cpu=options.device == "cpu", dataloader_pin_memory=False,
-        length_column_name="length", bf16=False,
+        train_sampling_strategy="sequential", use_cpu=options.device == "cpu", dataloader_pin_memory=False, bf16=False,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        each = Trainer(model=model, args=settings, train_dataset=examples, data_collator=padding, callbacks=[clock])
+        each = Trainer(model=model, args=settings, train_dataset=examples, data_collator=padded, callbacks=[clock])
         each.train()
     return clock.seconds
 

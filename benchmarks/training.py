@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from mixlora import losses, tasks
-from mixlora.adapters.attach import adapted, attach
+from mixlora.adapters.attach import adapted, adapter_tensors, attach, place, prepared
 from mixlora.config.load import config_of
-from mixlora.config.schema import Compute, Config, Train
+from mixlora.config.schema import Compute, Config, Method, Train
 from mixlora.models import base
 from mixlora.tasks.collate import Row
 from mixlora.tasks.mixture import plan
@@ -76,11 +76,11 @@ def training_rows(model: str, device: str, dtype: str, number: int) -> list[Row]
     return found
 
 
-def long_rows(length: int, number: int) -> list[Row]:
-    """Rows of one length of random tokens, the second half an answer."""
+def long_rows(length: int, number: int, answer: int) -> list[Row]:
+    """Rows of one length of random tokens, of which the last `answer` are trained."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 250, (number, length), generator=generator).tolist()
-    return [Row(str(i), "a", tuple(row[: length // 2]), tuple(row[length // 2 :])) for i, row in enumerate(ids)]
+    return [Row(str(i), "a", tuple(row[:-answer]), tuple(row[-answer:])) for i, row in enumerate(ids)]
 
 
 def ours(
@@ -93,19 +93,39 @@ def ours(
     return built, attach(built, chosen.method), losses.build(chosen.aux_loss)
 
 
-def peft_like(
-    model: str, device: str, dtype: str, method: str, dropout: float | None = None
+@cache
+def total_ranks(model: str, device: str, dtype: str, method: str, *overrides: str) -> dict[str, int]:
+    """Every linear that the method adapts, with the rank over all its experts."""
+    like, _, _ = ours(model, device, dtype, method, Compute.fast, *overrides)
+    return {
+        name if part == "delta" else f"{name}.{part}": module.B_OR.shape[1]
+        for name, wrapper in adapted(like).items()
+        for part, module in wrapper.named_children()
+        if hasattr(module, "B_OR")
+    }
+
+
+def lora_like(
+    model: str, device: str, dtype: str, method: str, dropout: float, *overrides: str
 ) -> tuple[nn.Module, dict, dict]:
-    """PEFT's LoRA on the same linears with the same total rank and dropout, adapters in float32 masters as ours are."""
-    like, _, _ = ours(model, device, dtype, method)
-    ranks = {}
-    for name, wrapper in adapted(like).items():
-        for part, module in wrapper.named_children():
-            if hasattr(module, "B_OR"):
-                ranks[name if part == "delta" else f"{name}.{part}"] = module.B_OR.shape[1]
-    p = config(method, "tiny" if model in RANDOM else model).method.lora_dropout if dropout is None else dropout
+    """Our own LoRA on the same linears with the same total ranks."""
+    ranks = total_ranks(model, device, dtype, method, *overrides)
+    built = copy.deepcopy(loaded(model, device, dtype).model)
+    wrappers = {}
+    for r in set(ranks.values()):
+        names = [name for name, rank in ranks.items() if rank == r]
+        wrappers |= prepared(built, Method(name="lora", r=r, lora_dropout=dropout, target_modules=names))
+    place(built, wrappers)
+    return built, adapter_tensors(built), {}
+
+
+def peft_like(
+    model: str, device: str, dtype: str, method: str, dropout: float, *overrides: str
+) -> tuple[nn.Module, dict, dict]:
+    """PEFT's LoRA on the same linears with the same total ranks, adapters in float32 masters as ours are."""
+    ranks = total_ranks(model, device, dtype, method, *overrides)
     most = max(ranks.values())
-    lora = LoraConfig(r=most, lora_alpha=2 * most, lora_dropout=p, target_modules=list(ranks), rank_pattern=ranks)
+    lora = LoraConfig(r=most, lora_alpha=2 * most, lora_dropout=dropout, target_modules=list(ranks), rank_pattern=ranks)
     built = get_peft_model(
         copy.deepcopy(loaded(model, device, dtype).model), lora, autocast_adapter_dtype=dtype == "float32"
     )

@@ -1,5 +1,7 @@
 """The README's figures are those of benchmarks/results, and every benchmark runs."""
 
+import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -9,27 +11,32 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "benchmarks"
+MARKED = "a\n<!-- made by benchmarks/report.py -->\nold\n<!-- end -->\nb\n"
 NEEDS_PEER = {"peers"}  # an environment of its own
 NO_SCRIPTS = {"common", "layers", "training", "report", "run"}
 SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - NO_SCRIPTS - NEEDS_PEER)
 
 
 @pytest.fixture
-def report(monkeypatch):
+def module(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import report
+    return importlib.import_module
 
-    return report
+
+@pytest.fixture
+def report(module):
+    return module("report")
 
 
 def row(**values):
     blank = {"figure": "step", "setting": "float32", "value": 0.5, "goal": None, "at_least": False, "low": None}
-    blank |= {"high": None, "noisy": False, "met": None}
+    blank |= {"high": None, "noisy": False, "met": None, "note": ""}
     return blank | values
 
 
-def result(*rows):
-    return {"machine": {"device": "a CPU", "threads": 2}, "date": "2026-01-02", "rows": list(rows)}
+def result(*rows, kind="cpu", quick=False):
+    machine = {"device": "a CPU", "threads": 2, "kind": kind}
+    return {"machine": machine, "date": "2026-01-02", "quick": quick, "rows": list(rows)}
 
 
 def test_the_readme_has_what_the_results_say(report):
@@ -38,9 +45,8 @@ def test_the_readme_has_what_the_results_say(report):
 
 
 def test_a_summary_says_what_was_met_missed_and_noisy(report):
-    readme = "a\n<!-- made by benchmarks/report.py -->\nold\n<!-- end -->\nb\n"
     rows = [row(goal=1.0, met=True), row(goal=2.0, at_least=True, met=False, noisy=True), row(figure="no goal")]
-    made = report.with_summary(readme, [result(*rows)])
+    made = report.with_summary(MARKED, [result(*rows)])
     assert made.startswith("a\n<!-- made")
     assert made.endswith("<!-- end -->\nb\n")
     assert "| step | float32 | 0.500 | ≤ 1 | met |" in made
@@ -48,6 +54,60 @@ def test_a_summary_says_what_was_met_missed_and_noisy(report):
     assert "Measured on: a CPU, 2 threads, 2026-01-02." in made
     assert "old" not in made
     assert "no goal" not in made
+
+
+def test_a_goal_of_a_gpu_is_open_until_a_gpu_has_measured_it(report):
+    figures = [row(figure=figure.replace("*", "mole fast"), goal=most) for figure, most in report.GPU_GOALS.items()]
+    on_cpu, on_gpu = (report.with_summary(MARKED, [result(*figures, kind=kind)]) for kind in ("cpu", "cuda"))
+    assert on_cpu.count("not measured") == len(report.GPU_GOALS)
+    assert "not measured" not in on_gpu
+
+
+def test_without_results_the_readme_says_so_and_quick_ones_are_none(report, tmp_path):
+    (tmp_path / "linear-cpu-quick.json").write_text(json.dumps(result(row(), quick=True)), encoding="utf-8")
+    assert report.read(tmp_path) == []
+    assert "\nNothing has been measured yet.\n" in report.with_summary(MARKED, [])
+    (tmp_path / "linear-cpu.json").write_text(json.dumps(result(row())), encoding="utf-8")
+    assert len(report.read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("scale", [1, 10])
+def test_noise_is_in_the_ratios_and_not_in_what_a_round_does_to_both_sides(module, scale):
+    common = module("common")
+    times = [1.0, 2.0 * scale, 1.0, 3.0 * scale, 1.0, 2.0 * scale, 1.0, 4.0]
+    alike = common.ratio("a", "b", [0.9 * t for t in times], times)
+    assert alike.value == pytest.approx(0.9)
+    assert not alike.noisy
+    assert common.ratio("a", "b", times, [1.0] * len(times)).noisy
+
+
+def test_times_of_emulated_products_have_no_goal(module, monkeypatch, capsys):
+    common = module("common")
+    for supported, goal in ((True, 1.0), (False, None)):
+        monkeypatch.setattr(common.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=supported: has)
+        assert common.ratio("a", "b", [1.0], [1.0], **common.comparable("bfloat16", "cpu", 1.0)).goal == goal
+        assert ("not comparable" in capsys.readouterr().out) is not supported
+    assert common.comparable("float32", "cpu", 1.0)["goal"] == 1.0
+    assert common.comparable("bfloat16", "cuda", 1.0)["goal"] == 1.0
+
+
+def test_a_curve_is_judged_round_by_round(module):
+    scaling = module("scaling")
+    straight = {n: [n * busy for busy in (1.0, 3.0, 9.0)] for n in (1, 2, 3, 4)}
+    assert scaling.worst("tokens", straight, "").value == pytest.approx(1.0)
+    bent = straight | {3: [1.5 * t for t in straight[3]]}
+    found = scaling.worst("tokens", bent, "")
+    assert (found.value, found.noisy) == (pytest.approx(1.5), False)
+
+
+def test_grouped_rows_are_alike_in_length(module):
+    tokens = module("tokens")
+    lengths = [10 + 7919 * i % 500 for i in range(tokens.POOL)]
+    pool = [range(n) for n in lengths]
+    options = argparse.Namespace(steps=3, rounds=5)
+    chosen = tokens.grouped(pool, options)
+    assert len(chosen) == 18 * tokens.SIZE
+    assert tokens.padding(chosen) < 0.1 < tokens.padding(pool)
 
 
 def test_a_readme_without_its_marks_is_said(report):
