@@ -16,7 +16,7 @@ from mixlora.config.schema import Method
 
 
 def main() -> None:
-    options = arguments(__doc__, budget=25.0, d=1024)
+    options = arguments(__doc__, budget=15.0, d=1024)
     d, T = (64, 32) if options.quick else (options.d, 512)
 
     def linear(r: int = 8, top_k: int = 2, num_experts: int = 8, tokens: int = T) -> Any:

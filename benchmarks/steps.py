@@ -96,17 +96,17 @@ def times(method: str, dropout: float, options) -> list[Row]:
 
 def memory(method: str, dropout: float, options) -> list[Row]:
     peaks: dict[str, list[dict[str, int]]] = {}
+    names = [name for name in variants(method, dropout, options) if name != "lora"]
     for _ in range(1 if options.quick else RUNS):
-        for name in variants(method, dropout, options):
+        for name in names:
             command = [sys.executable, "-W", "ignore", __file__, "--worker", name, "--methods", method]
             command += ["--model", options.model]
             command += ["--device", options.device, "--threads", str(options.threads), "--dropout", str(dropout)]
             done = subprocess.run(command + ["--quick"] * options.quick, stdout=subprocess.PIPE, text=True, check=True)
             peaks.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
     gpu, where, rows = options.device.startswith("cuda"), setting(method, dropout, options), []
-    for name in [name for name in peaks if name != "peft"]:
+    for name in [name for name in names if name != "peft"]:
         goal = 0.6 if gpu else {"mixlora lean": 1.0, "mixlora fast": None}.get(f"{method} {name}", 1.02)
-        goal = None if name == "lora" else goal
         for figure, what, its in (("peak memory", "peak", goal), ("growth to the peak", "growth", None)):
             a, b = ([run[what] for run in peaks[side]] for side in (name, "peft"))
             note = f"{statistics.median(a) / 2**20:.0f} / {statistics.median(b) / 2**20:.0f} MiB"
@@ -115,9 +115,10 @@ def memory(method: str, dropout: float, options) -> list[Row]:
 
 
 def peak(options) -> dict[str, int]:
-    """Highest memory during two steps, weights included, and how far that is above the memory before them."""
+    """Highest memory during a step, weights included, and how far that is above the memory before the first one."""
     gpu = options.device.startswith("cuda")
-    examples = long_rows(1024, 16, 512) if gpu else long_rows(128, 16, 8)
+    examples = long_rows(16, 8, 8)  # a first short step makes the optimizer's state, which the second one has to carry
+    examples += long_rows(1024, 8, 512) if gpu else long_rows(128, 8, 8)
     each = trainer(variants(options.methods, options.dropout, options)[options.worker](), examples, 8)
     each.model.train()
     loaded.cache_clear()  # each variant is a copy; the model that it was copied from is in no one's training run
@@ -132,7 +133,7 @@ def peak(options) -> dict[str, int]:
             trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the kernel counts the peak from here on
         before = resident("VmRSS")
-    for step in (1, 2):  # the first makes the optimizer's state
+    for step in (1, 2):
         each.step(step)
     most = torch.cuda.max_memory_allocated() if gpu else resident("VmHWM")
     return {"peak": most, "growth": most - before}
