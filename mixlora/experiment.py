@@ -68,6 +68,7 @@ class Experiment:
             # Inside as well: what a rank tells the others is the error that names its remedy.
             with ranks.together(self.config.rank_timeout) as self.watch, named(self.folder):
                 reach("start")
+                self.surroundings = surroundings(self.parts.accelerator.device)
                 if self.config.dry_run:
                     self.announce()
                     self.rehearse()
@@ -77,7 +78,6 @@ class Experiment:
                     if self.parts.accelerator.is_main_process:
                         self.show()
                     return
-                self.surroundings = surroundings(self.parts.accelerator.device)
                 self.announce()
                 began = time.monotonic()
                 loaded, adapter = self.load()
