@@ -9,6 +9,7 @@ from mixlora import estimate
 from mixlora.config import load as configs
 from mixlora.config.schema import Overlap
 from mixlora.tables import recipe as recipes
+from mixlora.tables import render, table
 from mixlora.tables.study import Study
 
 PAPERS = Path(__file__).parents[2] / "shared" / "reference" / "papers_core.md"
@@ -134,3 +135,16 @@ def test_a_finer_partition_has_more_router_and_the_same_ranks():
     found = list(estimate.recipe_sizes("smora_granularity").values())
     assert found == sorted(found, reverse=True)
     assert found[0] == 232_783_872  # routers of 64 outputs beside 159,907,840
+
+
+KEPT = sorted(path.parent.name for path in (Path(__file__).parents[1] / "recipes").glob("*/runs"))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_kept_table_is_what_its_kept_records_make(name):
+    folder = recipes.find(name)
+    study = Study(recipes.load(name), folder, str(folder / "runs"))
+    made = table.build(study)
+    for kind in ("md", "csv", "tex"):
+        assert render.FORMATS[kind](made) == (folder / "table" / f"table.{kind}").read_text(encoding="utf-8")
+    assert not [run for runs in study.final.values() for run in runs if run.others or run.state != "done"]
