@@ -29,7 +29,7 @@ TWO = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps
 STEPS = ("train.max_steps=20", "train.save_steps=50", "method.lora_dropout=0", "eval.before=false")
 # In float64 rounding cannot hide a term that is wrong, nor AdamW blow it up.
 PRECISE = ("model.dtype=float64", "method.adapter_dtype=float64")
-OFTEN = ["mixlora", "smora"]
+OFTEN = ("mixlora",)  # with a router over whole blocks and an auxiliary loss; the rest in make test-full
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ def test_the_tokens_are_those_of_the_tasks_and_not_of_the_longest_row():
     assert estimate.tokens(replace(config, tasks=replace(config.tasks, mixture=own))) is None
 
 
+@pytest.mark.full
 def test_done_to_do_and_the_second_round_add_up_to_the_whole_grid(tmp_path, capsys):
     study = Study(recipes.load(str(RECIPE)), RECIPE, str(tmp_path))
     study.recipe.learning_rates = [1e-4, 1e-3]

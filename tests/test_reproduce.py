@@ -148,6 +148,7 @@ def test_a_signal_reaches_each_run_once_and_nothing_new_starts(tmp_path, monkeyp
     assert [p.read_text() for p in mark.iterdir()] == ["x"]
 
 
+@pytest.mark.full
 def test_a_dry_run_lists_runs_with_parameters_and_hours(tmp_path):
     done = reproduce(written(tmp_path / "colours"), "dry_run=true")
     assert done.returncode == 0, done.stderr
