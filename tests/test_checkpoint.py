@@ -146,3 +146,6 @@ def test_another_run_takes_over_the_best_adapter_and_the_metrics(tmp_path):
     checkpoint.adopt(path, ours, with_best=True)
     assert (ours / "metrics.jsonl").read_text() == '{"step": 1}\n'
     assert checkpoint.damage(ours / "best" / "step-3") is None
+    shutil.copytree(path, tmp_path / "backup" / "deep" / "step-5")
+    checkpoint.adopt(tmp_path / "backup" / "deep" / "step-5", ours, with_best=False)
+    assert (ours / "metrics.jsonl").read_text() == '{"step": 1}\n'  # no lines beside a copy: ours are not lost

@@ -4,6 +4,7 @@ A folder is a checkpoint if and only if its manifest is there and every file has
 dropout and data order need is a function of (seed, step), so no generator state is stored.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -73,7 +74,13 @@ def prune(folder: Path, keep: int) -> None:
 
 def prune_best(best: Path, folder: Path) -> None:
     """Remove the best adapters that no checkpoint in `folder` names: a run may go on from any of those."""
-    named = {best_step(path) for path in steps(folder) if damage(path) is None}
+    if not steps(best):
+        return
+    named = set()
+    for path in steps(folder):
+        # Not `damage`, which reads every byte: one that cannot be read is nothing to go on from.
+        with contextlib.suppress(ValueError, OSError):
+            named.add(best_step(path))
     for old in steps(best):
         if step_of(old) not in named:
             shutil.rmtree(old)
@@ -165,12 +172,13 @@ def adopt(path: Path, folder: Path, *, with_best: bool) -> None:
         CheckpointError: the best adapter that it names is damaged or gone.
     """
     theirs = path.resolve().parents[1]
-    write_lines(folder / "metrics.jsonl", read_lines(theirs / "metrics.jsonl"))
     if with_best and best_step(path):
         reason = damage_of_best(path, theirs / "best")
         if reason is not None:
-            raise CheckpointError(f"{reason}. Choose another checkpoint, or set train.load_best=false")
+            raise CheckpointError(f"{reason}. Choose another checkpoint")
         save(folder / "best", read(theirs / "best" / f"step-{best_step(path)}"))
+    if (theirs / "metrics.jsonl").is_file():  # a copy of a checkpoint has none beside it: ours stay
+        write_lines(folder / "metrics.jsonl", read_lines(theirs / "metrics.jsonl"))
 
 
 def read(path: Path) -> Checkpoint:
