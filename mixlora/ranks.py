@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mixlora.errors import ConfigError, MixloraError
@@ -80,7 +81,8 @@ def same(what: str, value: Any) -> None:
 
 def sharded(model: nn.Module) -> bool:
     """Whether no rank holds all of the model, so that every rank must take part in each forward."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
+    # Not by its parameters: without resharding they are whole from a forward to the next backward.
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def whole(tensor: Tensor) -> Tensor:
