@@ -82,7 +82,8 @@ FSDP = {
 }
 
 
-@pytest.mark.parametrize("method", [m if m == "mole" else pytest.param(m, marks=pytest.mark.full) for m in METHODS])
+@pytest.mark.full
+@pytest.mark.parametrize("method", METHODS)
 def test_a_model_in_shards_trains_as_one(configs, tmp_path, method):
     compare(configs, tmp_path, method, **FSDP)
     assert json.loads((tmp_path / "two" / "run" / "run.json").read_text())["sharded"] is True

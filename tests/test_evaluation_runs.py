@@ -78,6 +78,7 @@ def test_solved_examples_and_protocols_reach_the_results(run):
     assert found["prompts"] != read_json(run / "results.json")["arc_easy"]["prompts"]
 
 
+@pytest.mark.full
 def test_two_processes_share_a_set_that_does_not_divide(run):
     alone = score_again(run, limit=7, batch_size=3)
     call(

@@ -157,17 +157,22 @@ def test_a_dry_run_lists_runs_with_parameters_and_hours(tmp_path):
     assert not (tmp_path / "colours" / "runs").exists()
 
 
-def test_a_wrong_key_or_recipe_ends_with_status_2(tmp_path):
-    cases = {
-        "There is no recipe 'tyni'": ["recipe=tyni"],
-        "jbos": ["recipe=tiny", "jbos=2"],
-        "goes into double quotes": ["recipe=tiny", "overrides=[train.max_steps=3]"],
-        "'seed=3' is decided by the grid": ["recipe=tiny", 'overrides=["seed=3"]'],
-    }
-    for says, arguments in cases.items():
-        done = subprocess.run(
-            [sys.executable, "-m", "mixlora.table", *arguments], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 2, done.stderr
-        assert says in done.stderr
-        assert "Traceback" not in done.stderr
+LONG = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    ("says", "arguments"),
+    [
+        ("There is no recipe 'tyni'", ["recipe=tyni"]),
+        pytest.param("jbos", ["recipe=tiny", "jbos=2"], marks=LONG),
+        pytest.param("goes into double quotes", ["recipe=tiny", "overrides=[train.max_steps=3]"], marks=LONG),
+        pytest.param("'seed=3' is decided by the grid", ["recipe=tiny", 'overrides=["seed=3"]'], marks=LONG),
+    ],
+)
+def test_a_wrong_key_or_recipe_ends_with_status_2(tmp_path, says, arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "mixlora.table", *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

@@ -133,6 +133,7 @@ def test_where_no_checkpoint_is_whole_the_run_starts_over(configs, whole, half):
     assert_same(contents(half), contents(whole))
 
 
+@pytest.mark.full
 def test_a_run_that_was_sent_back_goes_on_from_its_own_checkpoints(configs, whole, half, tmp_path):
     """The command still names the old checkpoint when a job is started again."""
     asked = f"resume={half / 'checkpoints' / 'step-2'}"
@@ -193,7 +194,7 @@ def test_another_world_size_is_refused(configs, half):
     assert done[1].stderr == ""
 
 
-@pytest.mark.parametrize(("action", "status"), [("term", 143), ("int", 130)])
+@pytest.mark.parametrize(("action", "status"), [("term", 143), pytest.param("int", 130, marks=pytest.mark.full)])
 def test_a_signal_saves_and_the_run_goes_on(configs, whole, tmp_path, action, status):
     run = tmp_path / "run"
     done = train(configs, run, *METHOD, MIXLORA_FAIL=f"step.forward@6:{action}")
@@ -207,6 +208,7 @@ def test_a_signal_saves_and_the_run_goes_on(configs, whole, tmp_path, action, st
     assert_same(ours, theirs)
 
 
+@pytest.mark.full
 def test_a_signal_in_the_last_step_is_not_lost(configs, whole, tmp_path):
     run = tmp_path / "run"
     done = train(configs, run, *METHOD, MIXLORA_FAIL="step.metrics@6:term")
@@ -223,6 +225,7 @@ def test_the_status_of_what_ends_a_rank_is_that_of_all(configs, tmp_path, fail, 
     assert sum(rank.stderr.count("mixlora: ") for rank in done) == 1
 
 
+@pytest.mark.full
 def test_a_second_signal_ends_at_once(configs, tmp_path):
     run = tmp_path / "run"
     process = Started(configs, run, *METHOD, MIXLORA_FAIL="step.forward@6:hang")
@@ -309,6 +312,7 @@ def test_a_rehearsal_writes_nothing(configs, tmp_path):
     assert "1 in a forward" in small.stdout
 
 
+@pytest.mark.full
 def test_strays_of_a_killed_run_go(configs, whole, half):
     (half / "checkpoints" / "step-9.tmp-1").mkdir()
     (half / ".run.json.77.tmp").write_text("{")

@@ -128,6 +128,7 @@ def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(swe
     assert {frame.state[0], *frame.state} == {"done", "done before"}
 
 
+@pytest.mark.full
 def test_a_signal_lets_the_points_save_and_the_same_command_goes_on(tmp_path):
     configs = task_folder(tmp_path / "own")
     line = [sys.executable, "-m", "mixlora.train", "--config-dir", str(configs), *TINY, "-m", "method=lora", "seed=0,1"]
@@ -384,6 +385,7 @@ def test_no_key_has_the_name_of_a_group():
     assert not folders & set(Launch.__dataclass_fields__)
 
 
+@pytest.mark.full
 def test_how_a_sweep_is_run_may_stand_in_its_file(sweep, tmp_path):
     """A point reads the same file and must neither start a sweep again nor refuse what is for sweeps."""
     grids = tmp_path / "own" / "sweep"
