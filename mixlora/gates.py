@@ -229,7 +229,8 @@ class BalancedTopK(Gate):
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
         # In whole numbers where the load is counted in them: a mean would be rounded, and its sign with it.
-        self.bias_E += self.options.bias_rate * (load_E.sum() - self.num_experts * load_E).sign()
+        moved_E = self.options.bias_rate * (load_E.sum() - self.num_experts * load_E).sign()
+        self.bias_E += moved_E.to(self.bias_E.device)
 
 
 KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}
@@ -289,3 +290,15 @@ def gates_of(model: nn.Module) -> dict[str, Gate]:
 def load(routing: Routing, mask_T: Tensor) -> Tensor:
     """How many real tokens chose each expert: [E]."""
     return routing.chosen_TE[mask_T].sum(0)
+
+
+def loads(routings: Mapping[str, Routing], mask_T: Tensor) -> dict[str, Tensor]:
+    """`load` of every gate. Those of one shape are counted together, without waiting for the device."""
+    alike: dict[torch.Size, list[str]] = {}
+    for name, routing in routings.items():
+        alike.setdefault(routing.chosen_TE.shape, []).append(name)
+    found: dict[str, Tensor] = {}
+    for names in alike.values():
+        chosen_LTE = torch.stack([routings[name].chosen_TE for name in names]) & mask_T.unsqueeze(-1)
+        found |= zip(names, chosen_LTE.flatten(1, -2).sum(1), strict=True)
+    return {name: found[name] for name in routings}

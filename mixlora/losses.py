@@ -6,13 +6,15 @@ loss logs its own value. Means over tokens run over all ranks, so a rank with fe
     T tokens (any leading shape)   E experts   N real tokens   f_i share of expert i   P_i its mean probability
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from mixlora.config.typed import suggest, typed
@@ -55,28 +57,41 @@ class LoadBalance:
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
         P = token_means({name: r.probs_TE for name, r in routings.items()}, mask_T)
-        f = token_means({name: self.counted(r).to(P[name].dtype) for name, r in routings.items()}, mask_T)
-        return reduced([self.one(P, f, group) for group in grouped(P, self.over)], self.reduce)
+        f = self.shares(routings, mask_T)
+        groups: dict[tuple[int, int], list[list[str]]] = {}
+        for group in grouped(P, self.over):
+            groups.setdefault((len(group), self.experts(P, group)), []).append(group)
+        return reduced([self.values(P, f, alike) for alike in groups.values()], self.reduce)
 
-    def one(self, P: Mapping[str, Tensor], f: Mapping[str, Tensor], group: list[str]) -> Tensor:
-        """Every router of a group saw the same tokens, so means over routers are means over all of them."""
+    def values(self, P: Mapping[str, Tensor], f: Mapping[str, Tensor], groups: list[list[str]]) -> Tensor:
+        """The loss of each of G groups of as many routers. Every router of a group saw the same tokens, so means over
+        routers are means over all of them."""
+        P_GE, f_GE = (
+            torch.stack([means[name] for group in groups for name in group]).unflatten(0, (len(groups), -1)).mean(1)
+            for means in (P, f)
+        )
+        if self.share is Share.assignments:
+            f_GE = f_GE / f_GE.sum(-1, keepdim=True)
+        return P_GE.shape[-1] * (f_GE * P_GE).sum(-1)
+
+    def experts(self, P: Mapping[str, Tensor], group: list[str]) -> int:
+        """How many experts each router of a group has."""
         if len(experts := {len(P[name]) for name in group}) > 1:
             raise ConfigError(
                 f"aux_loss.load_balance.over={self.over.value} puts routers of {sorted(experts)} experts together, "
                 "but needs one number of experts. Use aux_loss.load_balance.over=router, or layer"
             )
-        P_E, f_E = (torch.stack([means[name] for name in group]).mean(0) for means in (P, f))
-        if self.share is Share.assignments:
-            f_E = f_E / f_E.sum()
-        return len(P_E) * (f_E * P_E).sum()
+        return experts.pop()
 
-    def counted(self, routing: Routing) -> Tensor:
+    def shares(self, routings: Mapping[str, Routing], mask_T: Tensor) -> dict[str, Tensor]:
+        """f of every router."""
         if self.share is Share.soft:
-            return routing.weights_TE
+            return token_means({name: r.weights_TE for name, r in routings.items()}, mask_T)
+        probs = {name: r.probs_TE for name, r in routings.items()}
         if self.share is Share.argmax:
-            first_T = routing.probs_TE.argmax(-1)
-            return torch.nn.functional.one_hot(first_T, routing.probs_TE.shape[-1])
-        return routing.chosen_TE
+            return token_means(probs, mask_T, lambda p: F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype))
+        dtype = next(iter(probs.values())).dtype
+        return token_means({name: r.chosen_TE for name, r in routings.items()}, mask_T, lambda chosen: chosen.to(dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +109,9 @@ class TsallisEntropy:
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
-        values = {name: tsallis_entropy(r.probs_TE, self.q, eps=self.eps) for name, r in routings.items()}
-        return reduced(token_means(values, mask_T).values(), Reduce.mean)
+        probs = {name: r.probs_TE for name, r in routings.items()}
+        values = token_means(probs, mask_T, partial(tsallis_entropy, q=self.q, eps=self.eps))
+        return torch.stack(list(values.values())).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +121,9 @@ class RouterZ:
     coef: float = 1e-3
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
-        values = {name: r.logits_TS.logsumexp(-1).square() for name, r in routings.items()}
-        return reduced(token_means(values, mask_T).values(), Reduce.mean)
+        logits = {name: r.logits_TS for name, r in routings.items()}
+        values = token_means(logits, mask_T, lambda z: z.logsumexp(-1).square())
+        return torch.stack(list(values.values())).mean()
 
 
 AuxLoss = LoadBalance | TsallisEntropy | RouterZ
@@ -138,26 +155,35 @@ def layer_of(name: str) -> str:
     return ".".join(parts[: end + 1])
 
 
-def reduced(values: Iterable[Tensor], reduce: Reduce) -> Tensor:
-    stacked = torch.stack(list(values))
-    return stacked.sum() if reduce is Reduce.sum else stacked.mean()
+def reduced(values: Sequence[Tensor], reduce: Reduce) -> Tensor:
+    joined = torch.cat(list(values))
+    return joined.sum() if reduce is Reduce.sum else joined.mean()
 
 
-def token_means(values: Mapping[str, Tensor], mask_T: Tensor) -> dict[str, Tensor]:
-    """Means over the real tokens of all ranks, each [T, ...] -> [...], all of them in one reduction.
+def token_means(
+    values: Mapping[str, Tensor], mask_T: Tensor, of: Callable[[Tensor], Tensor] = lambda value: value
+) -> dict[str, Tensor]:
+    """Means of `of(value)` over the real tokens of all ranks, each [T, ...] -> [...], all of them in one reduction.
 
-    A product with the mask, not a selection: that would copy, and cost a scatter in backward. The gradient is right
-    under the averaging over ranks that data-parallel wrappers do.
+    Values of one shape are stacked first: a model has hundreds of routers, and a GPU would wait for as many launches of
+    every small operation. A product with the mask, not a selection: that would copy, and cost a scatter in backward.
+    The gradient is right under the averaging over ranks that data-parallel wrappers do.
     """
-    dtype = torch.promote_types(next(iter(values.values())).dtype, torch.float32)
+    alike: dict[torch.Size, list[str]] = {}
+    for name, value in values.items():
+        alike.setdefault(value.shape, []).append(name)
+    found_LT = [of(torch.stack([values[name] for name in names])) for names in alike.values()]
+    dtype = torch.promote_types(found_LT[0].dtype, torch.float32)
     mask_N = mask_T.flatten().to(dtype)
-    rows = [value.to(dtype).reshape(len(mask_N), -1) for value in values.values()]
-    sums = torch.cat([mask_N.sum()[None], *(mask_N @ row for row in rows)])
+    parts_LW = [mask_N @ found.to(dtype).reshape(len(found), len(mask_N), -1) for found in found_LT]
+    sums = torch.cat([mask_N.sum()[None], *(part_LW.flatten() for part_LW in parts_LW)])
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         sums = OverRanks.apply(sums)
-    means = (sums[1:] / sums[0].detach()).split([row.shape[1] for row in rows])
-    shapes = (value.shape[mask_T.dim() :] for value in values.values())
-    return {name: mean.view(shape) for name, mean, shape in zip(values, means, shapes, strict=True)}
+    parts = (sums[1:] / sums[0].detach()).split([part_LW.numel() for part_LW in parts_LW])
+    means = {}
+    for names, found, part in zip(alike.values(), found_LT, parts, strict=True):
+        means |= zip(names, part.view(len(names), *found.shape[1 + mask_T.dim() :]), strict=True)
+    return {name: means[name] for name in values}
 
 
 class OverRanks(torch.autograd.Function):

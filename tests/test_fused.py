@@ -288,3 +288,12 @@ def test_a_bfloat16_base_trains_as_the_plain_equation_does(name, native, monkeyp
     for tensor_name, tensor in adapter.items():
         if ".layers.0.mlp." in tensor_name and tensor.requires_grad:
             assert far(tensor.grad, slow_adapter[tensor_name].grad) < 0.1, tensor_name
+
+
+def test_a_float32_router_is_the_sum_of_three_bfloat16_pieces():
+    """On a GPU the router's product takes these in place of a float32 copy of x (`fused.down`)."""
+    W_ED = torch.randn(8, 64) * torch.logspace(-8, 8, 64)
+    parts = fused.pieces(W_ED, torch.bfloat16, 3)
+    assert {part.dtype for part in parts} == {torch.bfloat16}
+    assert torch.equal(sum(part.float() for part in parts), W_ED)
+    assert not torch.equal(sum(part.float() for part in parts[:2]), W_ED)

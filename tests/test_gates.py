@@ -194,3 +194,16 @@ def test_a_record_is_popped_once():
 def test_a_mistake_is_named(options, top_k, message):
     with pytest.raises(ConfigError, match=message):
         gate_of(options, 8, 6, top_k)
+
+
+def test_the_loads_of_all_gates_at_once_are_those_of_each():
+    mask_BS = torch.rand(3, 5) < 0.6
+    routings = {}
+    for i, E in enumerate((4, 6, 4)):
+        gate = gates.TopK(7, E, 2, gates.TopKOptions())
+        gate(torch.randn(3, 5, 7))
+        routings[f"layers.{i}"] = gate.routing
+    found = gates.loads(routings, mask_BS)
+    assert list(found) == list(routings)
+    for name, routing in routings.items():
+        assert torch.equal(found[name], gates.load(routing, mask_BS))

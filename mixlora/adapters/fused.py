@@ -24,8 +24,9 @@ class Project(torch.autograd.Function):
     """x [T, D], router W_r [E, D] and, n times, frozen W [O, D], b and A [R, D] -> n of [T, O], n of [T, R], [T, E].
 
     The logits are computed in the router's dtype (float32 at least). Where the products are in that dtype too, all A
-    and W_r are one product; else x is copied for the router alone and the copy is dropped, so that the routing is exact
-    on a bfloat16 base. Dropout acts on what A sees, never on what the router sees.
+    and W_r are one product, and so they are where the device multiplies half floats into float32 (see `down`); else x
+    is copied for the router alone and the copy is dropped. The routing is exact on a bfloat16 base either way. Dropout
+    acts on what A sees, never on what the router sees.
     """
 
     @staticmethod
@@ -33,13 +34,14 @@ class Project(torch.autograd.Function):
         Ws, bs, As = parts[0::3], parts[1::3], parts[2::3]
         wide, c = x_TD.to(product_dtype(x_TD)), product_dtype(x_TD)
         bases = [linear(wide, W, b).to(x_TD.dtype) for W, b in zip(Ws, bs, strict=True)]
-        if stackable(drops, router_ED, c):
-            parts_TS = F.linear(wide, stacked(c, *As, router_ED)).split([*map(len, As), len(router_ED)], dim=-1)
-            # Apart from each other, so that the logits are freed when the gate is done with them.
-            *hs, z_TE = [part_TR.contiguous() for part_TR in parts_TS]
+        whole = all(isinstance(drop, Whole) for drop in drops)
+        if whole and (router_ED.dtype == c or widens(x_TD, router_ED)):
+            *hs, z_TE = down(wide, As, router_ED)
         else:
             hs = [linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)]
-            z_TE = linear(x_TD.to(router_ED.dtype), router_ED)
+            (z_TE,) = (
+                down(x_TD, (), router_ED) if widens(x_TD, router_ED) else [linear(x_TD.to(router_ED.dtype), router_ED)]
+            )
         ctx.save_for_backward(x_TD, router_ED, *Ws, *As)
         ctx.drops = drops
         return *bases, *(h_TR.to(x_TD.dtype) for h_TR in hs), z_TE
@@ -152,8 +154,37 @@ def linear(x_TD: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     return F.linear(x_TD, W.to(x_TD.dtype), None if b is None else b.to(x_TD.dtype))
 
 
-def stackable(drops: tuple[Dropout, ...], router_ED: Tensor, dtype: torch.dtype) -> bool:
-    return router_ED.dtype == dtype and all(isinstance(drop, Whole) for drop in drops)
+def down(x_TD: Tensor, As: Any, router_ED: Tensor) -> list[Tensor]:
+    """A x of every A, and the router's logits, in one product that reads x once.
+
+    A float32 router over half floats becomes three rows of half floats for each expert, hi + mid + lo, which hold its
+    24 bits between them; products of half floats are exact in float32, where they are added up.
+    """
+    sizes = [*map(len, As), len(router_ED)]
+    if router_ED.dtype == x_TD.dtype:
+        # Apart from each other, so that the logits are freed when the gate is done with them.
+        parts_TS = F.linear(x_TD, stacked(x_TD.dtype, *As, router_ED)).split(sizes, dim=-1)
+        return [part_TR.contiguous() for part_TR in parts_TS]
+    rows_SD = stacked(x_TD.dtype, *As, *pieces(router_ED, x_TD.dtype, 3))
+    *hs, z_TS = torch.mm(x_TD, rows_SD.T, out_dtype=torch.float32).split([*sizes[:-1], 3 * sizes[-1]], dim=-1)
+    return [*(h_TR.to(x_TD.dtype) for h_TR in hs), z_TS.unflatten(-1, (3, -1)).sum(-2)]
+
+
+def pieces(W: Tensor, dtype: torch.dtype, number: int) -> list[Tensor]:
+    """Matrices of `dtype` whose sum is W, each the rounding of what the ones before leave."""
+    found = []
+    for _ in range(number):
+        found.append(W.to(dtype))
+        W = W - found[-1]
+    return found
+
+
+def widens(x_TD: Tensor, router_ED: Tensor) -> bool:
+    """Whether products of x may be added up and returned in the router's float32: bfloat16 on CUDA.
+
+    Not float16, whose range would lose the low pieces of a small weight.
+    """
+    return x_TD.is_cuda and x_TD.dtype is torch.bfloat16 and router_ED.dtype is torch.float32
 
 
 def stacked(dtype: torch.dtype, *matrices: Tensor) -> Tensor:

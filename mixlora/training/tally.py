@@ -30,17 +30,16 @@ class Tally:
         self.rows.index_add_(0, index_B, torch.ones(len(index_B), dtype=torch.float64))
         tokens_B = torch.bincount(batch.row_BS[batch.mask_BS], minlength=len(batch.ids))
         self.tokens.index_add_(0, index_B, tokens_B.double().cpu())
-        for name, routing in routings.items():
-            load_E = gates.load(routing, batch.mask_BS)
+        for name, load_E in gates.loads(routings, batch.mask_BS).items():
             self.loads[name] = self.loads[name] + load_E if name in self.loads else load_E
 
     def reduce(self, device: torch.device) -> None:
         """Sum over all ranks; the gates stand in one order on each of them."""
         parts = [self.nats, self.count, self.rows, self.tokens, self.signals, *self.loads.values()]
-        summed = over_ranks(torch.cat([part.to(device, torch.float64) for part in parts]))
-        nats, count, rows, tokens, signals, *loads = summed.split([len(part) for part in parts])
-        self.nats, self.count, self.rows = nats.cpu(), count.cpu(), rows.cpu()
-        self.tokens, self.signals = tokens.cpu(), signals.cpu()
+        own, counted = torch.cat(parts[:5]).to(device), torch.cat(parts[5:]).to(device) if parts[5:] else None
+        whole = own if counted is None else torch.cat([own, counted.double()])
+        summed = over_ranks(whole).cpu()  # one wait for the device, then everything is read here
+        self.nats, self.count, self.rows, self.tokens, self.signals, *loads = summed.split([len(p) for p in parts])
         self.loads = dict(zip(self.loads, loads, strict=True))
 
     @property
