@@ -2,7 +2,8 @@
 
 Every linear is adapted and all sides have one dropout. CPU: SmolLM2-135M in float32, eight commonsense rows, packed.
 GPU: a LLaMA of about 1B with random weights in bfloat16, 8 rows of 1024 tokens. Peak memory is read in processes of its
-own, three for each variant; on a CPU its rows are 128 random tokens each, so that no data lies in memory.
+own, three for each variant on a CPU (where its rows are 128 random tokens each, so that no data lies in memory) and one
+on a GPU, whose allocator counts every byte. On a GPU the decoder layers are also compiled, PEFT's and ours.
 """
 
 import ctypes
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from common import Row, arguments, interleaved, ratio, rounds_within, write
+from torch import nn
 from training import loaded, long_rows, lora_like, ours, peft_like, total_ranks, trainer, training_rows
 
 from mixlora.adapters import targets
@@ -30,7 +32,9 @@ RUNS = 3
 
 
 def main() -> None:
-    options = arguments(__doc__, model="", methods=",".join(METHODS), budget=40.0, only="", worker="", dropout=0.0)
+    options = arguments(
+        __doc__, model="", methods=",".join(METHODS), budget=40.0, only="", compiled="mole", worker="", dropout=0.0
+    )
     gpu = options.device.startswith("cuda")
     options.model = options.model or ("llama_1b" if gpu else "tiny" if options.quick else "smollm2_135m")
     options.where = options.model, options.device, "bfloat16" if gpu else "float32"
@@ -61,6 +65,13 @@ def variants(method: str, dropout: float, options) -> dict:
     return found
 
 
+def compiled(parts: tuple) -> tuple:
+    """With every decoder layer compiled; the rows have one length, for another one would be another graph."""
+    for layer in next(m.layers for m in parts[0].modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)):
+        layer.compile()
+    return parts
+
+
 def setting(method: str, dropout: float, options) -> str:
     ranks = total_ranks(*options.where, method, f"method.lora_dropout={dropout}", *EVERY_LINEAR.get(method, []))
     every, rank = targets.linears(loaded(*options.where).model), "/".join(map(str, sorted(set(ranks.values()))))
@@ -72,6 +83,9 @@ def times(method: str, dropout: float, options) -> list[Row]:
     gpu = options.device.startswith("cuda")
     examples = long_rows(1024, 64, 512) if gpu else training_rows(*options.where, 64)
     loops = {name: trainer(build(), examples, 8) for name, build in variants(method, dropout, options).items()}
+    if gpu and method in options.compiled.split(","):
+        for name, build in variants(method, dropout, options).items():
+            loops[f"compiled {name}"] = trainer(compiled(build()), examples, 8)
     counts = dict.fromkeys(loops, 0)
 
     def run(name: str) -> None:
@@ -81,6 +95,8 @@ def times(method: str, dropout: float, options) -> list[Row]:
     for each in loops.values():
         each.model.train()
     runs = {name: partial(run, name) for name in loops}
+    for name in runs:
+        run(name)  # compiles what is to be compiled
     seconds = interleaved(runs, rounds_within(options.budget, runs, 31, options.device), options.device)
     goal = (None if method == "mixlora" else 0.85) if gpu else GOALS.get(method, 1.0)
     pairs = [("fast", "peft", f"{method} / PEFT LoRA", None if dropout else goal)]
@@ -90,6 +106,14 @@ def times(method: str, dropout: float, options) -> list[Row]:
             ("lora", "peft", "our own LoRA / PEFT LoRA", None),
         ]
         pairs += [("fast", "lora", "mixlora / our own LoRA", 1.10 if gpu and not dropout else None)]
+    pairs += [
+        (f"compiled {a}", b, figure, None)
+        for a, b, figure in (
+            ("fast", "peft", f"{method}, layers compiled / PEFT LoRA"),
+            ("fast", "compiled peft", f"{method} / PEFT LoRA, layers of both compiled"),
+        )
+        if f"compiled {a}" in loops
+    ]
     where = setting(method, dropout, options)
     return [ratio(f"step: {figure}", where, seconds[a], seconds[b], goal=goal) for a, b, figure, goal in pairs]
 
@@ -97,7 +121,7 @@ def times(method: str, dropout: float, options) -> list[Row]:
 def memory(method: str, dropout: float, options) -> list[Row]:
     peaks: dict[str, list[dict[str, int]]] = {}
     names = [name for name in variants(method, dropout, options) if name != "lora"]
-    for _ in range(1 if options.quick else RUNS):
+    for _ in range(1 if options.quick or options.device.startswith("cuda") else RUNS):
         for name in names:
             command = [sys.executable, "-W", "ignore", __file__, "--worker", name, "--methods", method]
             command += ["--model", options.model]

@@ -33,13 +33,15 @@ def attention_by_row(
     """transformers' own sdpa attention, on each row of the pack; without `segments` it is that attention."""
     if not segments:
         return sdpa_attention_forward(module, query_1HSd, key_1HSd, value_1HSd, attention_mask, **options)
+    # Split, not sliced row by row: the gradients of all rows are then joined once, where each slice's would be spread
+    # over the whole pack and added.
+    rows = zip(*(x_1HSd.split(list(segments), dim=2) for x_1HSd in (query_1HSd, key_1HSd, value_1HSd)), strict=True)
     outputs, start = [], 0
-    for length in segments:
+    for length, (query, key, value) in zip(segments, rows, strict=True):
         row = slice(start, start + length)
         # Within one row the mask says no more than "causal", unless a window is shorter than the row.
         narrow = attention_mask is not None and sliding_window is not None and length > sliding_window
         mask = attention_mask[..., row, row] if narrow and attention_mask is not None else None
-        query, key, value = (x_1HSd[:, :, row] for x_1HSd in (query_1HSd, key_1HSd, value_1HSd))
         outputs.append(sdpa_attention_forward(module, query, key, value, mask, **options)[0])
         start += length
     return torch.cat(outputs, dim=1), None
