@@ -107,24 +107,6 @@ def rounds_within(seconds: float, variants: Mapping[str, Callable[[], Any]], mos
     return 2 if QUICK else int(min(most, max(5, seconds / (time.perf_counter() - began))))
 
 
-def captured(run: Callable[[], Any], times: int = 20) -> Callable[[], None]:
-    """`run` as a CUDA graph that is replayed so many times: what the device does, without what Python takes to ask."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-
-    def replay() -> None:
-        for _ in range(times):
-            graph.replay()
-
-    return replay
-
-
 def synchronize(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()

@@ -1,26 +1,13 @@
 """One linear, forward and backward: a mixture of 8 experts of rank 8, top-2, exact routing, against PEFT's LoRA r 64.
 
 The last line has the ratios. bfloat16 on a CPU without instructions for it is timed on few tokens, for PyTorch's own
-product takes minutes there, and its times have no goal; float32 of the same size stands in for it. On a GPU one linear is
-so small that Python's time to launch it is measured, so both sides are also replayed as CUDA graphs.
+product takes minutes there, and its times have no goal; float32 of the same size stands in for it.
 """
 
 from functools import partial
 
 import torch
-from common import (
-    Row,
-    arguments,
-    captured,
-    comparable,
-    emulated,
-    interleaved,
-    ratio,
-    rounds_within,
-    saved_bytes,
-    say,
-    write,
-)
+from common import Row, arguments, comparable, emulated, interleaved, ratio, rounds_within, saved_bytes, say, write
 from layers import GatherLoop, Linear, gated, lora, peft, step
 
 STAND_IN = "stands in for bfloat16"
@@ -74,12 +61,6 @@ def measure(name: str, d: int, tokens: int, options) -> list[Row]:
         if (name, d) == ("float32", 4096):
             judged["note"] = STAND_IN
         rows.append(ratio(f"one linear: {figure}", setting, seconds[ours], seconds[reference], **judged))
-    if device.startswith("cuda"):
-        graphs = {key: captured(variants[key]) for key in ("gated", "peft", "lora")}
-        replayed = interleaved(graphs, 61, device)
-        for ours, reference, goal, figure in (pairs[0], pairs[2], pairs[3]):
-            figure = f"one linear: {figure}, as CUDA graphs"
-            rows.append(ratio(figure, setting, replayed[ours], replayed[reference], goal=goal))
     x_TD, setting = rows_of(TOKENS, d, dtype, device), f"{name} d {d}, {TOKENS} tokens"
     kept = {key: saved_bytes(partial(model, x_TD), *model.parameters()) for key, model in models.items()}
     found = kept["gated"] / kept["peft"], kept["gated_dropout"] / kept["peft_dropout"], kept["gated"] / kept["loop"]

@@ -60,7 +60,10 @@ def test_the_trunk_and_launch_show_every_key_and_its_default():
         assert value(key) == default, key
 
 
-@pytest.mark.parametrize("method", sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml")))
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("method", [m if m == "mole" else pytest.param(m, marks=pytest.mark.full) for m in METHODS])
 def test_the_command_line_wins_over_the_loss_that_a_method_brings(method):
     brought = composed(f"method={method}", "tasks=arc").aux_loss
     assert composed(f"method={method}", "tasks=arc", "aux_loss=none").aux_loss == {}

@@ -152,6 +152,7 @@ def test_a_rank_that_dies_or_hangs_is_named_and_all_end(configs, tmp_path, actio
     started[rank].wait()
 
 
+@pytest.mark.full
 def test_a_signal_to_one_rank_saves_on_all(configs, tmp_path):
     started = ranks(configs, tmp_path / "run", *SMALL, MIXLORA_FAIL="1/step.forward@3:term")
     done = [rank.done() for rank in started]

@@ -19,6 +19,7 @@ def test_every_task_of_every_recipe_has_a_length_beside_its_rows():
     assert all(entry.keys() == {"train", "test", "tokens"} for entry in estimate.known()["rows"].values())
 
 
+@pytest.mark.full
 def test_the_tokens_are_those_of_the_tasks_and_not_of_the_longest_row():
     study = Study(recipes.load("smollm2_commonsense"), recipes.find("smollm2_commonsense"), "runs")
     config = study.group_configs[study.groups[0]]

@@ -124,6 +124,7 @@ def test_a_damaged_checkpoint(configs, whole, half):
     assert_same(contents(half), contents(whole))
 
 
+@pytest.mark.full
 def test_where_no_checkpoint_is_whole_the_run_starts_over(configs, whole, half):
     for path in (half / "checkpoints").iterdir():
         (path / "state.json").write_text("{}")
@@ -148,6 +149,7 @@ def test_a_run_that_was_sent_back_goes_on_from_its_own_checkpoints(configs, whol
     assert contents(run)["adapter/adapter_model.safetensors"] == contents(whole)["adapter/adapter_model.safetensors"]
 
 
+@pytest.mark.full
 def test_going_on_with_other_versions_is_said(configs, whole, half):
     for path in (half / "checkpoints").iterdir():
         state = json.loads((path / "state.json").read_text())
@@ -184,6 +186,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(configs, half,
     assert "data.sums.train" in changed.stderr
 
 
+@pytest.mark.full
 def test_another_world_size_is_refused(configs, half):
     path = half / "checkpoints" / "step-4" / "state.json"
     state = json.loads(path.read_text())
@@ -250,6 +253,7 @@ def wait_for(condition, seconds=120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.full
 def test_two_runs_in_one_folder(configs, tmp_path):
     run = tmp_path / "run"
     first = Started(configs, run, *METHOD, MIXLORA_FAIL="step.forward:hang")
@@ -264,6 +268,7 @@ def test_two_runs_in_one_folder(configs, tmp_path):
     assert train(configs, run, *METHOD).returncode == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("point", ["checkpoint.before_rename@2"])
 def test_a_full_disk_leaves_the_earlier_checkpoint(configs, whole, tmp_path, point):
     run = tmp_path / "run"

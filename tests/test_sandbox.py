@@ -650,6 +650,7 @@ def test_without_bubblewrap_nothing_runs(monkeypatch):
         require()
 
 
+@pytest.mark.full
 def test_a_run_says_so_before_it_loads_the_model_or_writes_anything(tmp_path):
     line = [sys.executable, "-m", "mixlora.train", "method=lora", "tasks=humaneval", "model=tiny", "data.source=sample"]
     line += ["eval.allow_code_execution=true", "eval.before=false", "train.max_steps=1", "output_root=runs"]

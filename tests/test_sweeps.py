@@ -409,6 +409,7 @@ def test_points_that_are_run_in_two_ways_are_refused(sweep, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 def test_what_is_no_sweep_is_refused_with_what_is_meant(sweep, tmp_path):
     status, said = sweep("-m", "method=lora", "sweep=learning_rate,seeds")
     assert status == 2

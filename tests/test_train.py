@@ -197,6 +197,7 @@ def test_a_gate_cannot_be_exported_and_says_so(smora, tmp_path, merge, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_the_same_configuration_twice_gives_the_same_bytes(smora, tmp_path, monkeypatch):
     """Accelerate would divide the loss by a number that `accelerate config` may have left in the environment."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
