@@ -81,8 +81,10 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
         "| figure | setting | median | goal | |",
         "|---|---|---|---|---|",
     ]
-    for row in (row for result in results for row in result["rows"] if row["goal"] is not None):
-        lines.append(f"| {row['figure']} | {row['setting']} | {value(row)} | {goal(row)} | {verdict(row)} |")
+    for result in results:
+        where = "GPU, " if result["machine"]["kind"] == "cuda" else ""
+        for row in (row for row in result["rows"] if row["goal"] is not None):
+            lines.append(f"| {row['figure']} | {where}{row['setting']} | {value(row)} | {goal(row)} | {verdict(row)} |")
     seen = [row["figure"] for result in results if result["machine"]["kind"] == "cuda" for row in result["rows"]]
     open_goals = {figure: most for figure, most in GPU_GOALS.items() if not fnmatch.filter(seen, figure)}
     lines += [f"| {figure} | GPU, bfloat16 | not measured | ≤ {most:g} | |" for figure, most in open_goals.items()]
@@ -113,7 +115,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    rows = [row for result in results for row in result["rows"] if row["goal"] is not None][::-1]
+    rows = [row | {"device": result["machine"]["device"]} for result in results for row in result["rows"]]
+    rows = [row for row in rows if row["goal"] is not None][::-1]
     if not rows:
         return
     figure, axes = plt.subplots(figsize=(10, 1 + 0.28 * len(rows)), layout="constrained")
@@ -123,7 +126,9 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         axes.plot([low, high], [y, y], color=color, linewidth=2)
         axes.plot(row["value"], y, "o", color=color)
         axes.plot(row["goal"], y, "|", color="black", markersize=12)
-    axes.set_yticks(range(len(rows)), [f"{row['figure']}, {row['setting']}" for row in rows], fontsize=7)
+    axes.set_yticks(
+        range(len(rows)), [f"{row['figure']}, {row['setting']}, {row['device']}" for row in rows], fontsize=7
+    )
     axes.set_xlabel("ratio; the tick is the goal, grey is too noisy to believe")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path)
