@@ -4,6 +4,7 @@ Built from the record files alone, so it can be made again for any run at any ti
 """
 
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -196,7 +197,7 @@ def recipe_report(study: Study, made: Table, folder: Path) -> Path:
     figures = [(title, caption, plots.svg(draw)) for title, caption, draw in recipe_figures(study, made)]
     runs = [run for runs in study.final.values() for run in runs]
     page = render.environment().get_template("recipe.html.j2")
-    parts = render.html_parts(made) | {"figures": figures, "readings": readings(study), "runs": run_rows(study, runs)}
+    parts = render.html_parts(made) | {"figures": figures, "readings": readings(study), "runs": run_rows(runs, folder)}
     write_text(path, page.render(**parts))
     return path
 
@@ -221,6 +222,24 @@ def recipe_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
     }
     if first:
         found.append(("Training loss", "first seed, smoothed", lambda: plots.losses(first)))
+    for group, runs in study.final.items():
+        if runs[0].state == DONE:
+            found += group_figures(recipes.group_label(study.recipe, group), runs[0].folder)
+    return found
+
+
+def group_figures(label: str, folder: Path) -> list[tuple[str, str, Draw]]:
+    """What the first run of a group did to each task, and where its tokens go."""
+    after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
+    loads, found = optional(folder / "routing.json"), []
+    if any(result.get("value") is not None for result in after.values()):
+        caption = "first seed, 95 % intervals (Wilson)"
+        found.append((f"Scores: {label}", caption, functools.partial(plots.scores, after, before)))
+    if specialisation.tables(loads):
+        gate = plots.most_telling(loads).name
+        layers, tasks = (functools.partial(draw, loads) for draw in (plots.layer_load, plots.task_load))
+        found.append((f"Load, layer × expert: {label}", "first seed, mean over gates and tasks", layers))
+        found.append((f"Load, task × expert: {label}", f"first seed, of {gate}", tasks))
     return found
 
 
@@ -239,9 +258,17 @@ def readings(study: Study) -> list[tuple[str, str]]:
     return rows
 
 
-def run_rows(study: Study, runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
-    """(point, state, seconds, folder), the folder relative to the output root."""
+def run_rows(runs: Sequence[Run], page: Path) -> list[tuple[str, str, str, str, str]]:
+    """(point, state, seconds, folder, its report where there is one as seen from the folder `page`)."""
     return [
-        (str(r.point), r.state, f"{r.record['seconds']:.0f}" if r.record.get("seconds") else "", r.folder.name)
-        for r in runs
+        (
+            str(run.point),
+            run.state,
+            f"{run.record['seconds']:.0f}" if run.record.get("seconds") else "",
+            run.folder.name,
+            Path(os.path.relpath(run.folder / "report.html", page)).as_posix()
+            if (run.folder / "report.html").is_file()
+            else "",
+        )
+        for run in runs
     ]
