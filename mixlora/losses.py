@@ -180,7 +180,7 @@ def token_means(
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         sums = OverRanks.apply(sums)
     parts = (sums[1:] / sums[0].detach()).split([part_LW.numel() for part_LW in parts_LW])
-    means = {}
+    means: dict[str, Tensor] = {}
     for names, found, part in zip(alike.values(), found_LT, parts, strict=True):
         means |= zip(names, part.view(len(names), *found.shape[1 + mask_T.dim() :]), strict=True)
     return {name: means[name] for name in values}

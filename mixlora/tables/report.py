@@ -231,7 +231,8 @@ def recipe_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
 def group_figures(label: str, folder: Path) -> list[tuple[str, str, Draw]]:
     """What the first run of a group did to each task, and where its tokens go."""
     after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
-    loads, found = optional(folder / "routing.json"), []
+    loads = optional(folder / "routing.json")
+    found: list[tuple[str, str, Draw]] = []
     if any(result.get("value") is not None for result in after.values()):
         caption = "first seed, 95 % intervals (Wilson)"
         found.append((f"Scores: {label}", caption, functools.partial(plots.scores, after, before)))
