@@ -39,7 +39,7 @@ def printed(name: str) -> dict[tuple[str, str, str], list[float]]:
 
 # The paper's name of a base model -> ours.
 MODELS = {"Gemma 2B": "gemma_2b", "LLaMA-2 7B": "llama2_7b", "LLaMA-3 8B": "llama3_8b", "LLaMA-2 13B": "llama2_13b"}
-OFTEN = ("tiny", "smora_granularity")
+OFTEN = ("tiny",)
 EVERY = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.full) for name in recipes.names()]
 
 

@@ -87,6 +87,7 @@ def test_the_page_shows_what_the_run_has(study):
     assert "no gates" in report.run_page(folder_of(study, "lora"))
 
 
+@pytest.mark.full
 def test_a_report_is_the_same_twice(study, tmp_path):
     folder = folder_of(study, "mole")
     assert report.run_page(folder) == report.run_page(folder)
@@ -135,6 +136,7 @@ def test_kept_records_have_a_report_and_can_be_compared(study, tmp_path, capsys)
     assert compare.main([str(kept[0]), str(folder_of(study, "mole"))]) == 0  # one with prompts, one without
 
 
+@pytest.mark.full
 def test_the_routing_command_says_that_a_mixture_has_collapsed(study):
     command = [sys.executable, "-m", "mixlora.routing", f"run={folder_of(study, 'mole')}"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -16,7 +16,7 @@ from tiny_runs import REPOSITORY, Started, command, contents, task_folder, train
 from mixlora.failpoints import POINTS
 from mixlora.training import checkpoint
 
-OFTEN = ["step.before_optimizer@5", "checkpoint.before_rename@2", "results.write@2"]
+OFTEN = ["step.before_optimizer@5", "checkpoint.before_rename@2"]
 METHOD = ("method=mole", "train.eval_steps=3", "train.load_best=true", "train.eval_limit=4")
 
 

@@ -85,6 +85,7 @@ def test_two_points_that_would_be_one_run_are_refused(sweep):
     assert "set output_root in place of run_dir" in said
 
 
+@pytest.mark.full
 def test_every_method_gets_the_same_rates_scored_on_validation_rows(sweep):
     status, said = sweep("method=lora,smora", "sweep=learning_rate", "dry_run=true")
     assert status == 0

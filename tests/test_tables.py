@@ -237,6 +237,7 @@ def test_kept_records_make_the_same_table_byte_for_byte(root, tmp_path):
     assert sum(path.stat().st_size for path in (tmp_path / "runs").rglob("*") if path.is_file()) < 200_000
 
 
+@pytest.mark.full
 def test_kept_records_are_found_by_what_was_asked_for_wherever_the_data_lay(tmp_path):
     runs, kept = tmp_path / "runs", tmp_path / "kept"
     made_with = study_in(runs, overrides=["data.source=/elsewhere/hub"])
