@@ -84,8 +84,8 @@ def times(method: str, dropout: float, options) -> list[Row]:
     examples = long_rows(1024, 64, 512) if gpu else training_rows(*options.where, 64)
     loops = {name: trainer(build(), examples, 8) for name, build in variants(method, dropout, options).items()}
     if gpu and method in options.compiled.split(","):
-        for name, build in variants(method, dropout, options).items():
-            loops[f"compiled {name}"] = trainer(compiled(build()), examples, 8)
+        built = variants(method, dropout, options)
+        loops |= {f"compiled {name}": trainer(compiled(built[name]()), examples, 8) for name in ("fast", "peft")}
     counts = dict.fromkeys(loops, 0)
 
     def run(name: str) -> None:
@@ -106,14 +106,11 @@ def times(method: str, dropout: float, options) -> list[Row]:
             ("lora", "peft", "our own LoRA / PEFT LoRA", None),
         ]
         pairs += [("fast", "lora", "mixlora / our own LoRA", 1.10 if gpu and not dropout else None)]
-    pairs += [
-        (f"compiled {a}", b, figure, None)
-        for a, b, figure in (
-            ("fast", "peft", f"{method}, layers compiled / PEFT LoRA"),
-            ("fast", "compiled peft", f"{method} / PEFT LoRA, layers of both compiled"),
-        )
-        if f"compiled {a}" in loops
-    ]
+    if "compiled fast" in loops:
+        pairs += [
+            ("compiled fast", "peft", f"{method}, layers compiled / PEFT LoRA", None),
+            ("compiled fast", "compiled peft", f"{method} / PEFT LoRA, layers of both compiled", None),
+        ]
     where = setting(method, dropout, options)
     return [ratio(f"step: {figure}", where, seconds[a], seconds[b], goal=goal) for a, b, figure, goal in pairs]
 

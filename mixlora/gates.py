@@ -287,18 +287,21 @@ def gates_of(model: nn.Module) -> dict[str, Gate]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
 
 
-def load(routing: Routing, mask_T: Tensor) -> Tensor:
-    """How many real tokens chose each expert: [E]."""
-    return routing.chosen_TE[mask_T].sum(0)
+def alike(values: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
+    """Tensors of one shape, L of them, stacked: (their names, [L, ...]).
+
+    A model has hundreds of gates, and a GPU would wait for as many launches of every small operation.
+    """
+    shapes: dict[torch.Size, list[str]] = {}
+    for name, value in values.items():
+        shapes.setdefault(value.shape, []).append(name)
+    return [(names, torch.stack([values[name] for name in names])) for names in shapes.values()]
 
 
 def loads(routings: Mapping[str, Routing], mask_T: Tensor) -> dict[str, Tensor]:
-    """`load` of every gate. Those of one shape are counted together, without waiting for the device."""
-    alike: dict[torch.Size, list[str]] = {}
-    for name, routing in routings.items():
-        alike.setdefault(routing.chosen_TE.shape, []).append(name)
+    """How many real tokens chose each expert of every gate: [E] each. A product with the mask: a selection would wait
+    for the device to count."""
     found: dict[str, Tensor] = {}
-    for names in alike.values():
-        chosen_LTE = torch.stack([routings[name].chosen_TE for name in names]) & mask_T.unsqueeze(-1)
-        found |= zip(names, chosen_LTE.flatten(1, -2).sum(1), strict=True)
+    for names, chosen_LTE in alike({name: routing.chosen_TE for name, routing in routings.items()}):
+        found |= zip(names, (chosen_LTE & mask_T.unsqueeze(-1)).flatten(1, -2).sum(1), strict=True)
     return {name: found[name] for name in routings}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mixlora.config.typed import suggest, typed
 from mixlora.errors import ConfigError
-from mixlora.gates import Routing, tsallis_entropy
+from mixlora.gates import Routing, alike, tsallis_entropy
 
 
 class Over(Enum):
@@ -61,7 +61,7 @@ class LoadBalance:
         groups: dict[tuple[int, int], list[list[str]]] = {}
         for group in grouped(P, self.over):
             groups.setdefault((len(group), self.experts(P, group)), []).append(group)
-        return reduced([self.values(P, f, alike) for alike in groups.values()], self.reduce)
+        return reduced([self.values(P, f, those) for those in groups.values()], self.reduce)
 
     def values(self, P: Mapping[str, Tensor], f: Mapping[str, Tensor], groups: list[list[str]]) -> Tensor:
         """The loss of each of G groups of as many routers. Every router of a group saw the same tokens, so means over
@@ -165,14 +165,11 @@ def token_means(
 ) -> dict[str, Tensor]:
     """Means of `of(value)` over the real tokens of all ranks, each [T, ...] -> [...], all of them in one reduction.
 
-    Values of one shape are stacked first: a model has hundreds of routers, and a GPU would wait for as many launches of
-    every small operation. A product with the mask, not a selection: that would copy, and cost a scatter in backward.
-    The gradient is right under the averaging over ranks that data-parallel wrappers do.
+    `of` gets the values of one shape stacked, [L, T, ...]. A product with the mask, not a selection: that would copy,
+    and cost a scatter in backward. The gradient is right under the averaging over ranks that data-parallel wrappers do.
     """
-    alike: dict[torch.Size, list[str]] = {}
-    for name, value in values.items():
-        alike.setdefault(value.shape, []).append(name)
-    found_LT = [of(torch.stack([values[name] for name in names])) for names in alike.values()]
+    stacks = alike(values)
+    found_LT = [of(stack) for _, stack in stacks]
     dtype = torch.promote_types(found_LT[0].dtype, torch.float32)
     mask_N = mask_T.flatten().to(dtype)
     parts_LW = [mask_N @ found.to(dtype).reshape(len(found), len(mask_N), -1) for found in found_LT]
@@ -181,7 +178,7 @@ def token_means(
         sums = OverRanks.apply(sums)
     parts = (sums[1:] / sums[0].detach()).split([part_LW.numel() for part_LW in parts_LW])
     means: dict[str, Tensor] = {}
-    for names, found, part in zip(alike.values(), found_LT, parts, strict=True):
+    for (names, _), found, part in zip(stacks, found_LT, parts, strict=True):
         means |= zip(names, part.view(len(names), *found.shape[1 + mask_T.dim() :]), strict=True)
     return {name: means[name] for name in values}
 

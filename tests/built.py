@@ -80,3 +80,8 @@ def gate_of(
 
 def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(3, 250, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def load_of(routing: gates.Routing, mask_T: Tensor) -> Tensor:
+    """How many real tokens chose each expert, by selection: what `gates.loads` computes for all gates at once."""
+    return routing.chosen_TE[mask_T].sum(0)

@@ -297,3 +297,15 @@ def test_a_float32_router_is_the_sum_of_three_bfloat16_pieces():
     assert {part.dtype for part in parts} == {torch.bfloat16}
     assert torch.equal(sum(part.float() for part in parts), W_ED)
     assert not torch.equal(sum(part.float() for part in parts[:2]), W_ED)
+
+
+def test_one_product_for_a_and_a_float32_router_over_bfloat16(monkeypatch):
+    """The path of a GPU, with a stand-in for its product: no CPU multiplies bfloat16 into float32."""
+    monkeypatch.setattr(torch, "mm", lambda x, W, *, out_dtype: x.to(out_dtype) @ W.to(out_dtype))
+    x_TD, router_ED = torch.randn(50, 64).bfloat16(), torch.randn(8, 64)
+    As = [torch.randn(r, 64).bfloat16() for r in (6, 4)]
+    *hs, z_TE = fused.down(x_TD, As, router_ED)
+    for h_TR, A in zip(hs, As, strict=True):
+        assert h_TR.dtype is torch.bfloat16
+        torch.testing.assert_close(h_TR, (x_TD.float() @ A.float().T).bfloat16())
+    torch.testing.assert_close(z_TE, x_TD.float() @ router_ED.T)

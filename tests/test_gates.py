@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from built import gate_of
+from built import gate_of, load_of
 
 from mixlora import gates
 from mixlora.errors import ConfigError
@@ -142,11 +142,11 @@ def test_moving_the_bias_balances_a_router_that_prefers_one_expert():
     gate = gate_of({"kind": "balanced", "bias_rate": 0.02}, 8, 8, 2)
     x, mask = torch.randn(500, 8) + 1, torch.ones(500, dtype=torch.bool)
     gate(x)
-    before = gates.load(gate.routing, mask).double()
+    before = load_of(gate.routing, mask).double()
     for _ in range(60):
         gate(x)
-        gate.after_step(gates.load(gate.routing, mask))
-    after = gates.load(gate.routing, mask).double()
+        gate.after_step(load_of(gate.routing, mask))
+    after = load_of(gate.routing, mask).double()
     assert after.std() < 0.3 * before.std()
 
 
@@ -154,8 +154,8 @@ def test_padding_counts_in_no_load():
     gate = gate_of({"kind": "topk"}, 8, 4, 2)
     gate(torch.randn(3, 5, 8))
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.bool)
-    assert gates.load(gate.routing, mask).sum() == 9 * 2
-    assert torch.equal(gates.load(gate.routing, mask), gate.routing.chosen_TE[mask].sum(0))
+    assert load_of(gate.routing, mask).sum() == 9 * 2
+    assert torch.equal(load_of(gate.routing, mask), gate.routing.chosen_TE[mask].sum(0))
 
 
 def test_a_record_is_popped_once():
@@ -206,4 +206,4 @@ def test_the_loads_of_all_gates_at_once_are_those_of_each():
     found = gates.loads(routings, mask_BS)
     assert list(found) == list(routings)
     for name, routing in routings.items():
-        assert torch.equal(found[name], gates.load(routing, mask_BS))
+        assert torch.equal(found[name], load_of(routing, mask_BS))

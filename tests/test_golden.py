@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from built import composed, computes
+from built import composed, computes, load_of
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -193,12 +193,12 @@ def test_smora(name, dtype, compute):
     case.same(routing.weights_TE, "gates")
     assert torch.equal(routing.chosen_TE.nonzero()[:, -1].view(2, 5, -1), case.tensors["selected"].sort(-1).values)
     check(wrapper, case, "", y, x)
-    case.same(gates.load(routing, everything), "counts")
-    wrapper.gate.after_step(gates.load(routing, everything))
+    case.same(load_of(routing, everything), "counts")
+    wrapper.gate.after_step(load_of(routing, everything))
     case.same(wrapper.gate.bias_E, "bias_after")
     case.same(wrapper(case["x"]), "y_second_train_forward")
     (routing,) = gates.pop_routings(model).values()
-    wrapper.gate.after_step(gates.load(routing, everything))
+    wrapper.gate.after_step(load_of(routing, everything))
     case.same(wrapper.gate.bias_E, "bias_after_second")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from built import load_of
 from torch import nn
 from transformers import (
     Gemma2Config,
@@ -75,7 +76,7 @@ def test_packed_and_padded_rows_give_the_same_losses_gradients_and_loads(name, o
     for batch in (pack(some), collate(some, 0)):
         with packing.by_row(model):
             nats_B, count_B = AnswerLosses(model)(model, batch)
-        loads = {name: gates.load(r, batch.mask_BS) for name, r in gates.pop_routings(model).items()}
+        loads = {name: load_of(r, batch.mask_BS) for name, r in gates.pop_routings(model).items()}
         model.zero_grad()
         (nats_B.sum() / count_B.sum()).backward()
         found.append((nats_B, count_B, loads, {n: t.grad for n, t in adapter.items() if t.requires_grad}))

@@ -157,16 +157,17 @@ def test_a_dry_run_lists_runs_with_parameters_and_hours(tmp_path):
     assert not (tmp_path / "colours" / "runs").exists()
 
 
-LONG = pytest.mark.full
-
-
 @pytest.mark.parametrize(
     ("says", "arguments"),
     [
         ("There is no recipe 'tyni'", ["recipe=tyni"]),
-        pytest.param("jbos", ["recipe=tiny", "jbos=2"], marks=LONG),
-        pytest.param("goes into double quotes", ["recipe=tiny", "overrides=[train.max_steps=3]"], marks=LONG),
-        pytest.param("'seed=3' is decided by the grid", ["recipe=tiny", 'overrides=["seed=3"]'], marks=LONG),
+        pytest.param("jbos", ["recipe=tiny", "jbos=2"], marks=pytest.mark.full),
+        pytest.param(
+            "goes into double quotes", ["recipe=tiny", "overrides=[train.max_steps=3]"], marks=pytest.mark.full
+        ),
+        pytest.param(
+            "'seed=3' is decided by the grid", ["recipe=tiny", 'overrides=["seed=3"]'], marks=pytest.mark.full
+        ),
     ],
 )
 def test_a_wrong_key_or_recipe_ends_with_status_2(tmp_path, says, arguments):

@@ -70,7 +70,10 @@ def test_what_was_shown_and_written_is_the_table_and_nothing_is_run_again(root):
     for kind, wanted in text.items():
         assert (root / "tables" / "tiny" / f"table.{kind}").read_text(encoding="utf-8") == wanted
     assert (root / "tables" / "tiny" / "table.md").read_bytes() == before
-    assert (root / "tables" / "tiny" / "report.html").is_file()
+    page = (root / "tables" / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert "Load, layer × expert: " in page
+    folders = [run.folder for runs in study_in(root, include_dirty=True).final.values() for run in runs]
+    assert all(f'href="../../{folder.name}/report.html"' in page for folder in folders)
 
 
 @pytest.mark.parametrize("kind", sorted(render.FORMATS))

@@ -39,9 +39,7 @@ class Project(torch.autograd.Function):
             *hs, z_TE = down(wide, As, router_ED)
         else:
             hs = [linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)]
-            (z_TE,) = (
-                down(x_TD, (), router_ED) if widens(x_TD, router_ED) else [linear(x_TD.to(router_ED.dtype), router_ED)]
-            )
+            (z_TE,) = down(x_TD if widens(x_TD, router_ED) else x_TD.to(router_ED.dtype), (), router_ED)
         ctx.save_for_backward(x_TD, router_ED, *Ws, *As)
         ctx.drops = drops
         return *bases, *(h_TR.to(x_TD.dtype) for h_TR in hs), z_TE
@@ -158,7 +156,8 @@ def down(x_TD: Tensor, As: Any, router_ED: Tensor) -> list[Tensor]:
     """A x of every A, and the router's logits, in one product that reads x once.
 
     A float32 router over half floats becomes three rows of half floats for each expert, hi + mid + lo, which hold its
-    24 bits between them; products of half floats are exact in float32, where they are added up.
+    24 bits between them; products of half floats are exact in float32, where they are added up (on an H100 within 2e-6
+    of float64, relative; a float32 product within 3e-7).
     """
     sizes = [*map(len, As), len(router_ED)]
     if router_ED.dtype == x_TD.dtype:
@@ -182,9 +181,11 @@ def pieces(W: Tensor, dtype: torch.dtype, number: int) -> list[Tensor]:
 def widens(x_TD: Tensor, router_ED: Tensor) -> bool:
     """Whether products of x may be added up and returned in the router's float32: bfloat16 on CUDA.
 
-    Not float16, whose range would lose the low pieces of a small weight.
+    Not float16, whose range would lose the low pieces of a small weight; nor ROCm, where it was never run.
     """
-    return x_TD.is_cuda and x_TD.dtype is torch.bfloat16 and router_ED.dtype is torch.float32
+    return (
+        x_TD.is_cuda and torch.version.hip is None and x_TD.dtype is torch.bfloat16 and router_ED.dtype is torch.float32
+    )
 
 
 def stacked(dtype: torch.dtype, *matrices: Tensor) -> Tensor:

@@ -23,8 +23,7 @@ def expert_loads(
         for start in range(0, len(task_rows), batch_size):
             batch = collate(task_rows[start : start + batch_size], pad_id).to(device)
             model(batch.input_ids_BS, attention_mask=batch.attention_mask_BS, position_ids=batch.position_ids_BS)
-            for name, routing in gates.pop_routings(model).items():
-                load_E = gates.load(routing, batch.mask_BS)
+            for name, load_E in gates.loads(gates.pop_routings(model), batch.mask_BS).items():
                 totals[name] = totals[name] + load_E if name in totals else load_E
         loads[task] = {name: load_E.tolist() for name, load_E in totals.items()}
     return loads

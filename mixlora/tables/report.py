@@ -267,9 +267,12 @@ def run_rows(runs: Sequence[Run], page: Path) -> list[tuple[str, str, str, str, 
             run.state,
             f"{run.record['seconds']:.0f}" if run.record.get("seconds") else "",
             run.folder.name,
-            Path(os.path.relpath(run.folder / "report.html", page)).as_posix()
-            if (run.folder / "report.html").is_file()
-            else "",
+            link(run.folder / "report.html", page),
         )
         for run in runs
     ]
+
+
+def link(path: Path, page: Path) -> str:
+    """`path` as seen from the folder `page`; nothing where there is no such file."""
+    return Path(os.path.relpath(path, page)).as_posix() if path.is_file() else ""

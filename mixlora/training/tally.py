@@ -35,11 +35,11 @@ class Tally:
 
     def reduce(self, device: torch.device) -> None:
         """Sum over all ranks; the gates stand in one order on each of them."""
-        parts = [self.nats, self.count, self.rows, self.tokens, self.signals, *self.loads.values()]
-        own, counted = torch.cat(parts[:5]).to(device), torch.cat(parts[5:]).to(device) if parts[5:] else None
-        whole = own if counted is None else torch.cat([own, counted.double()])
+        here, there = [self.nats, self.count, self.rows, self.tokens, self.signals], list(self.loads.values())
+        whole = torch.cat([torch.cat(here).to(device), *there])
         summed = over_ranks(whole).cpu()  # one wait for the device, then everything is read here
-        self.nats, self.count, self.rows, self.tokens, self.signals, *loads = summed.split([len(p) for p in parts])
+        sizes = [len(part) for part in (*here, *there)]
+        self.nats, self.count, self.rows, self.tokens, self.signals, *loads = summed.split(sizes)
         self.loads = dict(zip(self.loads, loads, strict=True))
 
     @property
