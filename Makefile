@@ -26,7 +26,7 @@ demo: venv  ## train smora on the eight commonsense tasks of the sample data wit
 test: venv  ## the test suite (under 6 minutes on 2 cores, no network)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & types=$$!; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile && wait $$types
+	$(BIN)/mypy & types=$$!; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder && wait $$types
 
 test-full: venv  ## the long checks as well
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slurm"

@@ -93,7 +93,7 @@ class Experiment:
 
     def show(self) -> None:
         """The results of a finished run, and its report where a kill came between the two."""
-        if not (self.folder / "report.html").is_file():
+        if self.config.report and not (self.folder / "report.html").is_file():
             with owned(self.folder):
                 say(f"Report: {run_report(self.folder)}")
         print_results(self.folder)
@@ -193,8 +193,9 @@ class Experiment:
             reach("finish")
             write_json(self.folder / "routing.json", loads)
             self.record("finished", self.outcome(loaded, sizes, trainer, time.monotonic() - began))
-            reach("report.write")
-            say(f"Report: {run_report(self.folder)}")
+            if self.config.report:
+                reach("report.write")
+                say(f"Report: {run_report(self.folder)}")
             print_results(self.folder)
 
     def attach(self, loaded: base.Base, adapter: Mapping[str, Wrapper]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from mixlora import evaluate, export, generate, reproduce, routing, table, train
+from mixlora import evaluate, export, generate, report, reproduce, routing, table, train
 from mixlora.config import cli, doors, load
 from mixlora.config.explain import leaves
 
@@ -79,6 +79,7 @@ def test_a_mistake_in_the_configuration_is_one_message_and_status_2(told, argv, 
 SMALL_DOORS = {
     doors.Export: (export, ("run=.", "to=out")),
     doors.Generate: (generate, ("run=.", "prompt=hello")),
+    doors.Report: (report, ("run=.",)),
     doors.Reproduce: (reproduce, ("recipe=smora",)),
     doors.Routing: (routing, ("run=.",)),
     doors.Table: (table, ("recipe=smora",)),

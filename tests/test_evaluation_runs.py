@@ -49,7 +49,7 @@ def run(tmp_path_factory) -> Path:
     config = config_of(
         "method=mole", "tasks=arc", f"data.source={TINY}", "train.max_steps=2", "train.per_device_train_batch_size=2",
         "train.gradient_accumulation_steps=1", "train.learning_rate=0.05", "eval.protocol=lm_eval", "eval.limit=13",
-        "eval.before=false", f"run_dir={folder}", f"output_root={folder.parent}",
+        "eval.before=false", "report=false", f"run_dir={folder}", f"output_root={folder.parent}",
     )  # fmt: skip
     Experiment(config, "test").run()
     return folder

@@ -453,6 +453,7 @@ def test_a_trained_run_folder_loads_in_a_fresh_process(tmp_path):
     """The method whose gate keeps a state beside its parameters."""
     train = ("train.max_steps=3", "train.per_device_train_batch_size=2", "train.learning_rate=0.05")
     config = copy.deepcopy(composed("smora", *train, f"output_root={tmp_path}", "eval.before=false"))
+    config.report = False
     config.tasks = Mixture(name="quiz", mixture={"quiz": quiz(tmp_path)})
     experiment = Experiment(config, "a test")
     experiment.run()

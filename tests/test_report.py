@@ -102,6 +102,26 @@ def test_a_folder_with_nothing_but_a_configuration_has_a_page(tmp_path):
     assert "<h2>Examples</h2>" in report.run_page(tmp_path)
 
 
+def test_a_run_that_failed_or_is_not_done_yet_has_a_page_that_says_so(study, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(folder_of(study, "mole"), folder)
+    for name in ("results.json", "routing.json"):
+        (folder / name).unlink()
+    record = read_json(folder / "run.json")
+    for outcome, said in (
+        ({"status": "failed", "message": "3 steps <in a row>"}, "This run has failed: 3 steps &lt;in a row&gt;"),
+        ({"status": "running"}, "This run is not finished"),
+    ):
+        write_json(folder / "run.json", record | outcome)
+        report.show(folder, None)
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert said in page
+        assert "<h3>Loss by task</h3>" in page
+    with pytest.raises(ConfigError, match="it is not a run folder"):
+        report.show(tmp_path, None)
+    assert "is not finished" not in report.run_page(folder_of(study, "mole"))
+
+
 def test_plots_are_files_on_request(study, tmp_path):
     figures = report.run_figures(folder_of(study, "mole"))[:2]
     for kind, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):

@@ -35,7 +35,7 @@ from mixlora.sweeps.processes import Machine
 
 TINY = (
     "tasks=sums", "model=tiny", "model.random.num_hidden_layers=1", "train.max_steps=2", "eval.before=false",
-    "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1",
+    "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1", "report=false",
 )  # fmt: skip
 
 

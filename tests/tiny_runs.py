@@ -21,6 +21,7 @@ METHODS = sorted(path.stem for path in (REPOSITORY / "configs" / "method").glob(
 SHORT = (
     "tasks=sums", "model=tiny", "model.random.num_hidden_layers=2", "train.max_steps=6", "train.save_steps=2",
     "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2", "method.lora_dropout=0.1",
+    "report=false",
 )  # fmt: skip
 TIMES = {"seconds", "training_seconds", "checkpoint_seconds", "tokens_per_second", "peak_memory_bytes", "command"}
 

@@ -44,9 +44,14 @@ class Plots(Enum):
 
 
 @dataclass(kw_only=True)
-class Routing:
+class Report:
     run: str = MISSING
     plots: Plots | None = None
+
+
+@dataclass(kw_only=True)
+class Routing(Report):
+    """The same keys."""
 
 
 class Format(Enum):

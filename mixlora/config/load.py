@@ -18,7 +18,16 @@ from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
 # What does not change a result and so is left out of a run's name.
-NAMELESS = ("output_root", "run_dir", "tracker", "resume", "dry_run", "rank_timeout", *Launch.__dataclass_fields__)
+NAMELESS = (
+    "output_root",
+    "run_dir",
+    "tracker",
+    "report",
+    "resume",
+    "dry_run",
+    "rank_timeout",
+    *Launch.__dataclass_fields__,
+)
 # A point is told that it is none of a sweep any more, where a file (a config of the group `sweep`) says that it is.
 A_POINT = "hydra.mode=RUN"
 NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps")

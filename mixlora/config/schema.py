@@ -358,4 +358,5 @@ class Config(Launch):
     resume: str | None = None
     dry_run: bool = False
     tracker: Tracker = Tracker.none
+    report: bool = True  # report.html at the end
     rank_timeout: int = 1800  # seconds that the ranks of a job wait for one of them

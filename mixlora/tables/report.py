@@ -12,8 +12,9 @@ from typing import Any
 
 from mixlora.config.schema import Loss
 from mixlora.config.typed import suggest
+from mixlora.console import say
 from mixlora.errors import ConfigError
-from mixlora.records import read_lines, write_text
+from mixlora.records import is_there, read_lines, write_text
 from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
 from mixlora.tables.plots import Draw
@@ -30,6 +31,17 @@ def run_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_text(path, run_page(folder))
     return path
+
+
+def show(folder: Path, kind: str | None) -> None:
+    """What `python -m mixlora.report` does: a page of what there is, and its figures as files when asked."""
+    check_kind(kind)
+    if not any(is_there(folder / name) for name in ("config.yaml", "run.json")):
+        raise ConfigError(f"{folder} has neither config.yaml nor run.json: it is not a run folder")
+    say(f"Report: {run_report(folder)}")
+    if kind is not None:
+        for written in write_plots(run_figures(folder), folder, kind):
+            say(f"Wrote {written}")
 
 
 def run_page(folder: Path) -> str:

@@ -8,14 +8,14 @@ from rich.table import Table as Grid
 from mixlora.console import console, say
 from mixlora.errors import ConfigError
 from mixlora.records import is_there, read_json
-from mixlora.tables import specialisation
-from mixlora.tables.report import check_kind, preferences, run_figures, run_report, top_k, write_plots
+from mixlora.tables import report, specialisation
+from mixlora.tables.report import preferences, top_k
 from mixlora.tables.study import config_of
 
 
 def show(folder: Path, plots: str | None) -> None:
     """Print the numbers of every layer and their reading; write report.html, and the plots as files when asked."""
-    check_kind(plots)
+    report.check_kind(plots)
     path = folder / "routing.json"
     if not is_there(path):
         raise ConfigError(f"{folder} has no routing.json: it is not a finished run")
@@ -27,10 +27,7 @@ def show(folder: Path, plots: str | None) -> None:
         say(line)
     for task, text in preferences(loads):
         say(f"  {task}: {text}")
-    say(f"Report: {run_report(folder)}")
-    if plots is not None:
-        for written in write_plots(run_figures(folder), folder, plots):
-            say(f"Wrote {written}")
+    report.show(folder, plots)
 
 
 def layers(name: str, found: list[specialisation.Gate]) -> Grid:

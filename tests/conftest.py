@@ -1,0 +1,12 @@
+"""The files that take longest come first, so that no worker is left with one of them when the others are done."""
+
+import pytest
+
+LONG = (
+    "test_methods", "test_sweeps", "test_resume", "test_distributed", "test_tiny_recipe", "test_door", "test_tables",
+    "test_tasks_configs", "test_sandbox", "test_train", "test_configs", "test_evaluation", "test_fused", "test_loop",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
