@@ -40,7 +40,6 @@ from mixlora.records import (
     write_text,
 )
 from mixlora.scoring import Scoring
-from mixlora.tables.report import run_report
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint
 from mixlora.training.loop import Totals, Trainer
@@ -95,8 +94,14 @@ class Experiment:
         """The results of a finished run, and its report where a kill came between the two."""
         if self.config.report and not (self.folder / "report.html").is_file():
             with owned(self.folder):
-                say(f"Report: {run_report(self.folder)}")
+                self.report()
         print_results(self.folder)
+
+    def report(self) -> None:
+        from mixlora.tables.report import run_report  # matplotlib: no process should wait for it before it trains
+
+        reach("report.write")
+        say(f"Report: {run_report(self.folder)}")
 
     def rehearse(self) -> None:
         """One step on rows as long as a row can be, and what an example looks like; writes nothing."""
@@ -194,8 +199,7 @@ class Experiment:
             write_json(self.folder / "routing.json", loads)
             self.record("finished", self.outcome(loaded, sizes, trainer, time.monotonic() - began))
             if self.config.report:
-                reach("report.write")
-                say(f"Report: {run_report(self.folder)}")
+                self.report()
             print_results(self.folder)
 
     def attach(self, loaded: base.Base, adapter: Mapping[str, Wrapper]) -> dict[str, int]:

@@ -43,7 +43,7 @@ def load(model: Model, *, seed: int = 0, device: torch.device | str = "cpu") -> 
     else:
         loaded, tokenizer = from_pretrained(model, dtype, device)
     if model.quantization is Quantization.none:
-        loaded.to(torch.device(device))  # type: ignore[arg-type]
+        loaded.to(torch.device(device))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded.config.use_cache = False
