@@ -426,7 +426,7 @@ HOSTILE = {
     "cycle": (IN_F + "x = []; x.append(x); return x", FAILED),
     "deep value": (IN_F + "x = []\n    for _ in range(10**5): x = [x]\n    return x", FAILED),
     "wide value": (IN_F + "x = [0]\n    for _ in range(40): x = [x, x]\n    return x", EITHER),
-    "huge reply": (IN_F + "return 'x' * 10**8", FAILED),
+    "huge reply": (IN_F + "return 'x' * 10**8", EITHER),
     "surrogate": (IN_F + "return '\\ud800'", FAILED),
     "asserts away": ("builtins.AssertionError = ValueError\nbuiltins.isinstance = lambda *a: True\n" + IN_F + "return 1", FAILED),
     "redefines check": ("def check(c): pass\nassert_ = lambda *a: None\n" + IN_F + "return 1", FAILED),
