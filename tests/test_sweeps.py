@@ -106,6 +106,29 @@ def test_a_sweep_inside_a_process_group_is_refused(sweep, monkeypatch):
         assert "would run once on every rank" in said
 
 
+def test_a_finished_point_is_not_run_again_and_the_summary_has_all(sweep, monkeypatch, tmp_path):
+    """With a process in place of training that fails at once; training itself: the test below, and recipes/tiny."""
+    found = []
+    monkeypatch.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
+    grid = ("-m", "method=lora", "seed=0,1")
+    assert sweep(*grid, "dry_run=true")[0] == 0
+    ((some, configs),) = found
+    done = {"status": "finished", "config_sha256": load.digest(configs[0])}
+    write_json(some[0].folder / "run.json", done)
+    write_json(some[0].folder / "results.json", {"sums": {"metric": "acc", "value": 0.5, "stderr": 0.1, "n": 10}})
+    failing = [sys.executable, "-c", "import sys; print('mixlora: no such data'); sys.exit(3)"]
+    monkeypatch.setattr(local, "command", lambda arguments, launch, machine: failing)
+    status, said = sweep(*grid)
+    assert status == 1, said
+    assert "2 points, 1 finished before; 1 to run" in said
+    assert said.count("Running ") == said.count("\nFAILED ") == 1
+    assert "exit status 3 (data): no such data" in said
+    assert "1 of 1 point failed" in said
+    (kept,) = (tmp_path / "runs" / "sweeps").glob("*.csv")
+    assert list(pd.read_csv(kept).state) == ["done before", "failed"]
+
+
+@pytest.mark.full
 def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(sweep, tmp_path):
     """The failing point reads a file that is not there yet."""
     later = tmp_path / "own" / "sums.jsonl"

@@ -46,11 +46,20 @@ def root(tmp_path_factory) -> Path:
             write_run(study, points(method)[seed], scores, **changes)
 
     made("lora", [0, 1, 2], 0.9, 0.8)
+    before = {
+        "arc_easy": {"metric": "acc", "value": 0.95, "n": 200}
+    }  # above all that were trained, and yet not the best
+    write_json(study.run(points("lora")[1]).folder / "before" / "results.json", before)
+    lost = {
+        "arc_easy": {"metric": "acc", "value": 0.1, "n": 200},
+        "arc_challenge": {"metric": "acc", "value": 0.1, "n": 9},
+    }
     made("mole", [0, 1, 2], 0.895, 0.4)
     made("mola", [1], 0.5, 0.5)
     made("smora", [0, 2], 0.6, 0.5)
     made("smora", [1], 0.99, 0.99, task_data={"test": "sha of another file"})
     made("mixlora", [0, 1, 2], 0.7, 0.7, git_dirty=True)
+    write_json(study.run(points("mixlora")[0]).folder / "before" / "results.json", lost)  # of a run that is left out
     failed = study.run(points("dynmole")[0]).folder
     write_json(failed / "run.json", {"status": "running"})
     write_json(log_path(failed).with_suffix(".json"), {"status": 6, "message": "not finite"})
@@ -73,6 +82,24 @@ def row(made: table.Table, method: str) -> table.Row:
 
 def cell(made: table.Table, method: str, column: str = "arc_easy") -> table.Cell:
     return made.cells[row(made, method), column]
+
+
+def test_the_base_model_stands_above_and_is_not_compared(made):
+    base = made.rows[0]
+    assert (base.method, base.labels[2]) == ("", "base model")
+    scored, missing, mean = (made.cells[base, column] for column in made.columns)
+    assert (scored.mean, scored.examples) == (0.95, 200)
+    assert not any((scored.best, scored.tied, scored.untested))
+    assert missing.mean is mean.mean is None
+    assert cell(made, "lora").best
+    assert "| base model | 95.0 | – |" in render.markdown(made)
+
+
+def test_a_recipe_may_leave_the_base_model_out_and_runs_that_have_not_scored_it_have_no_row(root, tmp_path):
+    study = study_in(root)
+    study.recipe.table.base = None
+    for one in (study, study_in(tmp_path)):
+        assert all(row.labels[2] != "base model" for row in table.build(one).rows)
 
 
 def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_marked(made):

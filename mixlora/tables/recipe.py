@@ -79,6 +79,7 @@ class Shape:
     columns: dict[str, str] = field(default_factory=dict)  # task -> label, in order
     metrics: dict[str, str] = field(default_factory=dict)  # task -> a metric other than the task's own
     mean: str | None = "Avg"  # label of the column with the unweighted mean; null for none
+    base: str | None = "base model"  # label of the row with the scores before training; null for none
     order: Order = Order.grid
     extra: list[Extra] = field(default_factory=list)
     decimals: int = 1

@@ -38,7 +38,7 @@ def shown(cell: Cell, decimals: int, dialect: Dialect) -> str:
     if cell.deviation is not None:
         text += dialect.spread(percent(cell.deviation, decimals))
     marks = (TIED if cell.tied else "") + (UNTESTED if cell.untested else "")
-    marks += (ONE_SEED if cell.deviation is None else "") + (DIRTY if cell.dirty else "")
+    marks += (ONE_SEED if cell.deviation is None and not cell.untrained else "") + (DIRTY if cell.dirty else "")
     if not cell.complete:
         marks += f" {len(cell.values)}/{cell.expected}"
     return text + (dialect.small(dialect.escape(marks)) if marks else "") + printed
@@ -92,7 +92,7 @@ def body(table: Table, row: Row, dialect: Dialect) -> list[str]:
 def legend(table: Table) -> list[str]:
     """What the marks mean: only those that occur, so a clean table has a short legend."""
     cells = list(table.cells.values())
-    known = [cell for cell in cells if cell.mean is not None]
+    known = [cell for cell in cells if cell.mean is not None and not cell.untrained]
     lines = []
     if known:
         lines.append("percent" + spread([len(cell.values) for cell in known]))
@@ -109,10 +109,12 @@ def legend(table: Table) -> list[str]:
             f"{UNTESTED} not tested: there are no predictions, no seed in common with the best, or the seeds in common "
             "say otherwise than the means"
         )
-    if any(cell.best for cell in cells) and any(cell.mean is not None and cell.deviation is None for cell in cells):
+    if any(cell.best for cell in cells) and any(cell.deviation is None for cell in known):
         lines.append(f"{ONE_SEED} one seed: no deviation, and the test knows the examples only")
     elif any(cell.deviation is None for cell in known):
         lines.append(f"{ONE_SEED} one seed: no deviation")
+    if any(cell.untrained for cell in cells):
+        lines.append(f"{table.recipe.table.base}: without an adapter, same examples and protocol; not compared")
     if any(cell.dirty for cell in cells):
         lines.append(f"{DIRTY} with a run made with code that differs from its commit")
     if any(not cell.complete for cell in known):

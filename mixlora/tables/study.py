@@ -47,6 +47,7 @@ class Run:
     reason: str = ""
     record: dict[str, Any] = field(default_factory=dict)  # run.json
     results: dict[str, Any] = field(default_factory=dict)  # results.json
+    before: dict[str, Any] = field(default_factory=dict)  # results.json of the base model
     others: dict[str, str] = field(default_factory=dict)  # task -> what differs from the other runs
 
     def scored(self, task: str) -> bool:
@@ -300,6 +301,7 @@ def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
     status = record.get("status")
     if status == "finished" and (folder / "results.json").is_file():
         run.results = read_json(folder / "results.json")
+        run.before = optional(folder / "before" / "results.json")
         dirty = bool(record.get("git_dirty"))
         run.state = DIRTY if dirty and not include_dirty else DONE
         run.reason = "made with code that differs from its commit; include_dirty=true takes it in" if dirty else ""

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mixlora.tables import recipe as recipes
 from mixlora.tables import statistics
@@ -25,7 +26,7 @@ REASONS = (FAILED, OTHER, DIRTY, UNFINISHED, MISSING)
 class Row:
     model: str
     setting: str
-    method: str  # empty: a row that was only printed
+    method: str  # empty: the base model's, or a row that was only printed
     labels: tuple[str, str, str]  # of model, setting, method
 
 
@@ -43,6 +44,7 @@ class Cell:
     untested: bool = False  # not the best, and not to be compared with it
     p: float | None = None  # of the comparison with the best, adjusted
     published: float | None = None
+    untrained: bool = False  # the base model's score, which no seed changes
 
     @property
     def mean(self) -> float | None:
@@ -95,7 +97,8 @@ def build(study: Study) -> Table:
             cells[row, MEAN] = mean_cell([cells[row, task] for task in recipe.table.columns])
     compare(recipe, rows, columns, cells, by_example)
     if recipe.table.order is Order.score:
-        rows = sorted(rows, key=lambda row: (list(recipe.models).index(row.model), -(row_score(row, cells) or -1.0)))
+        rows = sorted(rows, key=lambda row: (list(recipe.models).index(row.model), -order_score(row, cells)))
+    rows = with_base(study, rows, columns, cells)
     rows = publish(recipe, rows, columns, cells)
     examples = {task: max((cells[row, task].examples for row in rows), default=0) for task in recipe.table.columns}
     extras, extra_columns = extra_cells(study, rows)
@@ -143,7 +146,7 @@ def cell(recipe: Recipe, runs: Sequence[Run], task: str) -> tuple[Cell, Scores]:
         rows = run.predictions(task)
         if len(rows) == result["n"] and all(name in row for row in rows):
             by_example[run.point.seed] = {str(row["id"]): float(row[name]) for row in rows}
-        value = result["value"] if name == result["metric"] else result.get("metrics", {}).get(name)
+        value = value_of(result, name)
         if value is None:
             made.empty = f"no {name}"
             continue
@@ -154,6 +157,10 @@ def cell(recipe: Recipe, runs: Sequence[Run], task: str) -> tuple[Cell, Scores]:
         states = {OTHER if task in run.others else run.state for run in runs}
         made.empty = next((reason for reason in REASONS if reason in states), "not scored")
     return made, by_example
+
+
+def value_of(result: Mapping[str, Any], metric: str) -> float | None:
+    return result["value"] if metric == result["metric"] else result.get("metrics", {}).get(metric)
 
 
 def mean_cell(cells: Sequence[Cell]) -> Cell:
@@ -170,6 +177,50 @@ def mean_cell(cells: Sequence[Cell]) -> Cell:
 
 def row_score(row: Row, cells: Mapping[tuple[Row, str], Cell]) -> float | None:
     return cells[row, MEAN].mean if (row, MEAN) in cells else None
+
+
+def order_score(row: Row, cells: Mapping[tuple[Row, str], Cell]) -> float:
+    score = row_score(row, cells)
+    return -1.0 if score is None else score
+
+
+# ---- the base model
+
+
+def with_base(
+    study: Study, rows: Sequence[Row], columns: Mapping[str, str], cells: dict[tuple[Row, str], Cell]
+) -> list[Row]:
+    """Above the rows of a model what it scores without an adapter, where runs of the table have looked.
+
+    It stands for itself: neither best nor compared with the best, whatever it scores.
+    """
+    recipe, out = study.recipe, list(rows)
+    if recipe.table.base is None:
+        return out
+    runs = [run for runs in study.final.values() for run in runs]
+    for model in recipe.models:
+        label = (recipes.label(recipe.models, model), "", recipe.table.base)
+        row = Row(model, recipes.settings(recipe)[0], "", label)
+        mine = [run for run in runs if run.point.group.model == model]
+        made = {task: base_cell(mine, task, recipe.table.metrics.get(task)) for task in recipe.table.columns}
+        if MEAN in columns:
+            made[MEAN] = mean_cell(list(made.values()))
+            made[MEAN].untrained = True
+        if any(cell.values for cell in made.values()):
+            cells |= {(row, column): cell for column, cell in made.items()}
+            out.insert(next(i for i, other in enumerate(out) if other.model == model), row)
+    return out
+
+
+def base_cell(runs: Sequence[Run], task: str, metric: str | None) -> Cell:
+    """Of the first run in the table that has scored the base: the others differ from it by rounding at most."""
+    for run in runs:
+        result = run.before.get(task)
+        if result and run.scored(task):
+            value = value_of(result, metric or result["metric"])
+            if value is not None:
+                return Cell({0: float(value)}, 1, int(result["n"]), dirty=run.dirty, untrained=True)
+    return Cell(empty="–", expected=1, untrained=True)
 
 
 # ---- best, and what cannot be told from it
