@@ -19,7 +19,7 @@ from tiny_runs import Started, contents, task_folder
 
 JOB = (
     "method=mole", "train.max_steps=30", "train.save_steps=3", "train.eval_steps=10", "train.eval_limit=4",
-    "train.load_best=true",
+    "train.load_best=true", "report=true",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from mixlora.training import checkpoint
 
 OFTEN = ["step.before_optimizer@5", "checkpoint.before_rename@2"]
 METHOD = ("method=mole", "train.eval_steps=3", "train.load_best=true", "train.eval_limit=4")
+REPORTED = (*METHOD, "report=true")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +36,22 @@ def whole(configs, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def reported(configs, tmp_path_factory) -> Path:
+    """The same with its report, whose writing can be interrupted too."""
+    folder = tmp_path_factory.mktemp("reported") / "run"
+    done = train(configs, folder, *REPORTED)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 def killed(configs: Path, run: Path, point: str) -> None:
     done = train(configs, run, *METHOD, MIXLORA_FAIL=f"{point}:kill")
     assert done.returncode == -signal.SIGKILL, f"{point} was not reached\n{done.stderr}"
 
 
-def goes_on_to(whole: Path, configs: Path, run: Path) -> None:
-    done = train(configs, run, *METHOD)
+def goes_on_to(whole: Path, configs: Path, run: Path, job: Sequence[str] = METHOD) -> None:
+    done = train(configs, run, *job)
     assert done.returncode == 0, done.stderr
     assert_same(contents(run), contents(whole))
 
@@ -60,19 +71,19 @@ def test_kill_at_a_point(configs, whole, tmp_path, point):
 @pytest.mark.full
 @pytest.mark.parametrize("time", [1, 2, 4])
 @pytest.mark.parametrize("point", POINTS)
-def test_kill_at_every_point(configs, whole, tmp_path, point, time):
+def test_kill_at_every_point(configs, reported, tmp_path, point, time):
     run = tmp_path / "run"
-    done = train(configs, run, *METHOD, MIXLORA_FAIL=f"{point}@{time}:kill")
+    done = train(configs, run, *REPORTED, MIXLORA_FAIL=f"{point}@{time}:kill")
     assert done.returncode == -signal.SIGKILL or (time > 1 and done.returncode == 0), done.stderr
-    goes_on_to(whole, configs, run)
+    goes_on_to(reported, configs, run, REPORTED)
 
 
 @pytest.mark.full
-def test_kill_again_and_again(configs, whole, tmp_path):
+def test_kill_again_and_again(configs, reported, tmp_path):
     """One run that dies at every point, one after the other."""
     for point in POINTS:
-        train(configs, tmp_path / "run", *METHOD, MIXLORA_FAIL=f"{point}:kill")
-    goes_on_to(whole, configs, tmp_path / "run")
+        train(configs, tmp_path / "run", *REPORTED, MIXLORA_FAIL=f"{point}:kill")
+    goes_on_to(reported, configs, tmp_path / "run", REPORTED)
 
 
 @pytest.mark.full
