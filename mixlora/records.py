@@ -54,6 +54,9 @@ def disk_error(path: Path, error: OSError) -> Exception:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
         why = f"{path.parent} cannot be written to ({str(error.strerror).lower()})"
         return ConfigError(f"{why}. Set output_root or run_dir to a folder of yours")
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        why = f"the file system of {path} has no file locks, which keep two runs out of one folder"
+        return ConfigError(f"{why}. Set output_root to another disk, or mount this one with locks (Lustre: -o flock)")
     return error
 
 

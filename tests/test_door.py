@@ -174,6 +174,19 @@ def test_an_unreachable_hub_is_said_with_the_line_that_works(told, monkeypatch):
     assert list(Path().iterdir()) == []
 
 
+def test_tasks_of_srun_that_know_nothing_of_each_other_are_refused(told, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    status, message = told(train, "+method=lora", *ARC)
+    assert status == 2
+    assert "srun started 4 tasks" in message
+    assert "srun --ntasks=1 torchrun --nproc-per-node=4 -m" in message
+    assert "+method=lora +tasks=arc" in message
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    status, message = told(train, "+method=lorra", *ARC)
+    assert "no method 'lorra'" in message
+
+
 @pytest.mark.parametrize("door", [generate, export, evaluate], ids=["generate", "export", "evaluate"])
 def test_the_other_doors_refuse_what_is_no_run_folder(told, door, tmp_path):
     extra = {generate: ["prompt=hello"], export: ["to=out"], evaluate: []}[door]

@@ -1,5 +1,6 @@
 """Files of a run folder are whole, and one process owns the folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -65,6 +66,15 @@ def test_strays_go(tmp_path):
 def test_a_full_disk_says_so(tmp_path):
     with pytest.raises(ResourceError, match="no space left"):
         records.append_line(Path("/dev/full"), {"step": 1})
+
+
+def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ConfigError, match=r"has no file locks.*Set output_root"), records.owned(tmp_path):
+        pass
 
 
 def test_the_last_row_is_found_without_reading_the_rest(tmp_path):

@@ -168,6 +168,16 @@ def test_a_preempted_job_comes_back(cluster, tmp_path, undisturbed, number):
     assert contents(sweep.folders[0]) == undisturbed(number)
 
 
+def test_srun_with_several_tasks_is_refused_once_with_what_to_type(cluster, tmp_path):
+    line = ["srun", "-n2", sys.executable, "-m", "mixlora.train", "+method=lora", "+tasks=arc", "model=tiny"]
+    env = cluster.env | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*line, "data.source=sample"], env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("srun started 2 tasks") == 1
+    assert "srun --ntasks=1 torchrun --nproc-per-node=2 -m mixlora.train +method=lora" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_run_is_reported_and_the_same_command_goes_on(cluster, tmp_path, uninterrupted):
     sweep = Sweep(cluster, tmp_path, "method=smora", *LONG)
     sweep.wait_for_step(150)

@@ -47,11 +47,15 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
     def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(run)
         def main() -> None:
-            if MULTIRUN & set(sys.argv):
-                try:
+            try:
+                refuse_tasks(sys.argv[1:])
+                if MULTIRUN & set(sys.argv):
                     refuse_ranks(sys.argv[1:])
-                except ConfigError as error:
-                    leave(error)
+            except ConfigError as error:
+                if not is_main_process():  # every process meets it, and the first says it
+                    time.sleep(RANK_SECONDS)
+                    sys.exit(error.status)
+                leave(error)
             sys.argv[1:] = normalise(sys.argv[1:])
             # With this set Hydra raises instead of printing its own traceback; the messages below are ours.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -90,7 +94,7 @@ def leave(error: Exception, record: type = Config) -> NoReturn:
     if not is_main_process():
         # Rank 0 meets the same mistake and says it; its launcher then ends this process during the wait.
         time.sleep(RANK_SECONDS)
-    place = "" if is_main_process() else f"rank {os.environ.get('RANK', '?')}: "
+    place = "" if is_main_process() else f"rank {os.environ.get('RANK', os.environ.get('SLURM_PROCID', '?'))}: "
     print(f"mixlora: {place}{error}", file=sys.stderr)
     sys.exit(error.status)
 
@@ -105,6 +109,21 @@ def refuse_ranks(argv: Sequence[str]) -> None:
         raise ConfigError(
             "a sweep inside torchrun or accelerate launch would run once on every rank. Start it as one process, "
             f"which gives each point its devices: python -m {module_name()} {shlex.join(argv)}"
+        )
+
+
+def refuse_tasks(argv: Sequence[str]) -> None:
+    """Without a process group every task of a SLURM step would be a run of its own, in one folder.
+
+    Raises:
+        ConfigError: srun started several, with the command to use instead.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and "WORLD_SIZE" not in os.environ:
+        one = f"srun --ntasks=1 torchrun --nproc-per-node={tasks} -m {module_name()} {shlex.join(argv)}"
+        raise ConfigError(
+            f"srun started {tasks} tasks that know nothing of each other. On one machine: {one}. On several, let "
+            "launcher=slurm start them (with -m), or torchrun --nnodes on each"
         )
 
 
