@@ -119,6 +119,10 @@ def legend(table: Table) -> list[str]:
         lines.append(f"{DIRTY} with a run made with code that differs from its commit")
     if any(not cell.complete for cell in known):
         lines.append("k/m: only k of the m runs are in the cell")
+    if "activated" in table.extra_columns:
+        lines.append(
+            "activated: parameters at work for a token, router included; at most, where a gate chooses how many"
+        )
     meanings = {
         "not run": "there is no such run yet",
         "failed": "the run ended with an error"
