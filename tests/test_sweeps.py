@@ -511,16 +511,36 @@ def queue_that_says(monkeypatch, tmp_path, jobs: str) -> None:
     monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
 
 
+def submissions_are_taken(tmp_path: Path) -> None:
+    """An sbatch that keeps the script and always gives the job the number 9."""
+    lines = "#!/bin/sh\nfor last; do :; done\ncat $last > {0}/script\necho Submitted batch job 9\n"
+    for command in ("sbatch", "srun"):
+        (tmp_path / command).write_text(lines.format(tmp_path))
+        (tmp_path / command).chmod(0o755)
+
+
+def test_a_job_that_was_just_submitted_counts_though_the_queue_was_looked_at_before(monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    queue_that_says(monkeypatch, tmp_path, "")
+    submissions_are_taken(tmp_path)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 1000)
+    place = slurm.Slurm(Launch(launcher=Launcher.slurm, jobs=1))
+    job = place.start(point(tmp_path, 0), tmp_path / "logs" / "0.log")
+    assert job.poll() is None
+    assert job.state == "job 9 pending"
+    assert not place.room()
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
+    assert job.poll() is None  # gone by now, which may be its end or a disk that is late
+    assert place.room()
+
+
 def test_a_job_that_was_cancelled_is_not_watched_and_the_next_begins_after_it(monkeypatch, tmp_path):
     """Right after scancel the job still stands in the queue."""
     pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
     one = point(tmp_path, 0)
     name = slurm.job_name(one.folder)
     queue_that_says(monkeypatch, tmp_path, f"7|COMPLETING|None|{name}\n8|RUNNING|None|else\n")
-    lines = "#!/bin/sh\nfor last; do :; done\ncat $last > {0}/script\necho Submitted batch job 9\n"
-    for command in ("sbatch", "srun"):
-        (tmp_path / command).write_text(lines.format(tmp_path))
-        (tmp_path / command).chmod(0o755)
+    submissions_are_taken(tmp_path)
     place = slurm.Slurm(Launch(launcher=Launcher.slurm))
     assert place.start(one, tmp_path / "logs" / "0.log").number == "9"
     assert "#SBATCH --dependency=afterany:7\n" in (tmp_path / "script").read_text()

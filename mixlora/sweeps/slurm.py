@@ -65,6 +65,7 @@ class Slurm:
             why = str(error).strip()[-500:]
             remedy = "Where a user may submit so many jobs and no more, set jobs to that number"
             raise MixloraError(f"sbatch refused {point.name}: {why}\n{remedy}") from None
+        self.queue.add(str(job.job_id), point.folder)
         return str(job.job_id)
 
     def leave(self, handles: "Sequence[Job]") -> str:
@@ -110,6 +111,10 @@ class Queue:
         self.tried = float("-inf")
         self.jobs: dict[str, tuple[str, str]] = {}  # number -> (state, name)
         self.gone: dict[str, float] = {}
+
+    def add(self, number: str, folder: Path) -> None:
+        """A job that was just submitted is in the queue, whatever the last look has seen."""
+        self.jobs[number] = "pending", job_name(folder)
 
     def state(self, number: str) -> str | None:
         self.look()
