@@ -32,7 +32,7 @@ test: venv  ## the test suite (under 6 minutes on 2 cores, no network)
 	$(BIN)/mypy & types=$$!; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder && wait $$types
 
 test-full: venv  ## the long checks as well
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slurm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slurm"
 
 test-slurm: venv  ## sweeps through a real SLURM that is started here and taken down (root, Debian or Ubuntu)
 	command -v sbatch >/dev/null || (apt-get update -qq && apt-get install -y -qq slurm-wlm munge)

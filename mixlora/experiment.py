@@ -92,7 +92,9 @@ class Experiment:
 
     def show(self) -> None:
         """The results of a finished run, and its report where a kill came between the two."""
-        if self.config.report and not (self.folder / "report.html").is_file():
+        page, record = self.folder / "report.html", self.folder / "run.json"
+        old = page.is_file() and page.stat().st_mtime_ns < record.stat().st_mtime_ns  # made while the run went on
+        if self.config.report and (old or not page.is_file()):
             with owned(self.folder):
                 self.report()
         print_results(self.folder)

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from mixlora.errors import ConfigError, ResourceError
 
@@ -54,9 +54,6 @@ def disk_error(path: Path, error: OSError) -> Exception:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
         why = f"{path.parent} cannot be written to ({str(error.strerror).lower()})"
         return ConfigError(f"{why}. Set output_root or run_dir to a folder of yours")
-    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-        why = f"the file system of {path} has no file locks, which keep two runs out of one folder"
-        return ConfigError(f"{why}. Set output_root to another disk, or mount this one with locks (Lustre: -o flock)")
     return error
 
 
@@ -206,7 +203,7 @@ def in_use(folder: Path) -> bool:
     """Whether a living process owns `folder`."""
     try:
         with open(folder / ".lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_or_say(lock, fcntl.LOCK_SH, folder)
     except FileNotFoundError:
         return False
     except BlockingIOError:
@@ -214,12 +211,29 @@ def in_use(folder: Path) -> bool:
     return False
 
 
+def lock_or_say(lock: IO[Any], kind: int, folder: Path) -> None:
+    """Lock an open file at once, or not at all.
+
+    Raises:
+        BlockingIOError: another process has it.
+        ConfigError: the disk of `folder` knows no locks.
+    """
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        why = f"the file system of {folder} has no file locks, which keep two runs out of one folder"
+        remedy = "Set output_root to another disk, or mount this one with locks (Lustre: -o flock)"
+        raise ConfigError(f"{why}. {remedy}") from None
+
+
 def locked(path: Path) -> TextIO:
     """The lock file, open and locked."""
     while True:
         lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  closing it lets go of the lock
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_or_say(lock, fcntl.LOCK_EX, path.parent)
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip()

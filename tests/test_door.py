@@ -182,9 +182,14 @@ def test_tasks_of_srun_that_know_nothing_of_each_other_are_refused(told, monkeyp
     assert "srun started 4 tasks" in message
     assert "srun --ntasks=1 torchrun --nproc-per-node=4 -m" in message
     assert "+method=lora +tasks=arc" in message
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    status, message = told(train, "+method=lorra", *ARC)
-    assert "no method 'lorra'" in message
+    for door, argv in ((table, ("recipe=tiny",)), (train, ("-m", "+method=lora", *ARC))):
+        status, message = told(door, *argv)
+        assert status == 2
+        assert "srun --ntasks=1 python -m" in message
+    for name in ("WORLD_SIZE", "SLURM_PTY_PORT"):
+        with monkeypatch.context() as here:
+            here.setenv(name, "1")
+            assert "no method 'lorra'" in told(train, "+method=lorra", *ARC)[1]
 
 
 @pytest.mark.parametrize("door", [generate, export, evaluate], ids=["generate", "export", "evaluate"])

@@ -75,6 +75,8 @@ def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(ConfigError, match=r"has no file locks.*Set output_root"), records.owned(tmp_path):
         pass
+    with pytest.raises(ConfigError, match="has no file locks"):  # what a sweep asks
+        records.in_use(tmp_path)
 
 
 def test_the_last_row_is_found_without_reading_the_rest(tmp_path):

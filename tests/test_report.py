@@ -117,6 +117,7 @@ def test_a_run_that_failed_or_is_not_done_yet_has_a_page_that_says_so(study, tmp
         page = (folder / "report.html").read_text(encoding="utf-8")
         assert said in page
         assert "<h3>Loss by task</h3>" in page
+        assert "no gates" not in page  # nobody has counted yet
     with pytest.raises(ConfigError, match="it is not a run folder"):
         report.show(tmp_path, None)
     assert "is not finished" not in report.run_page(folder_of(study, "mole"))

@@ -33,6 +33,7 @@ def whole(configs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = train(configs, folder, *METHOD)
     assert done.returncode == 0, done.stderr
+    assert not (folder / "report.html").exists()
     return folder
 
 
@@ -108,6 +109,16 @@ def test_the_same_command_twice_gives_the_same_bytes_and_a_finished_run_is_not_r
     done = train(configs, whole, *METHOD)
     assert "finished" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+@pytest.mark.full
+def test_a_report_that_was_made_while_the_run_went_on_is_made_again(configs, reported):
+    page = reported / "report.html"
+    whole = page.read_text(encoding="utf-8")
+    page.write_text("not finished")
+    os.utime(page, (0, 0))
+    assert train(configs, reported, *REPORTED).returncode == 0
+    assert page.read_text(encoding="utf-8") == whole
 
 
 @pytest.fixture

@@ -160,7 +160,9 @@ def test_a_preempted_job_comes_back(cluster, tmp_path, undisturbed, number):
     """The partition gives it a time of grace, in which it saves and must not end as failed."""
     sweep = Sweep(cluster, tmp_path, "method=smora", *LONG, "slurm.partition=low", f"processes={number}")
     sweep.wait_for_step(150)
-    taken = cluster("sbatch", "--parsable", "-p", "high", "-N2", "-n4", "--wrap", "srun sleep 5").strip()
+    taken = cluster(
+        "sbatch", "--parsable", "-o", "/dev/null", "-p", "high", "-N2", "-n4", "--wrap", "srun sleep 5"
+    ).strip()
     cluster.wait_for(lambda: cluster("squeue", "-h", "-j", taken, "-o", "%T").strip() == "RUNNING", "preemption", 60)
     said = sweep.end()
     assert sweep.process.returncode == 0

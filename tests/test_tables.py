@@ -46,20 +46,13 @@ def root(tmp_path_factory) -> Path:
             write_run(study, points(method)[seed], scores, **changes)
 
     made("lora", [0, 1, 2], 0.9, 0.8)
-    before = {
-        "arc_easy": {"metric": "acc", "value": 0.95, "n": 200}
-    }  # above all that were trained, and yet not the best
-    write_json(study.run(points("lora")[1]).folder / "before" / "results.json", before)
-    lost = {
-        "arc_easy": {"metric": "acc", "value": 0.1, "n": 200},
-        "arc_challenge": {"metric": "acc", "value": 0.1, "n": 9},
-    }
+    score_base(study.run(points("lora")[1]).folder, arc_easy=0.95)  # above all that were trained, and yet not the best
     made("mole", [0, 1, 2], 0.895, 0.4)
     made("mola", [1], 0.5, 0.5)
     made("smora", [0, 2], 0.6, 0.5)
     made("smora", [1], 0.99, 0.99, task_data={"test": "sha of another file"})
     made("mixlora", [0, 1, 2], 0.7, 0.7, git_dirty=True)
-    write_json(study.run(points("mixlora")[0]).folder / "before" / "results.json", lost)  # of a run that is left out
+    score_base(study.run(points("mixlora")[0]).folder, arc_easy=0.1, arc_challenge=0.1)  # of a run that is left out
     failed = study.run(points("dynmole")[0]).folder
     write_json(failed / "run.json", {"status": "running"})
     write_json(log_path(failed).with_suffix(".json"), {"status": 6, "message": "not finite"})
@@ -95,11 +88,56 @@ def test_the_base_model_stands_above_and_is_not_compared(made):
     assert "| base model | 95.0 | – |" in render.markdown(made)
 
 
+def score_base(folder: Path, **values: float) -> None:
+    """What a run leaves that has asked the base model as it later asked its adapter."""
+    results = read_json(folder / "results.json")
+    write_json(folder / "before" / "results.json", {task: results[task] | {"value": v} for task, v in values.items()})
+
+
+def base_of(study: Study) -> tuple[table.Table, table.Row | None]:
+    made = table.build(study)
+    return made, next((row for row in made.rows if row.labels[2] == "base model"), None)
+
+
 def test_a_recipe_may_leave_the_base_model_out_and_runs_that_have_not_scored_it_have_no_row(root, tmp_path):
     study = study_in(root)
     study.recipe.table.base = None
-    for one in (study, study_in(tmp_path)):
-        assert all(row.labels[2] != "base model" for row in table.build(one).rows)
+    assert base_of(study)[1] is None
+    assert base_of(study_in(tmp_path))[1] is None
+
+
+def test_a_base_that_was_asked_in_another_way_is_left_out_and_seeds_that_sample_are_a_mean(tmp_path):
+    study = study_in(tmp_path)
+    for seed, value in enumerate((0.2, 0.3, 0.4)):
+        score_base(write_run(study, points("lora")[seed], {"arc_easy": [1.0, 0.0]}), arc_easy=value)
+    other = write_run(study, points("mole")[0], {"arc_challenge": [1.0, 0.0]})
+    score_base(other, arc_challenge=0.5)
+    results = read_json(other / "before" / "results.json")
+    results["arc_challenge"]["protocol"] = PROTOCOL | {"version": 2}
+    write_json(other / "before" / "results.json", results)
+    made, row = base_of(study)
+    assert row is not None
+    assert list(made.cells[row, "arc_easy"].values.values()) == [0.2, 0.3, 0.4]
+    assert "| base model | 30.0 ± 10.0 | – |" in render.markdown(made)
+    assert made.cells[row, "arc_challenge"].mean is None
+
+
+def test_what_a_paper_printed_for_the_base_model_stands_beside_ours(root):
+    study = study_in(root)
+    study.recipe.published.append(recipes.Published(label="base model", values={"arc_easy": 12.5}))
+    made, row = base_of(study)
+    assert [other.labels[2] for other in made.rows].count("base model") == 1
+    assert made.cells[row, "arc_easy"].mean == 0.95
+    assert "95.0 (12.5)" in render.markdown(made)
+
+
+def test_a_mean_of_zero_is_a_score_and_comes_before_a_row_without_one(tmp_path):
+    study = study_in(tmp_path)
+    study.recipe.table.order = recipes.Order.score
+    wrong = {"arc_easy": [0.0, 0.0], "arc_challenge": [0.0, 0.0]}
+    score_base(write_run(study, points("mole")[0], wrong), arc_easy=0.5, arc_challenge=0.5)
+    rows = table.build(study).rows
+    assert [row.labels[2] for row in rows[:2]] == ["base model", "mole"]
 
 
 def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_marked(made):

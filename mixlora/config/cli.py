@@ -48,14 +48,11 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
         @functools.wraps(run)
         def main() -> None:
             try:
-                refuse_tasks(sys.argv[1:])
+                refuse_tasks(sys.argv[1:], in_ranks=record is Config)
                 if MULTIRUN & set(sys.argv):
                     refuse_ranks(sys.argv[1:])
             except ConfigError as error:
-                if not is_main_process():  # every process meets it, and the first says it
-                    time.sleep(RANK_SECONDS)
-                    sys.exit(error.status)
-                leave(error)
+                leave(error, met_by_all=True)
             sys.argv[1:] = normalise(sys.argv[1:])
             # With this set Hydra raises instead of printing its own traceback; the messages below are ours.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -83,8 +80,12 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
     return decorate
 
 
-def leave(error: Exception, record: type = Config) -> NoReturn:
-    """Print what a user can mend in one message and exit with its status; everything else is a bug and raises."""
+def leave(error: Exception, record: type = Config, *, met_by_all: bool = False) -> NoReturn:
+    """Print what a user can mend in one message and exit with its status; everything else is a bug and raises.
+
+    Args:
+        met_by_all: every process of the job meets the same, so the first alone says it.
+    """
     if os.environ.get("MIXLORA_DEBUG"):
         raise error
     if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, MixloraError):
@@ -94,7 +95,9 @@ def leave(error: Exception, record: type = Config) -> NoReturn:
     if not is_main_process():
         # Rank 0 meets the same mistake and says it; its launcher then ends this process during the wait.
         time.sleep(RANK_SECONDS)
-    place = "" if is_main_process() else f"rank {os.environ.get('RANK', os.environ.get('SLURM_PROCID', '?'))}: "
+        if met_by_all:
+            sys.exit(error.status)
+    place = "" if is_main_process() else f"rank {os.environ.get('RANK', '?')}: "
     print(f"mixlora: {place}{error}", file=sys.stderr)
     sys.exit(error.status)
 
@@ -112,19 +115,26 @@ def refuse_ranks(argv: Sequence[str]) -> None:
         )
 
 
-def refuse_tasks(argv: Sequence[str]) -> None:
+def refuse_tasks(argv: Sequence[str], *, in_ranks: bool) -> None:
     """Without a process group every task of a SLURM step would be a run of its own, in one folder.
+
+    Args:
+        in_ranks: whether this command can run as the ranks of one job.
 
     Raises:
         ConfigError: srun started several, with the command to use instead.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > 1 and "WORLD_SIZE" not in os.environ:
-        one = f"srun --ntasks=1 torchrun --nproc-per-node={tasks} -m {module_name()} {shlex.join(argv)}"
-        raise ConfigError(
-            f"srun started {tasks} tasks that know nothing of each other. On one machine: {one}. On several, let "
-            "launcher=slurm start them (with -m), or torchrun --nnodes on each"
-        )
+    # Of `srun --pty bash` the first task alone has the terminal, and a command typed there runs once.
+    if tasks == 1 or "WORLD_SIZE" in os.environ or "SLURM_PTY_PORT" in os.environ:
+        return
+    line = f"-m {module_name()} {shlex.join(argv)}"
+    if in_ranks and not MULTIRUN & set(argv):
+        one = f"srun --ntasks=1 torchrun --nproc-per-node={tasks} {line}"
+        remedy = f"On one machine: {one}. On several: -m launcher=slurm, or torchrun --nnodes on each"
+    else:
+        remedy = f"Use one: srun --ntasks=1 python {line}"
+    raise ConfigError(f"srun started {tasks} tasks that know nothing of each other. {remedy}")
 
 
 def module_name() -> str:

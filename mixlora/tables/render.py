@@ -235,7 +235,7 @@ def csv(table: Table) -> str:
                 {
                     "recipe": table.recipe.name,
                     "model": row.model,
-                    "setting": row.setting,
+                    "setting": row.setting if row.method else row.labels[1],
                     "method": row.method or row.labels[2],
                     "column": column,
                     "mean": cell.mean,

@@ -58,7 +58,7 @@ def run_page(folder: Path) -> str:
             record=record,
             summary=summary(record, after, before),
             figures=figures,
-            reading=specialisation.reading(found) if record else [],
+            reading=specialisation.reading(found) if is_there(folder / "routing.json") else [],
             preferences=preferences(loads),
             examples={task: examples(folder, task, result) for task, result in after.items()},
             config=(folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else "",
@@ -258,7 +258,7 @@ def group_figures(label: str, folder: Path) -> list[tuple[str, str, Draw]]:
 
 def row_name(study: Study, row: Any) -> str:
     several = (len(study.recipe.models) > 1, len(recipes.settings(study.recipe)) > 1, True)
-    return " · ".join(label for label, used in zip(row.labels, several, strict=True) if used)
+    return " · ".join(label for label, used in zip(row.labels, several, strict=True) if used and label)
 
 
 def readings(study: Study) -> list[tuple[str, str]]:

@@ -44,7 +44,7 @@ class Cell:
     untested: bool = False  # not the best, and not to be compared with it
     p: float | None = None  # of the comparison with the best, adjusted
     published: float | None = None
-    untrained: bool = False  # the base model's score, which no seed changes
+    untrained: bool = False  # the base model's score
 
     @property
     def mean(self) -> float | None:
@@ -205,22 +205,36 @@ def with_base(
         made = {task: base_cell(mine, task, recipe.table.metrics.get(task)) for task in recipe.table.columns}
         if MEAN in columns:
             made[MEAN] = mean_cell(list(made.values()))
-            made[MEAN].untrained = True
         if any(cell.values for cell in made.values()):
-            cells |= {(row, column): cell for column, cell in made.items()}
+            cells |= {(row, column): without_seeds(cell) for column, cell in made.items()}
             out.insert(next(i for i, other in enumerate(out) if other.model == model), row)
     return out
 
 
+ASKED = ("metric", "n", "data", "prompts", "protocol")  # of a result: what was asked, and how
+
+
 def base_cell(runs: Sequence[Run], task: str, metric: str | None) -> Cell:
-    """Of the first run in the table that has scored the base: the others differ from it by rounding at most."""
+    """Of each seed the first run in the table that has asked the base what it then asked its adapter."""
+    made = Cell(empty="–")
     for run in runs:
-        result = run.before.get(task)
-        if result and run.scored(task):
-            value = value_of(result, metric or result["metric"])
-            if value is not None:
-                return Cell({0: float(value)}, 1, int(result["n"]), dirty=run.dirty, untrained=True)
-    return Cell(empty="–", expected=1, untrained=True)
+        before, after = run.before.get(task), run.results.get(task, {})
+        if before is None or run.point.seed in made.values or not run.scored(task):
+            continue
+        value = value_of(before, metric or before["metric"])
+        if value is not None and all(before.get(key) == after.get(key) for key in ASKED):
+            made.values[run.point.seed] = float(value)
+            made.examples, made.dirty = int(before["n"]), made.dirty or run.dirty
+    made.expected = len(made.values)
+    return made
+
+
+def without_seeds(cell: Cell) -> Cell:
+    """One value where the seeds agree: they decide nothing but answers that are sampled."""
+    values = list(cell.values.values())
+    alike = bool(values) and max(values) - min(values) <= SAME
+    kept = {0: values[0]} if alike else cell.values
+    return dataclasses.replace(cell, values=kept, expected=len(kept), untrained=True)
 
 
 # ---- best, and what cannot be told from it
@@ -310,9 +324,10 @@ def publish(
             row = next((r for r in rows if (r.model, r.setting, r.method) == (model, place, printed.method)), None)
         else:
             row = Row(model, place, "", (recipes.label(recipe.models, model), printed.setting, printed.label))
-            same = [i for i, r in enumerate(out) if r.model == model]
-            out.insert(same[-1] + 1 if same else len(out), row)
-            cells |= {(row, column): Cell(empty="–") for column in columns}
+            if row not in out:  # the base model's is there where a run has scored it
+                same = [i for i, r in enumerate(out) if r.model == model]
+                out.insert(same[-1] + 1 if same else len(out), row)
+                cells |= {(row, column): Cell(empty="–") for column in columns}
         if row is None:
             continue
         for column, value in printed.values.items():
