@@ -33,13 +33,16 @@ def check_precision(asked: str) -> None:
         )
 
 
-def check_run(config: Config) -> None:
+def check_run(config: Config, world_size: int) -> None:
     """`check`, and that the run has a folder of its own and data to read.
 
+    Args:
+        world_size: processes that will run it.
+
     Raises:
-        ConfigError: its folder holds a finished run of another configuration.
+        ConfigError: its folder holds a finished run of another configuration or of other processes.
         DataError: a source that is not there; a finished run is shown without one.
     """
     check(config)
-    if not finished_as(run_folder(config), digest(config)):
+    if not finished_as(run_folder(config), digest(config), world_size):
         sources.require(config.tasks.mixture.values(), config.data.source)

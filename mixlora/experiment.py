@@ -72,7 +72,7 @@ class Experiment:
                     self.announce()
                     self.rehearse()
                     return
-                if ranks.agree(finished_as(self.folder, configs.digest(self.config))):
+                if ranks.agree(self.finished()):
                     say(f"This configuration is finished: {self.folder}")
                     if self.parts.accelerator.is_main_process:
                         self.show()
@@ -81,7 +81,7 @@ class Experiment:
                 began = time.monotonic()
                 loaded, adapter = self.load()
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
-                    if ranks.agree(finished_as(self.folder, configs.digest(self.config))):
+                    if ranks.agree(self.finished()):
                         say(f"Another process has finished this run while the model was loading here: {self.folder}")
                         return
                     self.begin()
@@ -89,6 +89,9 @@ class Experiment:
                         self.parts.start_tracker()
                         self.work(loaded, adapter, began)
             self.parts.accelerator.end_training()
+
+    def finished(self) -> bool:
+        return finished_as(self.folder, configs.digest(self.config), self.parts.accelerator.num_processes)
 
     def show(self) -> None:
         """The results of a finished run, and its report where a kill came between the two."""

@@ -11,11 +11,14 @@ import io
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 from mixlora.errors import ConfigError, ResourceError
+
+LOCK_SECONDS = 1.0  # that a lock is tried for
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,17 +71,24 @@ def finished(run_folder: Path) -> bool:
     return record.is_file() and read_json(record).get("status") == "finished"
 
 
-def finished_as(run_folder: Path, config_sha256: str) -> bool:
-    """Whether the run of this configuration has come to its end.
+def finished_as(run_folder: Path, config_sha256: str, world_size: int) -> bool:
+    """Whether the run of this configuration, on so many processes, has come to its end.
 
     Raises:
-        ConfigError: another configuration's has, in this folder.
+        ConfigError: another configuration's has, in this folder, or that of other processes, whose batches are others.
     """
     if not finished(run_folder):
         return False
-    if read_json(run_folder / "run.json").get("config_sha256") == config_sha256:
-        return True
-    raise ConfigError(f"{run_folder} holds a finished run of another configuration. Set run_dir to a new folder")
+    record = read_json(run_folder / "run.json")
+    if record.get("config_sha256") != config_sha256:
+        raise ConfigError(f"{run_folder} holds a finished run of another configuration. Set run_dir to a new folder")
+    before = record.get("world_size", world_size)
+    if before != world_size:
+        raise ConfigError(
+            f"{run_folder} was finished by {before} process(es) and would now be run by {world_size}, on other "
+            "batches. Start it as before, or set output_root or run_dir to a new folder"
+        )
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -102,10 +112,12 @@ def is_there(path: Path) -> bool:
     return path.is_file() or packed(path).is_file()
 
 
+def read_bytes(path: Path) -> bytes:
+    return gzip.decompress(packed(path).read_bytes()) if packed(path).is_file() else path.read_bytes()
+
+
 def read_text(path: Path) -> str:
-    if packed(path).is_file():
-        return gzip.decompress(packed(path).read_bytes()).decode()
-    return path.read_text(encoding="utf-8")
+    return read_bytes(path).decode()
 
 
 def read_json(path: Path) -> Any:
@@ -121,8 +133,9 @@ def read_lines(path: Path) -> list[Any]:
     if not is_there(path):
         return []
     rows = []
-    for line in read_text(path).splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+    # Of bytes: a text may hold what else ends a line (U+2028), and a line may be cut within a letter.
+    for line in read_bytes(path).split(b"\n"):
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
 
@@ -204,7 +217,7 @@ def in_use(folder: Path) -> bool:
     try:
         with open(folder / ".lock", "rb") as lock:
             lock_or_say(lock, fcntl.LOCK_SH, folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except BlockingIOError:
         return True
@@ -229,12 +242,17 @@ def lock_or_say(lock: IO[Any], kind: int, folder: Path) -> None:
 
 
 def locked(path: Path) -> TextIO:
-    """The lock file, open and locked."""
+    """The lock file, open and locked. Somebody who only looks has it for a moment, so it is tried for a while."""
+    until = time.monotonic() + LOCK_SECONDS
     while True:
         lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  closing it lets go of the lock
         try:
             lock_or_say(lock, fcntl.LOCK_EX, path.parent)
         except BlockingIOError:
+            if time.monotonic() < until:
+                lock.close()
+                time.sleep(LOCK_SECONDS / 20)
+                continue
             lock.seek(0)
             owner = lock.read().strip()
             lock.close()

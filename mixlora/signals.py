@@ -12,6 +12,7 @@ from mixlora.errors import Interrupted
 BOTH = (signal.SIGINT, signal.SIGTERM)
 # A launcher passes on to its ranks what the terminal has already sent them: that is one signal, not two.
 ECHO_SECONDS = 2.0
+LAUNCHED = "MIXLORA_LAUNCHED"  # set for the runs of a sweep, which passes its signals on to them
 
 
 @contextmanager
@@ -37,12 +38,27 @@ def collected() -> Iterator[list[int]]:
         if not seen:
             first = now
             seen.append(number)
-        elif int(os.environ.get("WORLD_SIZE", "1")) == 1 or now - first > ECHO_SECONDS:
+        elif not has_launcher() or now - first > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     with handled(note):
         yield seen
+
+
+def has_launcher() -> bool:
+    """Whether somebody passes signals on to this process, who may have had them from the terminal or from SLURM."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or bool({LAUNCHED, "TORCHELASTIC_RUN_ID"} & os.environ.keys())
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal that comes while the block runs is heard after it; processes that are started in it never hear it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*BOTH, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

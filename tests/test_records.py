@@ -1,9 +1,11 @@
 """Files of a run folder are whole, and one process owns the folder."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,24 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     records.append_line(path, {"step": 1})
     path.write_text(path.read_text() + '{"step": 2, "lo')
     assert records.read_lines(path) == [{"step": 1}]
+
+
+def test_a_row_may_hold_what_ends_a_line_elsewhere_and_a_cut_within_a_letter_costs_the_last_row_alone(tmp_path):
+    path, rows = tmp_path / "m.jsonl", [{"text": "a\u2028b"}, {"text": "x\x85y\r\x0b"}, {"text": "größe"}]
+    records.write_lines(path, rows)
+    with open(path, "ab") as file:
+        file.write('{"text": "grö'.encode()[:-1])
+    assert records.read_lines(path) == rows
+    assert records.last_row(path) == rows[-1]
+
+
+def test_who_only_looks_at_a_lock_does_not_keep_a_run_from_it(tmp_path):
+    (tmp_path / ".lock").touch()
+    with open(tmp_path / ".lock", "rb") as looks:
+        fcntl.flock(looks, fcntl.LOCK_SH)
+        threading.Timer(0.3, fcntl.flock, (looks, fcntl.LOCK_UN)).start()
+        with records.owned(tmp_path):
+            assert records.in_use(tmp_path)
 
 
 def test_a_living_owner_is_respected_and_a_dead_one_is_not(tmp_path):

@@ -243,7 +243,7 @@ def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, found,
     monkeypatch.setattr(show.Board, "sees", sees)
     late = found == "by the process that was started"
     if late:
-        looks = iter([False])
+        looks = iter([False, False])
         monkeypatch.setattr(local, "in_use", lambda folder: next(looks, None) is None and in_use(folder))
     said = run_one(monkeypatch, tmp_path, code)
     assert seen.count("runs elsewhere") >= 3
@@ -534,6 +534,105 @@ def test_a_job_that_was_just_submitted_counts_though_the_queue_was_looked_at_bef
     assert place.room()
 
 
+def test_a_queue_that_a_profile_narrows_is_seen_whole(monkeypatch, tmp_path):
+    """squeue takes filters from its environment, and leaves hidden partitions out unless it is asked for all."""
+    queue_that_says(monkeypatch, tmp_path, f"7|PENDING|None|{slurm.job_name(tmp_path)}\n")
+    asks = '[ -n "$SQUEUE_STATES" ] && exit 0\ncase " $* " in *" --all "*) cat {0}/jobs;; esac\n'
+    (tmp_path / "squeue").write_text("#!/bin/sh\n" + asks.format(tmp_path))
+    monkeypatch.setenv("SQUEUE_STATES", "R")
+    assert slurm.Queue().find(tmp_path) == "7"
+
+
+def test_a_job_of_an_earlier_sweep_that_waits_counts_before_another_is_submitted(monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    some = [point(tmp_path, i) for i in range(2)]
+    queue_that_says(monkeypatch, tmp_path, f"7|PENDING|None|{slurm.job_name(some[1].folder)}\n")
+    place, started = slurm.Slurm(Launch(launcher=Launcher.slurm, jobs=1)), []
+    monkeypatch.setattr(place, "submit", lambda point, log: started.append(point.name) or "9")
+
+    def finish(board: show.Board, point: points.Point, state: str) -> None:
+        assert started == []
+        write_json(some[1].folder / "run.json", {"status": "finished"})
+        (tmp_path / "jobs").write_text("")
+        monkeypatch.setattr(show.Board, "sees", lambda *given: write_json(some[0].folder / "run.json", done))
+
+    done = {"status": "finished"}
+    monkeypatch.setattr(show.Board, "sees", finish)
+    assert running.run(some, place, show.Board(some)) == {}
+    assert started == [some[0].name]
+
+
+def test_one_refusal_of_sbatch_does_not_end_a_sweep_whose_jobs_run(monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    queue_that_says(monkeypatch, tmp_path, "")
+    monkeypatch.setattr(slurm, "REFUSED_SECONDS", 0.2)
+    some = [point(tmp_path, i) for i in range(3)]
+    place, tried = slurm.Slurm(Launch(launcher=Launcher.slurm)), []
+
+    def submit(one: points.Point, log: Path) -> str:
+        tried.append(one.name)
+        if len(tried) == 2:
+            place.refused = time.monotonic()
+            raise processes.Refused("sbatch refused it: Socket timed out")
+        write_json(one.folder / "run.json", {"status": "finished"})
+        return one.name
+
+    monkeypatch.setattr(place, "submit", submit)
+    assert running.run(some, place, show.Board(some)) == {}
+    assert tried == ["seed=0", "seed=1", "seed=1", "seed=2"]
+    monkeypatch.setattr(place, "submit", lambda one, log: (_ for _ in ()).throw(processes.Refused("no such account")))
+    with pytest.raises(processes.Refused, match="no such account"):
+        running.run([point(tmp_path, 9)], place, show.Board([]))
+
+
+def test_a_signal_is_heard_between_two_submissions(monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    queue_that_says(monkeypatch, tmp_path, "")
+    # As a terminal does: to the sweep and to what it has just started.
+    code = f"#!{sys.executable}\nimport os\nfor process in (os.getppid(), os.getpid()): os.kill(process, 2)\n"
+    submissions_are_taken(tmp_path)
+    (tmp_path / "sbatch").write_text(code + "print('Submitted batch job 9')\n")
+    some = [point(tmp_path, i) for i in range(3)]
+    place = slurm.Slurm(Launch(launcher=Launcher.slurm))
+    with pytest.raises(Interrupted, match=r"1 jobs go on in SLURM \(scancel 9 ends them\)"):
+        running.run(some, place, show.Board(some))
+
+
+def test_a_table_that_cannot_be_read_just_now_does_not_end_the_sweep(monkeypatch, tmp_path):
+    monkeypatch.setattr(points, "last_row", lambda path: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    assert point(tmp_path, 0).progress == ""
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_signal_that_comes_from_slurm_and_from_the_sweep_is_one(tmp_path, launched):
+    code = "import time; from mixlora.signals import collected\n"
+    code += "with collected() as caught:\n    print('up', flush=True)\n    while not caught: time.sleep(0.01)\n"
+    code += "    time.sleep(1)\nprint('saved')"
+    env = {k: v for k, v in os.environ.items() if k not in ("MIXLORA_LAUNCHED", "WORLD_SIZE")}
+    env |= {"MIXLORA_LAUNCHED": "1"} if launched else {}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    for _ in range(2):
+        process.terminate()
+        time.sleep(0.2)
+    said, _ = process.communicate(timeout=20)
+    assert (process.returncode, said) == ((0, b"saved\n") if launched else (-signal.SIGTERM, b""))
+
+
+def test_a_run_that_other_processes_have_finished_is_not_taken_for_the_point(sweep, monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
+    assert sweep("-m", "method=lora", "seed=0", "dry_run=true")[0] == 0
+    ((some, configs),) = found
+    done = {"status": "finished", "config_sha256": load.digest(configs[0]), "world_size": 1}
+    write_json(some[0].folder / "run.json", done)
+    assert "1 finished before" in sweep("-m", "method=lora", "seed=0", "dry_run=true")[1]
+    status, said = sweep("-m", "method=lora", "seed=0", "processes=2", "dry_run=true")
+    assert status == 2
+    assert "was finished by 1 process(es) and would now be run by 2" in said
+
+
 def test_a_job_that_was_cancelled_is_not_watched_and_the_next_begins_after_it(monkeypatch, tmp_path):
     """Right after scancel the job still stands in the queue."""
     pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
@@ -677,9 +776,9 @@ def test_what_is_finished_needs_no_source_of_data(tmp_path):
     config.tasks.mixture["a"] = Task(name="a", path="owner/set", question="{q}", answer="a", answer_kind=Answer.text)
     config.tasks.mixture["a"].metric = "exact_match"
     with pytest.raises(DataError, match="no such folder"):
-        check_run(config)
+        check_run(config, world_size=1)
     write_json(tmp_path / "run" / "run.json", {"status": "finished", "config_sha256": load.digest(config)})
-    check_run(config)
+    check_run(config, world_size=1)
 
 
 # ---- the base model's scores, which the runs of a sweep share

@@ -13,6 +13,7 @@ from mixlora.config.schema import Launch
 from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.records import in_use
+from mixlora.signals import LAUNCHED
 from mixlora.sweeps.points import Point
 from mixlora.sweeps.processes import Machine, command, patience, threads
 
@@ -36,6 +37,9 @@ class Local:
     def room(self) -> bool:
         return bool(self.free)
 
+    def knows(self, point: Point) -> bool:
+        return in_use(point.folder)
+
     def start(self, point: Point, log: Path) -> "Process":
         if in_use(point.folder):  # a second process would load its model beside it only to be turned away
             return Process(self, point, None, self.taken(devices_of_owner(point.folder)))
@@ -50,7 +54,14 @@ class Local:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**patience(SAVE_SECONDS), **os.environ, "PYTHONUNBUFFERED": "1", **shared, **devices},
+                env={
+                    **patience(SAVE_SECONDS),
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    LAUNCHED: "1",
+                    **shared,
+                    **devices,
+                },
             )
         return Process(self, point, process, [group])
 

@@ -34,8 +34,11 @@ class Point:
 
     @property
     def progress(self) -> str:
-        """How far the run got, from the files of its folder."""
-        last = last_row(self.folder / "metrics.jsonl")
+        """How far the run got, from the files of its folder; nothing where they are just being replaced."""
+        try:
+            last = last_row(self.folder / "metrics.jsonl")
+        except OSError:  # a shared disk may say so too; the sweep goes on
+            return ""
         if last is None:
             return ""
         total = "" if self.steps is None else f"/{self.steps}"
@@ -61,7 +64,7 @@ def composed(
         try:
             values = loader.load_sweep_config(master, list(overrides))
             config = configs.config_of(OmegaConf.masked_copy(values, [key for key in values if key != "hydra"]))
-            checks.check_run(config)
+            checks.check_run(config, config.processes * config.slurm.nodes)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(said_of(name, explain.hydra_error(error))) from None
         except (ConfigError, DataError) as error:

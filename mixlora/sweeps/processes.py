@@ -10,9 +10,13 @@ import yaml
 
 from mixlora.config.cli import config_dir
 from mixlora.config.schema import Launch
-from mixlora.errors import ConfigError
+from mixlora.errors import ConfigError, MixloraError
 
 LOG_TAIL = 2**20  # bytes at the end of a log in which the message of a failed run is looked for
+
+
+class Refused(MixloraError):
+    """A point could not be started now; it may be later."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from mixlora import signals
 from mixlora.config.schema import Launch, Launcher
 from mixlora.console import say
 from mixlora.errors import Interrupted
-from mixlora.records import disk_error, in_use, log_path, write_json
+from mixlora.records import disk_error, log_path, write_json
 from mixlora.sweeps.local import Local
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import check_accelerate, last_line, size_of
+from mixlora.sweeps.processes import Refused, check_accelerate, last_line, size_of
 from mixlora.sweeps.show import Board
 
 KINDS = {2: "configuration", 3: "data", 4: "checkpoint", 5: "memory or disk", 6: "numbers", 7: "sandbox"}
@@ -42,7 +42,15 @@ class Place(Protocol):
     def room(self) -> bool:
         """Whether one more may start."""
 
-    def start(self, point: Point, log: Path) -> Handle: ...
+    def knows(self, point: Point) -> bool:
+        """Whether a run of an earlier sweep, or of another, is at the point or waits to be."""
+
+    def start(self, point: Point, log: Path) -> Handle:
+        """Start a run, or find the one that is known.
+
+        Raises:
+            Refused: not now.
+        """
 
     def leave(self, handles: Sequence[Any]) -> str:
         """End what ends with this process, once it has saved; say what becomes of the points."""
@@ -87,15 +95,20 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
         Interrupted: after SIGINT or SIGTERM, or where the terminal was closed.
     """
     # Those that another sweep has left running come first, so that it is known what they take.
-    waiting = sorted(points, key=lambda point: not (point.folder.is_dir() and in_use(point.folder)))
+    waiting = sorted(points, key=lambda point: not place.knows(point))
     running, failed = dict[Point, Started](), dict[Point, Failure]()
     with signals.collected() as caught, hangup_ends(), board:
         try:
             while (running or waiting) and not caught:
-                while waiting and place.room():
-                    point = waiting.pop(0)
-                    running[point] = started(point, place)
-                    board.told(point, "started")
+                while waiting and place.room() and not caught:
+                    try:
+                        running[waiting[0]] = started(waiting[0], place)
+                    except Refused as error:
+                        if not running:
+                            raise
+                        say(f"{error}\nIt is tried again, for other runs go on")
+                        break
+                    board.told(waiting.pop(0), "started")
                 for point, start in list(running.items()):
                     status = start.handle.poll()
                     board.sees(point, start.handle.state)

@@ -13,16 +13,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixlora import signals
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
 from mixlora.records import in_use
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, command, last_line, patience, size_of
+from mixlora.sweeps.processes import Machine, Refused, command, last_line, patience, size_of
 
 ENDING = "completing"  # of a job that was cancelled, and of one that is being requeued
 QUEUE_SECONDS = 5.0  # between two looks at the queue, whatever the number of points
 REQUEUE_SECONDS = 30.0  # of SLURM's warning that are left for bringing the job back
 LEAST_SAVE_SECONDS = 5.0  # that a run gets, however late the warning comes
+REFUSED_SECONDS = 60.0  # before sbatch is asked again
 HOLD_SECONDS = 3600.0  # that a job which was told to end waits for SLURM to end it, or to requeue it
 
 
@@ -39,6 +41,7 @@ class Slurm:
         self.submitit, self.launch = submitit, launch
         self.queue = Queue()
         self.running: set[str] = set()  # numbers of jobs
+        self.refused = float("-inf")  # when sbatch last refused a job
 
     def describe(self) -> str:
         asked, processes = self.launch.slurm, self.launch.processes
@@ -46,7 +49,11 @@ class Slurm:
         return f"SLURM jobs of {asked.nodes} node(s) with {processes} process(es) each, {limit}"
 
     def room(self) -> bool:
-        return self.launch.jobs is None or len(self.running) < self.launch.jobs
+        open_again = time.monotonic() - self.refused >= REFUSED_SECONDS
+        return open_again and (self.launch.jobs is None or len(self.running) < self.launch.jobs)
+
+    def knows(self, point: Point) -> bool:
+        return self.queue.find(point.folder) is not None or in_use(point.folder)
 
     def start(self, point: Point, log: Path) -> "Job":
         number = self.queue.find(point.folder) or self.submit(point, log)
@@ -60,11 +67,13 @@ class Slurm:
         executor.update_parameters(**parameters(self.launch, point.folder, self.queue.ending(point.folder)))
         utils = self.submitit.core.utils
         try:
-            job = executor.submit(Node(point.arguments, self.launch, log.absolute()))
+            with signals.held():  # a Ctrl-C would reach sbatch as well, and nobody would know whether it got through
+                job = executor.submit(Node(point.arguments, self.launch, log.absolute()))
         except (OSError, utils.FailedJobError, utils.FailedSubmissionError) as error:
             why = str(error).strip()[-500:]
             remedy = "Where a user may submit so many jobs and no more, set jobs to that number"
-            raise MixloraError(f"sbatch refused {point.name}: {why}\n{remedy}") from None
+            self.refused = time.monotonic()
+            raise Refused(f"sbatch refused {point.name}: {why}\n{remedy}") from None
         self.queue.add(str(job.job_id), point.folder)
         return str(job.job_id)
 
@@ -91,6 +100,9 @@ class Job:
         found = self.place.queue.state(self.number)
         if found is not None:
             self.state = f"job {self.number} {found}"
+            if found == ENDING and self.point.finished:  # a node that does not let go of it does not hold the sweep
+                self.place.running.discard(self.number)
+                return 0
             return None
         self.place.running.discard(self.number)
         if self.point.finished:
@@ -144,9 +156,11 @@ class Queue:
     def look(self) -> None:
         if time.monotonic() - self.tried < QUEUE_SECONDS:
             return
-        shown = ["squeue", "--noheader", "--user", str(os.getuid()), "--format", "%i|%T|%r|%j"]
+        # All of the user's jobs, in hidden partitions too, whatever a profile has narrowed squeue to.
+        shown = ["squeue", "--all", "--noheader", "--user", str(os.getuid()), "--format", "%i|%T|%r|%j"]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
         try:
-            said = subprocess.run(shown, capture_output=True, text=True, check=True, timeout=120).stdout
+            said = subprocess.run(shown, env=env, capture_output=True, text=True, check=True, timeout=120).stdout
         except FileNotFoundError:
             raise ConfigError(
                 "launcher=slurm: there is no squeue here. Start the sweep on a node of the cluster"
@@ -226,7 +240,12 @@ class Node:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a group of its own, which `checkpoint` can end
-                env={**patience(save_seconds(self.launch)), **os.environ, "PYTHONUNBUFFERED": "1"},
+                env={
+                    **patience(save_seconds(self.launch)),
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    signals.LAUNCHED: "1",
+                },
             )
         signal.signal(warning, handler)
         self.listen(warning)
