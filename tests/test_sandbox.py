@@ -211,6 +211,10 @@ REPLIES = {
         "if a:\n        a += 0\n    return a + b",
         "    if a:\n        a += 0\n    return a + b\n",
     ),
+    "lost first indent of a block two deep": (
+        "if a:\n      a += 0\n    return a + b",
+        "    if a:\n      a += 0\n    return a + b\n",
+    ),
     "lost all indent": ("for c in [a]:\n    c += b\nreturn c", "    for c in [a]:\n        c += b\n    return c\n"),
     "fenced body": ("```python\n    return a + b\n```", "    return a + b\n"),
     "fenced whole": (f"Sure!\n```python\n{WHOLE}```\nDone.", f"    pass\n\n\n{WHOLE}"),

@@ -23,6 +23,7 @@ from mixlora.evaluation.harness import Harness
 from mixlora.evaluation.likelihood import score_choices
 from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import Protocol, Reading, protocol_of
+from mixlora.evaluation.sandbox.completion import COMPLETION_VERSION
 from mixlora.models.likelihood import evaluating
 from mixlora.tasks.example import Example
 from mixlora.tasks.mixture import seed_of
@@ -217,7 +218,7 @@ class Evaluator:
     def describe(self, task: Task) -> dict[str, Any]:
         """How this task is asked and read: all that must be equal for two scores to be comparable."""
         options, formatter = self.options, self.formatter
-        sampled = {"num_samples": options.num_samples} if task.answer_kind is Answer.code else {}
+        code = {"num_samples": options.num_samples, "completion": COMPLETION_VERSION}
         return {
             "name": self.protocol.name.value if task.answer_kind is Answer.options else "generate",
             "backend": options.backend.value,
@@ -231,7 +232,7 @@ class Evaluator:
             "max_length": self.max_length,
             "temperature": options.temperature,
             "max_new_tokens": self.max_new_tokens(task),
-            **sampled,
+            **(code if task.answer_kind is Answer.code else {}),
         }
 
     def fingerprint(self, task: Task) -> str:

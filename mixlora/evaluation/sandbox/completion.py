@@ -19,6 +19,7 @@ DEFINITION = re.compile(r"(def|class|async def)\s+\w+|@\w")
 IMPORT = re.compile(r"import\s+\w[\w., ]*$|import\s+\w[\w.]*(\s+as\s+\w+|\s*,.*)|from\s+[\w.]+\s+import\s")
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*(\s*:\s*[\w.\[\], ]+)?\s*=[^=]|[A-Za-z_]\w*(\s*,\s*[A-Za-z_]\w*)+\s*=[^=]")
 CONTINUED = re.compile(r"[)\]}]|\"\"\"|'''")  # the end of a bracket or text that began above
+COMPLETION_VERSION = 2  # raised by one whenever the same reply would become another program
 BODY = "    pass\n\n\n"
 
 
@@ -81,7 +82,7 @@ def indented(lines: list[str]) -> list[str]:
     """Give the lost indentation back: to the first line, or to all where the second shows that all have lost it."""
     depths = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
     opens = lines[0].rstrip().endswith((":", "(", "[", "{"))
-    only_first = bool(depths) and depths[0] >= (8 if opens else 4)
+    only_first = bool(depths) and depths[0] >= (5 if opens else 4)  # what is opened is often two deeper, not four
     if only_first:
         return [f"    {lines[0]}", *lines[1:]]
     if DEFINITION.match(lines[0]):  # a program of its own, without the function that was asked for
