@@ -195,7 +195,8 @@ class Experiment:
         reach("adapter.write")
         tensors = trainer.tensors()
         if trainer.main:
-            files.save(self.folder / "adapter", tensors, loaded.model, config.method, base_name(config))
+            place, base_model = self.folder / "adapter", base_name(config)
+            files.save(place, tensors, loaded.model, config.method, base_model, config.model.revision)
         reach("evaluate.after")
         scoring.evaluate(self.folder, "after")
         loads = scoring.routing()

@@ -1,5 +1,6 @@
 """From a folder on disk to the model that was trained in it."""
 
+import dataclasses
 from pathlib import Path
 
 import yaml
@@ -42,7 +43,8 @@ def described(folder: Path) -> tuple[Model, Method, Path]:
             raise CheckpointError(f"{folder} has no finished adapter. Run its training command again; it goes on")
         return config.model, config.method, folder / "adapter"
     method, origin = files.method_of(folder)
-    return model_of(origin), method, folder
+    model, revision = model_of(origin), files.read_config(folder).get("revision")
+    return dataclasses.replace(model, revision=revision or model.revision), method, folder
 
 
 def model_of(origin: str) -> Model:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -70,6 +70,15 @@ def test_an_adapter_folder_alone_gives_the_model_back(tmp_path, scale, r):
     method = Method(name="a", r=r, lora_alpha=12, scale=scale)
     files.save(tmp_path, trained(model, method), model, method, "tiny")
     torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, model(IDS).logits)
+
+
+def test_an_adapter_folder_alone_names_the_commit_of_its_base(tmp_path):
+    model, method = base.load(loading.model_of("tiny")).model, Method(name="a", r=2)
+    for revision in ("0123abc", None):
+        files.save(tmp_path, trained(model, method) if revision else {}, model, method, "owner/name", revision)
+        assert PeftConfig.from_pretrained(tmp_path).revision == revision
+        described, _, _ = loading.described(tmp_path)
+        assert (described.path, described.revision) == ("owner/name", revision)
 
 
 @pytest.mark.full

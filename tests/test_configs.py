@@ -1,6 +1,7 @@
 """Every file under configs/ composes and fits its type; the trunk shows every key; both spellings are one."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_every_file_composes_and_fits_its_type(chosen):
     if config.method.gate is not None:
         gates.check(config.method.gate)
     assert load.config_of(OmegaConf.create(load.plain(config))) == config
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "model").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_name_means_one_set_of_weights(path):
+    """A model of the hub is a commit of its repository, not whatever the branch holds on the day."""
+    model = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if model.get("path") not in (None, "???"):
+        assert re.fullmatch("[0-9a-f]{40}", model["revision"])
 
 
 def test_the_trunk_and_launch_show_every_key_and_its_default():

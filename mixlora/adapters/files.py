@@ -40,11 +40,22 @@ def file_name(name: str) -> str:
     return "base_model.model." + name
 
 
-def save(folder: Path, adapter: Mapping[str, Tensor], model: nn.Module, method: Method, base: str) -> None:
-    """Write adapter_model.safetensors and adapter_config.json; the same tensors give the same bytes."""
+def save(
+    folder: Path,
+    adapter: Mapping[str, Tensor],
+    model: nn.Module,
+    method: Method,
+    base: str,
+    revision: str | None = None,
+) -> None:
+    """Write adapter_model.safetensors and adapter_config.json; the same tensors give the same bytes.
+
+    Args:
+        base: the name, hub id or folder of the model under the adapter; `revision` its commit on the hub.
+    """
     tensors = {file_name(name): t.detach().cpu().contiguous() for name, t in sorted(adapter.items())}
     write_bytes(folder / TENSORS, save_safetensors(tensors, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, config(model, method, base))
+    write_json(folder / CONFIG, config(model, method, base) | {"revision": revision})
 
 
 def config(model: nn.Module, method: Method, base: str) -> dict[str, Any]:
