@@ -79,7 +79,7 @@ def lead_labels(table: Table) -> list[str]:
 
 def lead_used(table: Table) -> tuple[bool, bool, bool]:
     models = len({row.model for row in table.rows}) > 1
-    return models, len({row.setting for row in table.rows}) > 1, True
+    return models, len({row.setting for row in table.rows if row.method}) > 1, True
 
 
 def body(table: Table, row: Row, dialect: Dialect) -> list[str]:
@@ -235,7 +235,7 @@ def csv(table: Table) -> str:
                 {
                     "recipe": table.recipe.name,
                     "model": row.model,
-                    "setting": row.setting if row.method else row.labels[1],
+                    "setting": row.setting,
                     "method": row.method or row.labels[2],
                     "column": column,
                     "mean": cell.mean,

@@ -25,7 +25,7 @@ REASONS = (FAILED, OTHER, DIRTY, UNFINISHED, MISSING)
 @dataclass(frozen=True)
 class Row:
     model: str
-    setting: str
+    setting: str  # empty where there is none
     method: str  # empty: the base model's, or a row that was only printed
     labels: tuple[str, str, str]  # of model, setting, method
 
@@ -200,7 +200,7 @@ def with_base(
     runs = [run for runs in study.final.values() for run in runs]
     for model in recipe.models:
         label = (recipes.label(recipe.models, model), "", recipe.table.base)
-        row = Row(model, recipes.settings(recipe)[0], "", label)
+        row = Row(model, "", "", label)
         mine = [run for run in runs if run.point.group.model == model]
         made = {task: base_cell(mine, task, recipe.table.metrics.get(task)) for task in recipe.table.columns}
         if MEAN in columns:
@@ -323,7 +323,7 @@ def publish(
         if printed.method:
             row = next((r for r in rows if (r.model, r.setting, r.method) == (model, place, printed.method)), None)
         else:
-            row = Row(model, place, "", (recipes.label(recipe.models, model), printed.setting, printed.label))
+            row = Row(model, printed.setting, "", (recipes.label(recipe.models, model), printed.setting, printed.label))
             if row not in out:  # the base model's is there where a run has scored it
                 same = [i for i, r in enumerate(out) if r.model == model]
                 out.insert(same[-1] + 1 if same else len(out), row)
