@@ -61,6 +61,16 @@ def sweep(monkeypatch, tmp_path, capsys):
     return run
 
 
+def checked(sweep, monkeypatch, *argv: str) -> tuple[list[points.Point], list[Config]]:
+    """The points of a sweep and their configurations, none of them run."""
+    found = []
+    with monkeypatch.context() as here:
+        here.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
+        status, said = sweep(*argv, "dry_run=true")
+    assert status == 0, said
+    return found[0]
+
+
 def test_a_mistake_in_one_point_stops_the_sweep_before_any_starts(sweep, tmp_path):
     status, said = sweep("-m", "method=smora,mole", "method.top_k=2,65")
     assert status == 2
@@ -108,11 +118,8 @@ def test_a_sweep_inside_a_process_group_is_refused(sweep, monkeypatch):
 
 def test_a_finished_point_is_not_run_again_and_the_summary_has_all(sweep, monkeypatch, tmp_path):
     """With a process in place of training that fails at once; training itself: the test below, and recipes/tiny."""
-    found = []
-    monkeypatch.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
     grid = ("-m", "method=lora", "seed=0,1")
-    assert sweep(*grid, "dry_run=true")[0] == 0
-    ((some, configs),) = found
+    some, configs = checked(sweep, monkeypatch, *grid)
     done = {"status": "finished", "config_sha256": load.digest(configs[0])}
     write_json(some[0].folder / "run.json", done)
     write_json(some[0].folder / "results.json", {"sums": {"metric": "acc", "value": 0.5, "stderr": 0.1, "n": 10}})
@@ -456,18 +463,15 @@ def test_a_finished_run_of_another_configuration_is_not_taken_for_the_point(swee
 
 def test_a_point_gets_its_overrides_and_its_places_exactly(sweep, monkeypatch, tmp_path):
     """What the point composes from its arguments is what the sweep has checked."""
-    found = []
-    monkeypatch.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
     (tmp_path / "my own" / "task").mkdir(parents=True)
     task = yaml.safe_load((tmp_path / "own" / "task" / "sums.yaml").read_text())
     (tmp_path / "my own" / "task" / "other.yaml").write_text(yaml.safe_dump(task | {"name": "other"}))
-    status, said = sweep(
-        "-m", "+method=lora", "++train.save_steps=7", "method.target_modules=[q_proj,v_proj],attention",
+    some, configs = checked(
+        sweep, monkeypatch, "-m", "+method=lora", "++train.save_steps=7",
+        "method.target_modules=[q_proj,v_proj],attention",
         "tasks.mixture.sums.question=\"{q}, really = [x] 'so'?\"", "seed=range(1,3)", "output_root='a b/c=d'",
-        f"hydra.searchpath=['file://{tmp_path}/my own']", "+task@tasks.mixture.other=other", "dry_run=true",
+        f"hydra.searchpath=['file://{tmp_path}/my own']", "+task@tasks.mixture.other=other",
     )  # fmt: skip
-    assert status == 0, said
-    ((some, configs),) = found
     assert len(some) == 4
     composed = []
     monkeypatch.setattr(load, "config_of", lambda cfg: composed.append(typed(Config, cfg)) or sys.exit())
@@ -562,26 +566,31 @@ def test_a_job_of_an_earlier_sweep_that_waits_counts_before_another_is_submitted
     assert started == [some[0].name]
 
 
-def test_one_refusal_of_sbatch_does_not_end_a_sweep_whose_jobs_run(monkeypatch, tmp_path):
+def test_a_refusal_of_sbatch_does_not_end_a_sweep_whose_jobs_run(monkeypatch, tmp_path, capsys):
+    """It refuses twice while the first job runs; what it takes is finished at once."""
     pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
-    queue_that_says(monkeypatch, tmp_path, "")
-    monkeypatch.setattr(slurm, "REFUSED_SECONDS", 0.2)
     some = [point(tmp_path, i) for i in range(3)]
-    place, tried = slurm.Slurm(Launch(launcher=Launcher.slurm)), []
-
-    def submit(one: points.Point, log: Path) -> str:
-        tried.append(one.name)
-        if len(tried) == 2:
-            place.refused = time.monotonic()
-            raise processes.Refused("sbatch refused it: Socket timed out")
-        write_json(one.folder / "run.json", {"status": "finished"})
-        return one.name
-
-    monkeypatch.setattr(place, "submit", submit)
+    queue_that_says(monkeypatch, tmp_path, f"1|RUNNING|None|{slurm.job_name(some[0].folder)}\n")
+    calls = tmp_path / "calls"
+    (tmp_path / "squeue").write_text(
+        f"#!/bin/sh\n[ $(wc -l < {calls}) -ge 4 ] || tail -n $(wc -l < {calls}) {tmp_path}/jobs\n"
+    )
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").write_text(
+        f"#!/bin/sh\nfor script; do :; done; echo >> {calls}; n=$(wc -l < {calls})\n"
+        "case $n in 2|3|6) echo Socket timed out >&2; exit 1;; esac\n"
+        "folder=$(sed -n 's/^#SBATCH --job-name=mixlora://p' $script); mkdir -p $folder\n"
+        """echo '{"status": "finished"}' > $folder/run.json; echo Submitted batch job $n\n"""
+    )
+    for command in ("srun", "sbatch"):
+        (tmp_path / command).chmod(0o755)
+    calls.touch()
+    monkeypatch.setattr(slurm, "REFUSED_SECONDS", 0.2)
+    place = slurm.Slurm(Launch(launcher=Launcher.slurm))
     assert running.run(some, place, show.Board(some)) == {}
-    assert tried == ["seed=0", "seed=1", "seed=1", "seed=2"]
-    monkeypatch.setattr(place, "submit", lambda one, log: (_ for _ in ()).throw(processes.Refused("no such account")))
-    with pytest.raises(processes.Refused, match="no such account"):
+    assert calls.read_text() == "\n" * 5
+    assert capsys.readouterr().out.count("Socket timed out") == 1
+    with pytest.raises(processes.Refused, match="Socket timed out"):  # nothing runs, so nothing is waited for
         running.run([point(tmp_path, 9)], place, show.Board([]))
 
 
@@ -621,10 +630,7 @@ def test_a_signal_that_comes_from_slurm_and_from_the_sweep_is_one(tmp_path, laun
 
 
 def test_a_run_that_other_processes_have_finished_is_not_taken_for_the_point(sweep, monkeypatch, tmp_path):
-    found = []
-    monkeypatch.setattr(launch, "composed", lambda *given: found.append(points.composed(*given)) or found[-1])
-    assert sweep("-m", "method=lora", "seed=0", "dry_run=true")[0] == 0
-    ((some, configs),) = found
+    some, configs = checked(sweep, monkeypatch, "-m", "method=lora", "seed=0")
     done = {"status": "finished", "config_sha256": load.digest(configs[0]), "world_size": 1}
     write_json(some[0].folder / "run.json", done)
     assert "1 finished before" in sweep("-m", "method=lora", "seed=0", "dry_run=true")[1]

@@ -96,7 +96,7 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
     """
     # Those that another sweep has left running come first, so that it is known what they take.
     waiting = sorted(points, key=lambda point: not place.knows(point))
-    running, failed = dict[Point, Started](), dict[Point, Failure]()
+    running, failed, told = dict[Point, Started](), dict[Point, Failure](), ""
     with signals.collected() as caught, hangup_ends(), board:
         try:
             while (running or waiting) and not caught:
@@ -106,7 +106,9 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
                     except Refused as error:
                         if not running:
                             raise
-                        say(f"{error}\nIt is tried again, for other runs go on")
+                        if str(error) != told:  # once, not at every try
+                            told = str(error)
+                            say(f"{told}\nIt is tried again, for other runs go on")
                         break
                     board.told(waiting.pop(0), "started")
                 for point, start in list(running.items()):
