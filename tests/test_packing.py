@@ -181,6 +181,27 @@ def test_models_that_cannot_pack_are_found_by_trying():
     assert packs_rows(llama())  # transformers' own block mask
 
 
+@pytest.mark.parametrize(("dtype", "noise"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_a_leak_is_told_from_rounding(monkeypatch, dtype, noise):
+    """Rows of other lengths may be multiplied by other routines: that is noise, and the same whoever the neighbour is."""
+    model = llama().to(dtype)
+    forward = model.forward
+
+    def noisy(input_ids, **options):
+        found = forward(input_ids, **options)
+        found.logits *= 1 + noise / input_ids.shape[1]
+        return found
+
+    def leaky(input_ids, position_ids=None, segments=(), **options):
+        return forward(input_ids, **options)
+
+    with packing.by_row(model):
+        monkeypatch.setattr(model, "forward", noisy)
+        assert packs_rows(model)
+        monkeypatch.setattr(model, "forward", leaky)
+        assert not packs_rows(model)
+
+
 # ---- the loss
 
 
