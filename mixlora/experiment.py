@@ -146,7 +146,8 @@ class Experiment:
 
     def holds_results(self) -> bool:
         """Whether an earlier process left something that this one builds on."""
-        left = [*checkpoint.steps(self.folder / "checkpoints"), self.folder / "before" / "results.json"]
+        before = self.folder / "before"
+        left = [*checkpoint.steps(self.folder / "checkpoints"), before / "scored.json", before / "results.json"]
         return (self.folder / "run.json").is_file() and any(path.exists() for path in left)
 
     @contextmanager
@@ -198,7 +199,7 @@ class Experiment:
             place, base_model = self.folder / "adapter", base_name(config)
             files.save(place, tensors, loaded.model, config.method, base_model, config.model.revision)
         reach("evaluate.after")
-        scoring.evaluate(self.folder, "after")
+        scoring.evaluate(self.folder, "after", base.fingerprint(tensors))
         loads = scoring.routing()
         if trainer.main:
             reach("finish")

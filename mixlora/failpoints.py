@@ -19,6 +19,7 @@ POINTS = (
     "data.load",
     "data.tokenise",
     "evaluate.before",
+    "evaluate.task",
     "step.forward",
     "step.before_optimizer",
     "step.metrics",
@@ -34,6 +35,7 @@ POINTS = (
     "results.write",
     "finish",
     "report.write",
+    "write",  # of any file
 )
 seen: Counter[str] = Counter()
 

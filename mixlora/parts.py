@@ -12,7 +12,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedTokenizerBase
 
-from mixlora import tasks
+from mixlora import ranks, tasks
 from mixlora.checks import AS_THEY_ARE
 from mixlora.config import load as configs
 from mixlora.config.schema import Answer, Config
@@ -39,7 +39,7 @@ class Parts:
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        tracker = self.config.tracker.value
+        tracker, patience = self.config.tracker.value, self.config.rank_timeout + ranks.GRACE_SECONDS
         return Accelerator(
             # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
             cpu=not torch.accelerator.is_available(),
@@ -48,7 +48,7 @@ class Parts:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=None if tracker == "none" else tracker,
             project_dir=str(self.folder),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=self.config.rank_timeout))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=patience))],
         )
 
     def start_tracker(self) -> None:

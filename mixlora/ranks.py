@@ -10,8 +10,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,8 @@ from mixlora.errors import ConfigError, MixloraError
 
 T = TypeVar("T")
 BEAT_SECONDS = 0.5
+# The backend's own timeout comes so much later than the watch, which can name the rank; NCCL's ends a process unnamed.
+GRACE_SECONDS = 15.0
 # What the backends say when another rank does not answer or is gone.
 LOST = re.compile(r"gloo|nccl|connection (closed|reset)|timed out|broken pipe", re.IGNORECASE)
 
@@ -49,6 +51,7 @@ def agree(value: T) -> T:
     """Rank 0's value, on every rank: ranks must not each look at a disk that is being written to."""
     if world() == 1:
         return value
+    arrive()
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -58,9 +61,18 @@ def gathered(value: T) -> list[T]:
     """Every rank's value, in the order of the ranks."""
     if world() == 1:
         return [value]
+    arrive()
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, in place."""
+    if world() > 1:
+        arrive()
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def same(what: str, value: Any) -> None:
@@ -74,6 +86,12 @@ def same(what: str, value: Any) -> None:
     if differ:
         named = ", ".join(f"rank {i}" for i in differ)
         raise ConfigError(f"{named} has another {what} than rank 0. Start every rank with one command on one disk")
+
+
+def arrive() -> None:
+    """This rank waits for the others now: one that does not arrive has not come as far, and can be named."""
+    for watch in watching:
+        watch.marks += 1
 
 
 # ---- tensors that FSDP has spread over the ranks
@@ -119,6 +137,9 @@ def together(timeout: float) -> Iterator["Watch"]:
         watch.stop()
 
 
+watching: list["Watch"] = []  # this process's own, while a job runs
+
+
 class Watch:
     """Signs of life of this rank, and an eye on the others'."""
 
@@ -136,10 +157,13 @@ class Watch:
         # A connection of its own: the main thread may hold the other one while it waits.
         self.store = dist.PrefixStore("mixlora", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
         self.heard: dict[int, tuple[str, float]] = {}
+        self.left_behind: dict[int, tuple[int, float]] = {}
         self.thread = threading.Thread(target=self.keep_watch, name="mixlora-watch", daemon=True)
         self.thread.start()
+        watching.append(self)
 
     def stop(self) -> None:
+        watching.clear()
         self.stopped.set()
 
     def keep_watch(self) -> None:
@@ -151,28 +175,45 @@ class Watch:
                 if self.store.check(["failed"]):
                     self.follow(json.loads(self.store.get("failed")))
                 # Rank 0 looks at all the others and they at it: the store is asked twice a rank, not rank times rank.
-                for other in range(1, self.world) if self.rank == 0 else [0]:
-                    if self.silent_for(other) > self.timeout:
-                        self.give_up(other)
+                others = range(1, self.world) if self.rank == 0 else [0]
+                said = {other: self.said(other) for other in others}
+                for other in others:
+                    if self.silent_for(other, said[other]) > self.timeout:
+                        self.give_up(said, other, "has given no sign of life")
+                # A rank that hangs goes on giving signs of life, and not every backend says whom it waits for.
+                for other, seconds in self.behind_for(said).items():
+                    if seconds > self.timeout:
+                        self.give_up(said, other, "has not gone on")
             except RuntimeError:  # the store is gone, and with it the rank or the launcher that held it
                 if not self.stopped.is_set():
                     self.end(str(store_gone()), LostRank.status)
 
-    def silent_for(self, other: int) -> float:
+    def silent_for(self, other: int, said: str) -> float:
         """Seconds since a rank's last sign of life."""
-        said, now = self.said(other), time.monotonic()
+        now = time.monotonic()
         if other not in self.heard or self.heard[other][0] != said:
             self.heard[other] = said, now
         return now - self.heard[other][1]
 
+    def behind_for(self, said: Mapping[int, str]) -> dict[int, float]:
+        """Seconds for which each rank has stood where it is while another one, or this one, was further on."""
+        marks = {other: seen(text)[1] for other, text in said.items()}
+        furthest, now = max(self.marks, *marks.values()), time.monotonic()
+        for other, reached in marks.items():
+            if reached == furthest or self.left_behind.get(other, (reached, now))[0] != reached:
+                self.left_behind.pop(other, None)
+            if reached < furthest:
+                self.left_behind.setdefault(other, (reached, now))
+        return {other: now - since for other, (_, since) in self.left_behind.items()}
+
     def said(self, other: int) -> str:
         return self.store.get(f"rank {other}").decode() if self.store.check([f"rank {other}"]) else ""
 
-    def give_up(self, other: int) -> None:
-        place = json.loads(self.said(other) or '[0, 0, "start"]')[2]
-        message = f"rank {other} has given no sign of life for {self.timeout:.0f} s (last seen: {place}). {REMEDY}"
-        self.claim({"status": LostRank.status, "message": message})
-        self.end(message, LostRank.status)
+    def give_up(self, said: Mapping[int, str], other: int, why: str) -> None:
+        place = seen(said[other])[2]
+        message = f"rank {other} {why} for {self.timeout:.0f} s (last seen: {place}). {REMEDY}"
+        told = self.spread(LostRank.status, message)
+        self.end(message if self.rank == 0 or not told else None, LostRank.status)
 
     def follow(self, failed: dict[str, Any]) -> None:
         """End this process as the rank that failed ends. Rank 0 speaks for the job."""
@@ -200,13 +241,8 @@ class Watch:
         who = "" if isinstance(error, LostRank) else f"rank {self.rank}: "
         message = f"{who}{str(error) or type(error).__name__}"
         told = False
-        try:
-            self.claim({"status": getattr(error, "status", 1), "message": message})
-            self.store.set(f"followed {self.rank}", "1")
-            told = self.wait_for_the_others()
-            self.linger()
-        except RuntimeError:
-            pass  # without a store every rank is on its own
+        with suppress(RuntimeError):  # without a store every rank is on its own
+            told = self.spread(getattr(error, "status", 1), message)
         limit.cancel()
         if isinstance(error, MixloraError) and self.rank > 0:
             if not told:
@@ -214,9 +250,16 @@ class Watch:
             sys.exit(error.status)
         raise error
 
-    def claim(self, failed: dict[str, Any]) -> None:
-        """Only the first failure counts: the others follow from it."""
-        self.store.compare_set("failed", "", json.dumps(failed))
+    def spread(self, status: int, message: str) -> bool:
+        """Let all ranks hear why the job ends; whether rank 0 has, which speaks for the job.
+
+        Only the first failure counts: the others follow from it.
+        """
+        self.store.compare_set("failed", "", json.dumps({"status": status, "message": message}))
+        self.store.set(f"followed {self.rank}", "1")
+        told = self.wait_for_the_others()
+        self.linger()
+        return told
 
     def wait_for_the_others(self) -> bool:
         """Whether all have heard of the failure in time."""
@@ -244,13 +287,18 @@ class Watch:
         before = {other: self.said(other) for other in range(self.world) if other != self.rank}
         time.sleep(4 * BEAT_SECONDS)
         silent = [other for other, said in before.items() if self.said(other) == said]
-        seen = {other: json.loads(said or '[0, 0, "start"]') for other, said in before.items()}
-        seen[self.rank] = [0, self.marks, self.place]
-        fewest = min(marks for _, marks, _ in seen.values())
-        blamed = silent or [other for other, (_, marks, _) in seen.items() if marks == fewest and other != self.rank]
-        named = " and ".join(f"rank {other} (last seen: {seen[other][2]})" for other in sorted(blamed))
+        were = {other: seen(said) for other, said in before.items()} | {self.rank: (0, self.marks, self.place)}
+        fewest = min(marks for _, marks, _ in were.values())
+        blamed = silent or [other for other, (_, marks, _) in were.items() if marks == fewest and other != self.rank]
+        named = " and ".join(f"rank {other} (last seen: {were[other][2]})" for other in sorted(blamed))
         verb = "died" if silent else f"did not arrive within {self.timeout:.0f} s"
         return LostRank(f"{named or 'another rank'} {verb}; {first_line(error)}. {REMEDY}")
+
+
+def seen(said: str) -> tuple[int, int, str]:
+    """Beats, places passed and the last of them, of a rank that may not have said anything yet."""
+    beats, marks, place = json.loads(said or '[0, 0, "start"]')
+    return beats, marks, place
 
 
 REMEDY = "The same command goes on from the last checkpoint; rank_timeout sets how long a rank may take"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from mixlora.errors import ConfigError, ResourceError
+from mixlora.failpoints import reach
 
 LOCK_SECONDS = 1.0  # that a lock is tried for
 
@@ -32,6 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             file.write(data)
+            reach("write")
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

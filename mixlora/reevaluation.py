@@ -27,9 +27,10 @@ def reevaluate(config: Config, run: str | None) -> Path:
     parts.tell_notes()
     parts.require_sandbox()
     loaded = base.load(config.model, device=parts.accelerator.device)
+    adapter = {} if run is None else attach(loaded.model, config.method, config.model)
     if run is not None:
-        files.load(Path(run) / "adapter", attach(loaded.model, config.method, config.model))
-    Scoring(parts, loaded).evaluate(folder, "score")
+        files.load(Path(run) / "adapter", adapter)
+    Scoring(parts, loaded).evaluate(folder, "score", base.fingerprint(adapter))
     if parts.accelerator.is_main_process:
         print_results(folder)
         say(f"Wrote {folder}")

@@ -21,7 +21,7 @@ from mixlora.models import base
 from mixlora.models.likelihood import evaluating
 from mixlora.parts import Parts
 from mixlora.provenance import version
-from mixlora.records import disk_error, read_json, sync_folder, write_bytes, write_json, write_lines
+from mixlora.records import disk_error, read_json, read_lines, sync_folder, write_bytes, write_json, write_lines
 
 ROUTING_ROWS = 32  # examples a task for routing.json
 
@@ -72,7 +72,7 @@ class Scoring:
         elif self.main:
             say(f"The base model's scores are taken from {shared}")
             copy_results(shared, folder)
-        self.parts.accelerator.wait_for_everyone()
+        ranks.agree(None)  # the others wait until they are there
 
     def protocol_digest(self) -> str:
         """sha256 of everything that decides the base model's scores."""
@@ -86,23 +86,35 @@ class Scoring:
         parts += [data, self.parts.formatter.fingerprint(), PROTOCOL_VERSION, version("torch"), version("transformers")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def evaluate(self, folder: Path, when: str) -> None:
-        """Score every task into `folder`: predictions/TASK.jsonl and results.json."""
-        results: dict[str, Any] = {}
+    def evaluate(self, folder: Path, when: str, adapter_sha256: str | None = None) -> None:
+        """Score every task into `folder`: predictions/TASK.jsonl and results.json.
+
+        Where an earlier process was ended between two tasks, those that it scored with the same weights are kept.
+        """
+        of = [self.protocol_digest(), self.parts.accelerator.num_processes, adapter_sha256]
+        scored = Scored(folder / "scored.json", of)
+        there, results = ranks.agree(scored.tasks()), dict[str, Any]()
         for name, data in self.parts.evaluated.items():
             if not self.parts.runnable(data):
                 reason = "generated code is run only with eval.allow_code_execution=true"
                 found = {"metric": data.task.metric, "value": None, "stderr": None, "n": 0, "reason": reason}
                 results[name] = found | self.origin(name)
                 continue
+            path = folder / "predictions" / f"{name}.jsonl"
             self.at(f"{when} {name}")
-            predictions = scorer(self.evaluator)(data.task, self.parts.examples(data), f"{when:6} {name}")
+            if name in there:
+                say(f"{when:6} {name} was scored before the interruption")
+                predictions = ranks.agree(read_lines(path) if self.main else [])
+            else:
+                predictions = scorer(self.evaluator)(data.task, self.parts.examples(data), f"{when:6} {name}")
+                if self.main:
+                    write_lines(path, marked(data.task, predictions, self.evaluator.protocol))
+                    scored.add(name)
+                    reach("evaluate.task")
             results[name] = result(data.task, predictions, self.evaluator.protocol) | self.origin(name)
-            if self.main:
-                rows = marked(data.task, predictions, self.evaluator.protocol)
-                write_lines(folder / "predictions" / f"{name}.jsonl", rows)
         reach("results.write")
         if self.main:
+            scored.forget()
             write_json(folder / "results.json", results)
 
     def origin(self, name: str) -> dict[str, Any]:
@@ -124,6 +136,28 @@ class Scoring:
         }
         with evaluating(self.loaded.model):
             return expert_loads(self.loaded.model, rows, batch_size=8, pad_id=int(self.loaded.tokenizer.pad_token_id))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Which tasks an evaluation has done so far: a file that is there until all are.
+
+    Args:
+        of: what their scores depend on, to the last bit; those of anything else do not count.
+    """
+
+    path: Path
+    of: list[Any]
+
+    def tasks(self) -> list[str]:
+        kept = read_json(self.path) if self.path.is_file() else {}
+        return kept["tasks"] if kept.get("of") == self.of else []
+
+    def add(self, name: str) -> None:
+        write_json(self.path, {"of": self.of, "tasks": [*self.tasks(), name]})
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
 
 
 def copy_results(source: Path, target: Path) -> None:

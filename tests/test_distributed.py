@@ -41,17 +41,17 @@ def ended(done) -> None:
     assert [rank.returncode for rank in done] == [0] * len(done), done
 
 
-def agree(one, two) -> None:
+def agree(one, two, rel: float = 1e-9) -> None:
     """Two run folders hold the same training."""
     ours, theirs = read_lines(one / "metrics.jsonl"), read_lines(two / "metrics.jsonl")
     assert len(ours) == len(theirs) == 20
     for a, b in zip(ours, theirs, strict=True):
         for key in ("loss", "task_losses", "aux_losses", "label_tokens", "tokens"):
-            assert b[key] == pytest.approx(a[key], rel=1e-9), (a["step"], key)
+            assert b[key] == pytest.approx(a[key], rel=rel), (a["step"], key)
     adapters = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two)]
     assert adapters[0].keys() == adapters[1].keys()
     for name, tensor in adapters[0].items():
-        assert torch.dist(adapters[1][name], tensor) <= 1e-7 * tensor.norm(), name
+        assert torch.dist(adapters[1][name], tensor) <= 100 * rel * tensor.norm(), name
     record, other = (json.loads((folder / "run.json").read_text()) for folder in (one, two))
     assert other["rows"] == record["rows"]
     assert other["label_tokens"] == record["label_tokens"]
@@ -80,6 +80,17 @@ FSDP = {
     "FSDP_VERSION": "2",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
+
+
+@pytest.mark.full
+def test_three_processes_train_as_one(configs, tmp_path):
+    """A number that does not divide the questions; nor can halves be rounded away, which AdamW blows up at first."""
+    sizes = ("train.per_device_train_batch_size=6", "train.gradient_accumulation_steps=1")
+    thirds = ("train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=1")
+    alone = train(configs, tmp_path / "one" / "run", "method=mixlora", *STEPS, *PRECISE, *sizes)
+    assert alone.returncode == 0, alone.stderr
+    ended(train_on(configs, tmp_path / "three" / "run", "method=mixlora", *STEPS, *PRECISE, *thirds, processes=3))
+    agree(tmp_path / "one" / "run", tmp_path / "three" / "run", rel=1e-6)
 
 
 @pytest.mark.full
@@ -130,14 +141,16 @@ def test_an_error_of_one_rank_ends_all_with_its_status(configs, tmp_path, rank, 
         assert "rank 1: " in done[0].stderr
 
 
-ENDS = [(rank, action) for action in ("kill", "hang", "stop") for rank in (0, 1)]
+ENDS = [(rank, "step.forward@3", action) for action in ("kill", "hang", "stop") for rank in (0, 1)]
+ENDS += [(1, "step.before_optimizer@3", "hang"), (0, "checkpoint.before_rename", "hang"), (1, "evaluate.after", "hang")]
 
 
 @pytest.mark.parametrize(
-    ("rank", "action"), [x if x == (1, "kill") else pytest.param(*x, marks=pytest.mark.full) for x in ENDS]
+    ("rank", "point", "action"),
+    [x if x == (1, "step.forward@3", "kill") else pytest.param(*x, marks=pytest.mark.full) for x in ENDS],
 )
-def test_a_rank_that_dies_or_hangs_is_named_and_all_end(configs, tmp_path, action, rank):
-    started = ranks(configs, tmp_path / "run", *SMALL, "rank_timeout=6", MIXLORA_FAIL=f"{rank}/step.forward@3:{action}")
+def test_a_rank_that_dies_or_hangs_is_named_and_all_end(configs, tmp_path, rank, point, action):
+    started = ranks(configs, tmp_path / "run", *SMALL, "rank_timeout=6", MIXLORA_FAIL=f"{rank}/{point}:{action}")
     other = started[1 - rank].done()
     if action != "hang":
         started[rank].process.kill()
@@ -147,6 +160,8 @@ def test_a_rank_that_dies_or_hangs_is_named_and_all_end(configs, tmp_path, actio
         lost = started[rank].done()
         assert lost.returncode
         said += lost.stderr
+        # By the watch, whatever the backend says; within a forward, where copies wait for each other, gloo says it.
+        assert "has not gone on for 6 s" in said or point == "step.forward@3"
     assert f"mixlora: rank {rank}" in said, said
     assert said.count("mixlora: ") == 1
     started[rank].wait()

@@ -183,7 +183,7 @@ def test_models_that_cannot_pack_are_found_by_trying():
 
 @pytest.mark.parametrize(("dtype", "noise"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_a_leak_is_told_from_rounding(monkeypatch, dtype, noise):
-    """Rows of other lengths may be multiplied by other routines: that is noise, and the same whoever the neighbour is."""
+    """Rows of other lengths may be multiplied by other routines: noise that is the same beside any neighbour."""
     model = llama().to(dtype)
     forward = model.forward
 

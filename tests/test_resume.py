@@ -88,6 +88,33 @@ def test_kill_again_and_again(configs, reported, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(("time", "when", "folder"), [(1, "before", "before"), (2, "after", ".")])
+def test_a_task_that_was_scored_before_an_interruption_is_not_scored_again(
+    configs, whole, tmp_path, time, when, folder
+):
+    run = tmp_path / "run"
+    killed(configs, run, f"evaluate.task@{time}")
+    kept, mark = run / folder / "predictions" / "sums.jsonl", run / folder / "scored.json"
+    written = kept.stat().st_mtime_ns
+    assert json.loads(mark.read_text())["tasks"] == ["sums"]
+    done = train(configs, run, *METHOD)
+    assert f"{when} sums was scored before the interruption" in " ".join(done.stdout.split())
+    assert kept.stat().st_mtime_ns == written
+    assert not mark.exists()
+    assert_same(contents(run), contents(whole))
+
+
+@pytest.mark.full
+def test_what_was_scored_with_other_weights_is_scored_again(configs, whole, tmp_path):
+    run = tmp_path / "run"
+    killed(configs, run, "evaluate.task@2")
+    mark = json.loads((run / "scored.json").read_text())
+    (run / "scored.json").write_text(json.dumps(mark | {"of": [*mark["of"][:-1], "0" * 64]}))
+    (run / "predictions" / "sums.jsonl").write_text("{}\n")
+    goes_on_to(whole, configs, run)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("point", ["data.load", "step.forward@5", "step.before_optimizer@3", "evaluate.after"])
 def test_kill_of_a_rank(configs, tmp_path, point, rank):
@@ -291,7 +318,28 @@ def test_two_runs_in_one_folder(configs, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("point", ["checkpoint.before_rename@2"])
+def test_a_disk_that_is_full_at_any_write(configs, tmp_path):
+    """At the first write of a run, at the second and so on up to the last; the same command goes on from each."""
+    job = ("method=mole", "train.max_steps=2", "train.eval_limit=2", "eval.limit=4")
+    assert train(configs, tmp_path / "whole" / "run", *job).returncode == 0
+    whole, time = contents(tmp_path / "whole" / "run"), 0
+    while True:
+        time += 1
+        run = tmp_path / str(time) / "run"
+        done = train(configs, run, *job, MIXLORA_FAIL=f"write@{time}:full")
+        if done.returncode == 0:
+            break
+        assert done.returncode == 5, done.stderr
+        assert done.stderr.count("no space left") == done.stderr.count("\n") == 1, done.stderr
+        assert not list(run.parent.rglob("*.tmp*")), f"write {time}"
+        goes_on = train(configs, run, *job)
+        assert goes_on.returncode == 0, goes_on.stderr
+        assert_same(contents(run), whole)
+    assert time > 15  # writes in a run
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("point", ["step.metrics@3", "checkpoint.before_rename@2"])
 def test_a_full_disk_leaves_the_earlier_checkpoint(configs, whole, tmp_path, point):
     run = tmp_path / "run"
     done = train(configs, run, *METHOD, MIXLORA_FAIL=f"{point}:full")

@@ -16,7 +16,7 @@ ROOMS = {
     "failpoints": LEAVES,
     "signals": LEAVES,
     "ranks": LEAVES,
-    "records": LEAVES,
+    "records": {*LEAVES, "failpoints"},
     "console": {"config"},
     "lowrank": set(),
     "gates": {"config", "errors"},

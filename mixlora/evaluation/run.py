@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixlora import ranks
@@ -78,7 +77,7 @@ class Evaluator:
                 return predict(task, examples, label)
         with evaluating(self.model):
             mine = predict(task, examples[state.process_index :: state.num_processes], label)
-        return in_order(gather_object(mine), examples)
+        return in_order([prediction for share in ranks.gathered(mine) for prediction in share], examples)
 
     def likeliest(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """The likeliest option under each normaliser."""

@@ -3,14 +3,13 @@
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -47,7 +46,7 @@ def load(model: Model, *, seed: int = 0, device: torch.device | str = "cpu") -> 
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded.config.use_cache = False
-    return Base(loaded.eval(), tokenizer, fingerprint(loaded))
+    return Base(loaded.eval(), tokenizer, fingerprint(loaded.state_dict()))
 
 
 def tokenizer(model: Model) -> PreTrainedTokenizerBase:
@@ -129,14 +128,10 @@ def quantization(kind: Quantization, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def fingerprint(model: nn.Module) -> str:
-    """sha256 over names, shapes and bytes of all weights, in the dtype they were loaded in."""
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, sizes and bytes, in the dtype that the tensors have."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(named_tensors(model)):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {(tensor.numel(),)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
-    return ((name, p.reshape(-1)) for name, p in model.state_dict().items())

@@ -32,7 +32,7 @@ from mixlora.tasks.collate import Batch, Row, collate, pack, packs_for, packs_wi
 from mixlora.training import checkpoint
 from mixlora.training.distribute import distribute, synchronised
 from mixlora.training.schedule import factor
-from mixlora.training.tally import Tally, over_ranks
+from mixlora.training.tally import Tally
 
 Rows = Callable[[int, int], list[Row]]  # (first draw, count) -> tokenised rows
 MOST_BAD_STEPS = 3
@@ -175,7 +175,7 @@ class Trainer:
         """Forward and backward over this rank's micro-batches."""
         batches = self.batches(step)
         own_labels = torch.tensor(float(sum(b.label_tokens for b in batches)), device=self.accelerator.device)
-        label_tokens = over_ranks(own_labels)
+        label_tokens = ranks.summed(own_labels)
         tally, aux_losses = Tally(self.tasks), dict.fromkeys(self.aux, 0.0)
         for i, batch in enumerate(batches):
             self.at(f"step {step}, forward {i + 1} of {len(batches)}")
@@ -184,6 +184,7 @@ class Trainer:
             last = i == len(batches) - 1
             with packing.by_row(self.model), synchronised(self.wrapped, self.accelerator, last=last):
                 nats_B, count_B = self.answer_losses(self.wrapped, batch)
+                self.at(f"step {step}, losses {i + 1} of {len(batches)}")
                 routings = gates.pop_routings(self.model)
                 # Gradients are averaged over ranks; the loss is a sum over all ranks' tokens.
                 loss = nats_B.sum() / label_tokens * self.accelerator.num_processes
@@ -312,7 +313,7 @@ class Trainer:
         if self.main:
             sync_file(self.metrics)
             checkpoint.save(self.folder / name, saved)
-        self.accelerator.wait_for_everyone()
+        ranks.agree(None)  # the others wait until it is written
         self.totals.checkpoint_seconds += time.monotonic() - began
 
     def prune(self) -> None:
@@ -330,7 +331,7 @@ class Trainer:
             checkpoint.forget_after(self.folder / "checkpoints", saved.step)
             checkpoint.forget_after(self.folder / "best", saved.step)
             self.prune()  # killed between the rename and the pruning, a run may have no later checkpoint to prune
-        self.accelerator.wait_for_everyone()
+        ranks.agree(None)
 
     def restore_best(self) -> None:
         """The adapter as it was at the best validation score."""

@@ -6,10 +6,9 @@ E experts of a gate   B rows of a micro-batch
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from mixlora import gates
+from mixlora import gates, ranks
 from mixlora.tasks.collate import Batch
 
 
@@ -37,7 +36,7 @@ class Tally:
         """Sum over all ranks; the gates stand in one order on each of them."""
         here, there = [self.nats, self.count, self.rows, self.tokens, self.signals], list(self.loads.values())
         whole = torch.cat([torch.cat(here).to(device), *there])
-        summed = over_ranks(whole).cpu()  # one wait for the device, then everything is read here
+        summed = ranks.summed(whole).cpu()  # one wait for the device, then everything is read here
         sizes = [len(part) for part in (*here, *there)]
         self.nats, self.count, self.rows, self.tokens, self.signals, *loads = summed.split(sizes)
         self.loads = dict(zip(self.loads, loads, strict=True))
@@ -61,10 +60,3 @@ class Tally:
         spread = [float(load_E.std(unbiased=False) / load_E.mean()) for load_E in self.loads.values()]
         idle = [float((load_E == 0).double().mean()) for load_E in self.loads.values()]
         return {"cv_mean": sum(spread) / len(spread), "cv_max": max(spread), "idle": sum(idle) / len(idle)}
-
-
-def over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over all ranks."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
