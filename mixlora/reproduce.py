@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     from mixlora import reproduction
 
     failed = reproduction.reproduce(study, options)
-    made = show.show(study, options.format.value, to := None if options.to is None else Path(options.to))
+    made = show.show(study, options.format, to := None if options.to is None else Path(options.to))
     show.report(study, made, to, None)
     reproduction.complain(failed)
 

@@ -21,7 +21,16 @@ from mixlora.models import base
 from mixlora.models.likelihood import evaluating
 from mixlora.parts import Parts
 from mixlora.provenance import version
-from mixlora.records import disk_error, read_json, read_lines, sync_folder, write_bytes, write_json, write_lines
+from mixlora.records import (
+    disk_error,
+    is_alive,
+    read_json,
+    read_lines,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_lines,
+)
 
 ROUTING_ROWS = 32  # examples a task for routing.json
 
@@ -169,7 +178,11 @@ def copy_results(source: Path, target: Path) -> None:
 
 def share_results(source: Path, target: Path) -> None:
     """`copy_results` for other runs to read: all at once, and what the first of several runs left stays."""
-    partial = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    own = f".{target.name}.{socket.gethostname()}"
+    for stray in target.parent.glob(f"{own}.*.tmp"):
+        if not is_alive(int(stray.suffixes[-2][1:])):
+            shutil.rmtree(stray, ignore_errors=True)
+    partial = target.with_name(f"{own}.{os.getpid()}.tmp")
     try:
         copy_results(source, partial)
         partial.rename(target)

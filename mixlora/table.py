@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     if options.format is Format.pins:
         show.print_pins(study)
         return
-    made = show.show(study, options.format.value, to := None if options.to is None else Path(options.to))
+    made = show.show(study, options.format, to := None if options.to is None else Path(options.to))
     if options.report:
         show.report(study, made, to, None if options.plots is None else options.plots.value)
     if options.records is not None:

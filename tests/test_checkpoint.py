@@ -46,7 +46,7 @@ def test_any_changed_byte_is_found(tmp_path):
     assert checkpoint.damage(path) is None
 
 
-@pytest.mark.parametrize("harm", ["truncate", "remove", "empty", "swap"])
+@pytest.mark.parametrize("harm", ["truncate", "remove", "rename", "empty", "swap"])
 def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, harm):
     checkpoint.save(tmp_path, made(1))
     path = checkpoint.save(tmp_path, made(2))
@@ -54,6 +54,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, harm):
     {
         "truncate": lambda: file.write_bytes(file.read_bytes()[:-1]),
         "remove": file.unlink,
+        "rename": lambda: file.rename(file.with_name("adapter_model.safetensors")),
         "empty": lambda: file.write_bytes(b""),
         "swap": lambda: file.write_bytes((tmp_path / "step-1" / file.name).read_bytes()),
     }[harm]()

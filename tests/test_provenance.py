@@ -1,10 +1,17 @@
 """Where a run comes from is what it says, and nothing of somebody else's."""
 
+import functools
+import json
+import operator
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mixlora.config.load import decisive
+from mixlora.config.schema import Config
 from mixlora.errors import CheckpointError
 from mixlora.provenance import git_state, same_origin, with_earlier
 
@@ -57,3 +64,20 @@ def test_what_differs_is_named_with_both_values():
         CheckpointError, match=r"here belongs .*train\.learning_rate was 0\.1, now 0\.2; world_size was 2"
     ):
         same_origin(Path("here"), saved, {"config": {"train": {"learning_rate": 0.2}, "seed": 1}, "world_size": 1})
+
+
+def leaves(values: dict, *above: str) -> Iterator[tuple[str, ...]]:
+    for key, value in values.items():
+        yield from leaves(value, *above, key) if isinstance(value, dict) and value else [(*above, key)]
+
+
+def test_every_key_that_decides_a_result_is_refused_when_it_changes():
+    saved = {"config": decisive(Config()), "data": {"sums": {"train": "a"}}, "weights": "b", "world_size": 1}
+    places = list(leaves(saved))
+    assert {("config", "seed"), ("config", "method", "num_experts"), ("data", "sums", "train")} < set(places)
+    for place in places:
+        now = json.loads(json.dumps(saved))
+        functools.reduce(operator.getitem, place[:-1], now)[place[-1]] = "another"
+        named = re.escape(".".join(place).removeprefix("config."))
+        with pytest.raises(CheckpointError, match=f"{named} was .*, now another"):
+            same_origin(Path("here"), saved, now)

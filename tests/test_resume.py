@@ -377,6 +377,18 @@ def test_out_of_memory_is_recorded_and_the_rows_stay_the_same(configs, whole, tm
     assert record["rows"] == json.loads((whole / "run.json").read_text())["rows"]
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "point", ["data.load", "evaluate.before", "step.before_optimizer@2", "adapter.write", "evaluate.task@2"]
+)
+def test_out_of_memory_anywhere_else_ends_the_run_which_goes_on(configs, whole, tmp_path, point):
+    done = train(configs, tmp_path / "run", *METHOD, MIXLORA_FAIL=f"{point}:oom")
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Lower eval.batch_size" in done.stderr
+    goes_on_to(whole, configs, tmp_path / "run")
+
+
 def test_a_rehearsal_writes_nothing(configs, tmp_path):
     done = train(configs, tmp_path / "run", *METHOD, "dry_run=true", "train.max_length=64")
     assert done.returncode == 0, done.stderr

@@ -40,18 +40,23 @@ class Sweep:
         if launcher == "local":
             line = [entry for entry in line if not entry.startswith("slurm")]
         env = cluster.env | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        # A profile as one finds them, which must not win over what is asked for.
+        env |= {"SBATCH_JOB_NAME": "mine", "SBATCH_NO_REQUEUE": "1", "SBATCH_TIMELIMIT": "1", "SBATCH_OUTPUT": "mine"}
         self.process = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def end(self, seconds: float = 400) -> str:
         until = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < until:
-            # SLURM lets a requeued job wait for two minutes.
-            for number in self.cluster("squeue", "-h", "-t", "PD", "-o", "%i").split():
-                self.cluster("scontrol", "update", f"JobId={number}", "StartTime=now")
+            self.hurry()
             time.sleep(1)
         said, _ = self.process.communicate(timeout=1)
         print(said)
         return said
+
+    def hurry(self) -> None:
+        """SLURM lets a requeued job wait for two minutes."""
+        for number in self.cluster("squeue", "-h", "-t", "PD", "-o", "%i").split():
+            self.cluster("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     @property
     def folders(self) -> list[Path]:
@@ -153,6 +158,25 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(cluster, tmp_path,
     log = (sweep.root / "logs" / f"{sweep.folders[0].name}.log").read_text()
     assert "Going on after step" in log
     assert contents(sweep.folders[0]) == undisturbed(number)
+
+
+def test_a_run_longer_than_its_time_limit_comes_to_its_end(cluster, tmp_path):
+    """A limit of a minute, which SLURM itself warns of and keeps."""
+    job = ("method=smora", "train.max_steps=100000", "train.save_steps=1000", "train.logging_steps=100")
+    sweep = Sweep(cluster, tmp_path, *job, "slurm.time_min=1", "slurm.signal_delay_s=20")
+    sweep.wait_for_step(100)
+    first = sweep.job
+    log = sweep.root / "logs" / f"{sweep.folders[0].name}.log"
+
+    def went_on_twice() -> bool:
+        sweep.hurry()
+        return log.read_text().count("Going on after step") == 2
+
+    cluster.wait_for(went_on_twice, "two requeues", 400)
+    assert sweep.job == first
+    assert len(list((sweep.root / "logs" / "slurm").glob("*_submission.sh"))) == 1
+    cluster("scancel", sweep.job)
+    assert "FAILED" in sweep.end(60)
 
 
 @either

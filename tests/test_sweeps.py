@@ -5,6 +5,7 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -594,6 +595,24 @@ def test_a_refusal_of_sbatch_does_not_end_a_sweep_whose_jobs_run(monkeypatch, tm
         running.run([point(tmp_path, 9)], place, show.Board([]))
 
 
+def test_a_profile_does_not_win_over_what_is_asked_for(monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
+    queue_that_says(monkeypatch, tmp_path, "")
+    submissions_are_taken(tmp_path)
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\nenv > {tmp_path}/env; echo Submitted batch job 9\n")
+    ours = {"JOB_NAME": "mine", "NO_REQUEUE": "1", "TIMELIMIT": "5", "PARTITION": "slow", "WAIT": "1", "OUTPUT": "x"}
+    theirs = {"ACCOUNT": "lab", "RESERVATION": "r", "TIMELIMIT_RAW": "1"}  # what the configuration leaves open
+    for name, value in (ours | theirs).items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    asked = slurm.Slurm(Launch(launcher=Launcher.slurm, slurm=Slurm(partition="fast")))
+    asked.start(point(tmp_path, 0), tmp_path / "logs" / "0.log")
+    seen = dict(
+        line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if line.startswith("SBATCH_")
+    )
+    assert seen == {f"SBATCH_{name}": value for name, value in theirs.items()}
+    assert os.environ["SBATCH_JOB_NAME"] == "mine"
+
+
 def test_a_signal_is_heard_between_two_submissions(monkeypatch, tmp_path):
     pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
     queue_that_says(monkeypatch, tmp_path, "")
@@ -816,6 +835,17 @@ def test_shared_scores_appear_whole_and_the_first_stay(monkeypatch, tmp_path):
         assert read_json(folder / "results.json")["sums"]["value"] == 0.1
         assert read_lines(folder / "predictions" / "sums.jsonl") == [{"value": 0.1}] * 9
     assert os.listdir(shared.parent) == ["tiny"]
+
+
+def test_what_a_killed_run_left_of_its_shared_scores_goes(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    shared, host = tmp_path / "base" / "tiny.1-2", socket.gethostname()
+    stray, kept = f".tiny.1-2.{host}.{gone.pid}.tmp", [f".tiny.1-2.{host}.1.tmp", f".tiny.1-2.other.{gone.pid}.tmp"]
+    for name in (stray, *kept):
+        (shared.parent / name).mkdir(parents=True)
+    scoring.share_results(scores(tmp_path / "1", 0.1), shared)
+    assert sorted(os.listdir(shared.parent)) == sorted([shared.name, *kept])
 
 
 def test_scores_are_shared_by_runs_of_the_same_weights_on_the_same_kind_of_device():

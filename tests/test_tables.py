@@ -19,6 +19,8 @@ import yaml
 from invented_runs import PROTOCOL, right, write_run
 from markdown_it import MarkdownIt
 
+from mixlora.config import doors
+from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.records import read_json, read_lines, read_text, write_json, write_lines
 from mixlora.tables import recipe as recipes
@@ -572,8 +574,8 @@ def test_no_label_or_note_is_taken_for_an_option_of_the_line_before(tmp_path):
 
 
 def test_a_format_that_does_not_exist_is_named():
-    with pytest.raises(ConfigError, match="Did you mean 'html'"):
-        show.formats("htm")
+    with pytest.raises(ConfigError, match=r"format.*htm"):
+        typed(doors.Table, {"recipe": "tiny", "format": "htm"})
 
 
 def test_the_command_writes_four_files_without_torch(root, tmp_path):

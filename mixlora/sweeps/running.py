@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from mixlora import signals
 from mixlora.config.schema import Launch, Launcher
 from mixlora.console import say
-from mixlora.errors import Interrupted
+from mixlora.errors import Interrupted, MixloraError
 from mixlora.records import disk_error, log_path, write_json
 from mixlora.sweeps.local import Local
 from mixlora.sweeps.points import Point
@@ -183,5 +183,6 @@ def failure(point: Point, start: Started, status: int) -> Failure:
     if status == 0:
         message = f"it ended well, yet no finished run is in {point.folder}. Does run_dir change with every start?"
     found = Failure(status, message, log)
-    write_json(log.with_suffix(".json"), {"status": status, "message": found.message})
+    with contextlib.suppress(MixloraError, OSError):  # a disk that is full must not end the other runs; the log has it
+        write_json(log.with_suffix(".json"), {"status": status, "message": found.message})
     return found

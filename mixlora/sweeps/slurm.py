@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ QUEUE_SECONDS = 5.0  # between two looks at the queue, whatever the number of po
 REQUEUE_SECONDS = 30.0  # of SLURM's warning that are left for bringing the job back
 LEAST_SAVE_SECONDS = 5.0  # that a run gets, however late the warning comes
 REFUSED_SECONDS = 60.0  # before sbatch is asked again
+# Variables of sbatch that are not named as its parameters, and those of what submitit and this module rely on.
+VARIABLES = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE"}
+RELIED_ON = ("array_inx", "error", "no_requeue", "open_mode", "output", "signal", "wait")
 HOLD_SECONDS = 3600.0  # that a job which was told to end waits for SLURM to end it, or to requeue it
 
 
@@ -64,10 +67,12 @@ class Slurm:
         executor = self.submitit.SlurmExecutor(
             folder=log.parent / "slurm", max_num_timeout=self.launch.slurm.max_requeues
         )
-        executor.update_parameters(**parameters(self.launch, point.folder, self.queue.ending(point.folder)))
+        asked = parameters(self.launch, point.folder, self.queue.ending(point.folder))
+        executor.update_parameters(**asked)
         utils = self.submitit.core.utils
         try:
-            with signals.held():  # a Ctrl-C would reach sbatch as well, and nobody would know whether it got through
+            # A Ctrl-C would reach sbatch as well, and nobody would know whether it got through.
+            with signals.held(), without_rivals(asked):
                 job = executor.submit(Node(point.arguments, self.launch, log.absolute()))
         except (OSError, utils.FailedJobError, utils.FailedSubmissionError) as error:
             why = str(error).strip()[-500:]
@@ -210,6 +215,17 @@ def parameters(launch: Launch, folder: Path, after: str | None = None) -> dict[s
         "additional_parameters": {"requeue": True, **asked.additional_parameters},
     }
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+@contextlib.contextmanager
+def without_rivals(asked: Mapping[str, Any]) -> Iterator[None]:
+    """Out of the environment goes what a profile sets of sbatch and is said here, for it would win over the script."""
+    names = {f"SBATCH_{VARIABLES.get(name, name.upper())}" for name in (*asked, *RELIED_ON)}
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 class Node:

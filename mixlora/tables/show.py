@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from mixlora.config.typed import suggest
+from mixlora.config.doors import Format
 from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.records import is_there, read_text, write_packed, write_text
@@ -17,7 +17,6 @@ from mixlora.tables.study import INDEX, MISSING, Run, Study, config_of, log_path
 
 # What stays of a prediction in kept records: all that a score can be computed from again.
 DROPPED = ("prompt", "options")
-PINS = "pins"  # not a format of the table: what its runs would be pinned to
 KEPT = ("config.yaml", "run.json", "results.json", "before/results.json")
 PACKED = ("metrics.jsonl", "routing.json")
 PLACES = {"output_root": "runs", "run_dir": "run"}  # key of the configuration -> what its path is called in records
@@ -28,18 +27,9 @@ def study_of(name: str, output_root: str, overrides: Sequence[str], *, include_d
     return Study(found, recipes.find(name), output_root, overrides, include_dirty=include_dirty)
 
 
-def formats(asked: str) -> list[str]:
-    """The formats behind one word; ConfigError where it is none."""
-    if asked == "all":
-        return list(render.FORMATS)
-    if asked not in render.FORMATS:
-        raise ConfigError(f"format={asked} is not a format. {suggest(asked, [*render.FORMATS, 'all', PINS])}")
-    return [asked]
-
-
-def show(study: Study, asked: str, to: Path | None) -> table.Table:
+def show(study: Study, asked: Format, to: Path | None) -> table.Table:
     """Print the table as Markdown and write it; returns it."""
-    kinds = formats(asked)
+    kinds = render.FORMATS if asked is Format.all else [asked.value]
     made = table.build(study)
     say(render.markdown(made))
     folder = to or study.root / "tables" / study.recipe.name
