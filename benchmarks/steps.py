@@ -12,6 +12,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -41,15 +42,18 @@ def main() -> None:
     if options.worker:
         print(json.dumps(peak(options)))
         return
-    methods = options.methods.split(",")
-    rows = []
+    methods, measured = options.methods.split(","), list[Callable[[], list[Row]]]()
     if options.only in ("", "time"):
-        rows += [row for method in methods for row in times(method, 0.0, options)]
-        rows += [row for method in methods if method in WITH_DROPOUT for row in times(method, DROPOUT, options)]
+        measured += [partial(times, method, 0.0, options) for method in methods]
+        measured += [partial(times, method, DROPOUT, options) for method in methods if method in WITH_DROPOUT]
     if options.only in ("", "memory"):
         asked = methods[-1:] if options.quick else methods
-        rows += [row for method in asked for row in memory(method, DROPOUT if gpu else 0.0, options)]
-    print(f"written: {write('steps', rows, options)}")
+        measured += [partial(memory, method, DROPOUT if gpu else 0.0, options) for method in asked]
+    rows: list[Row] = []
+    for measure in measured:
+        rows += measure()
+        path = write("steps", rows, options)  # after each: the whole takes long, and may be cut off
+    print(f"written: {path}")
 
 
 def variants(method: str, dropout: float, options) -> dict:

@@ -55,7 +55,7 @@ def skeleton(model: Model) -> nn.Module | None:
     """The base model without weights; None where neither the hub nor known.yaml has its shape."""
     if model.random is not None:
         with torch.device("meta"):
-            return base.from_random(model, 0, torch.float32)[0]
+            return base.from_random(model, base.load_tokenizer(model), 0, torch.float32)
     shape = known()["shapes"].get(model.name)
     if shape is not None:
         config = AutoConfig.for_model(**shape)

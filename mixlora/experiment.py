@@ -181,7 +181,7 @@ class Experiment:
         config = self.config
         self.parts.formatter  # noqa: B018  the tokenizer is quick to load and shows many mistakes
         say(f"Loading {config.model.name} ...")
-        loaded = base.load(config.model, device=self.parts.accelerator.device)
+        loaded = base.load(config.model, device=self.parts.accelerator.device, tokenizer=self.parts.tokenizer)
         torch.manual_seed(config.seed)
         return loaded, prepared(loaded.model, config.method, config.model)
 

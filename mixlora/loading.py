@@ -32,7 +32,7 @@ def load(folder: Path, device: str = "cpu") -> base.Base:
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return base.tokenizer(described(folder)[0])
+    return base.load_tokenizer(described(folder)[0])
 
 
 def described(folder: Path) -> tuple[Model, Method, Path]:

@@ -66,7 +66,7 @@ class Parts:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return base.tokenizer(self.config.model)
+        return base.load_tokenizer(self.config.model)
 
     @cached_property
     def formatter(self) -> Formatter:

@@ -26,7 +26,7 @@ def reevaluate(config: Config, run: str | None) -> Path:
     parts = Parts(config)
     parts.tell_notes()
     parts.require_sandbox()
-    loaded = base.load(config.model, device=parts.accelerator.device)
+    loaded = base.load(config.model, device=parts.accelerator.device, tokenizer=parts.tokenizer)
     adapter = {} if run is None else attach(loaded.model, config.method, config.model)
     if run is not None:
         files.load(Path(run) / "adapter", adapter)

@@ -27,8 +27,18 @@ class Base:
     sha256: str
 
 
-def load(model: Model, *, seed: int = 0, device: torch.device | str = "cpu") -> Base:
+def load(
+    model: Model,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Base:
     """Load what `model` names onto `device`.
+
+    Args:
+        seed: of random weights.
+        tokenizer: its own, where it was loaded before.
 
     Raises:
         ConfigError: no origin or several, a folder or package that is not there.
@@ -37,10 +47,11 @@ def load(model: Model, *, seed: int = 0, device: torch.device | str = "cpu") -> 
     dtype = torch_dtype(model.dtype, device)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     if model.random is not None:
-        loaded, tokenizer = from_random(model, seed, dtype)
+        loaded = from_random(model, tokenizer, seed, dtype)
     else:
-        loaded, tokenizer = from_pretrained(model, dtype, device)
+        loaded = from_pretrained(model, dtype, device)
     if model.quantization is Quantization.none:
         loaded.to(torch.device(device))
     if tokenizer.pad_token_id is None:
@@ -49,7 +60,7 @@ def load(model: Model, *, seed: int = 0, device: torch.device | str = "cpu") -> 
     return Base(loaded.eval(), tokenizer, fingerprint(loaded.state_dict()))
 
 
-def tokenizer(model: Model) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The tokenizer alone: enough to read data and count tokens."""
     if model.random is not None:
         return byte_tokenizer()
@@ -67,8 +78,7 @@ def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
     return found
 
 
-def from_random(model: Model, seed: int, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = byte_tokenizer()
+def from_random(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int, dtype: torch.dtype) -> PreTrainedModel:
     options = dict(model.random or {})
     options["vocab_size"] = max(int(options.get("vocab_size", 0)), len(tokenizer))
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -76,17 +86,16 @@ def from_random(model: Model, seed: int, dtype: torch.dtype) -> tuple[PreTrained
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = AutoModelForCausalLM.from_config(config, attn_implementation=model.attn_implementation)
-    return built.to(dtype), tokenizer
+    return built.to(dtype)
 
 
-def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrainedModel:
     origin, options = where(model)
     extra: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
     if model.quantization is not Quantization.none:
         extra |= {"quantization_config": quantization(model.quantization, dtype), "device_map": {"": device}}
     with named_errors(model):
-        tokenizer = AutoTokenizer.from_pretrained(origin, **options)
-        return AutoModelForCausalLM.from_pretrained(origin, **options, **extra), tokenizer
+        return AutoModelForCausalLM.from_pretrained(origin, **options, **extra)
 
 
 @contextmanager
