@@ -9,7 +9,7 @@ import sys
 
 from common import HERE, RESULTS
 
-SCRIPTS = ("linear", "feed_forward", "routing", "scaling", "steps", "tokens", "eval_speed")
+SCRIPTS = ("linear", "feed_forward", "routing", "scaling", "steps", "where", "tokens", "eval_speed")
 
 
 def main() -> None:

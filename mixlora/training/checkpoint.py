@@ -212,5 +212,6 @@ def restore_optimizer(
     for full, value in tensors.items():
         name, _, key = full.rpartition("|")
         parameter = parameters[name]
-        # AdamW keeps its step count, the one value without a dimension, on the CPU.
-        optimizer.state[parameter][key] = ranks.spread_as(parameter, value) if value.dim() else value
+        # The step count, the one value without a dimension, lies on every rank, where the parameter is.
+        whole = value.to(parameter.device)
+        optimizer.state[parameter][key] = ranks.spread_as(parameter, value) if value.dim() else whole

@@ -104,6 +104,7 @@ class Trainer:
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_epsilon,
             weight_decay=train.weight_decay,
+            fused=True,  # one pass over a parameter, its gradient and its moments, where there would be a dozen
         )
         self.warmup = round(train.warmup_ratio * self.steps)
         self.totals = Totals(micro_batch_size=train.per_device_train_batch_size)

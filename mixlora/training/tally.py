@@ -57,6 +57,7 @@ class Tally:
         """Over all gates: variation coefficient of the load (0 is balanced), share of experts that nobody chose."""
         if not self.loads:
             return {}
-        spread = [float(load_E.std(unbiased=False) / load_E.mean()) for load_E in self.loads.values()]
-        idle = [float((load_E == 0).double().mean()) for load_E in self.loads.values()]
-        return {"cv_mean": sum(spread) / len(spread), "cv_max": max(spread), "idle": sum(idle) / len(idle)}
+        stacks = [load_LE for _, load_LE in gates.alike(self.loads)]
+        spread_L = torch.cat([load_LE.std(-1, unbiased=False) / load_LE.mean(-1) for load_LE in stacks])
+        idle_L = torch.cat([(load_LE == 0).double().mean(-1) for load_LE in stacks])
+        return {"cv_mean": float(spread_L.mean()), "cv_max": float(spread_L.max()), "idle": float(idle_L.mean())}
