@@ -25,7 +25,7 @@ OTHERS, REST = "other operators", "Python and autograd's engine"
 
 
 def main() -> None:
-    options = arguments(__doc__, model="", methods="mole,mola,hydralora,smora", rounds=5)
+    options = arguments(__doc__, model="", methods="mole,smora", rounds=3)
     options.model = options.model or ("tiny" if options.quick else "smollm2_135m")
     options.rounds = 2 if options.quick else options.rounds
     options.where = options.model, options.device, "float32"
