@@ -317,7 +317,7 @@ class Experiment:
     def announce(self) -> None:
         say(f"Run folder: {self.folder}")
         self.parts.tell_notes()
-        self.parts.require_sandbox()
+        self.parts.require_means()
         ranks.same("configuration", configs.digest(self.config))
         ranks.same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
         if not self.parts.trained:

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from mixlora import ranks, tasks
 from mixlora.checks import AS_THEY_ARE
 from mixlora.config import load as configs
-from mixlora.config.schema import Answer, Config
+from mixlora.config.schema import Answer, Backend, Config
 from mixlora.console import say
+from mixlora.errors import ConfigError
 from mixlora.evaluation import sandbox
 from mixlora.failpoints import reach
 from mixlora.models import base
@@ -135,8 +136,18 @@ class Parts:
     def runnable(self, data: tasks.TaskData) -> bool:
         return data.task.answer_kind is not Answer.code or self.config.eval.allow_code_execution
 
-    def require_sandbox(self) -> None:
-        """Raise a SandboxError where programs are to be run and none holds: before the model is loaded."""
+    def require_means(self) -> None:
+        """What the scoring needs is there: found before the model is loaded.
+
+        Raises:
+            SandboxError: programs are to be run and no sandbox holds.
+            ConfigError: lm-evaluation-harness on several processes, where it returns results on the first alone.
+        """
+        if self.config.eval.backend is Backend.lm_eval and self.accelerator.num_processes > 1:
+            raise ConfigError(
+                f"eval.backend=lm_eval scores on one process, not on {self.accelerator.num_processes}. Use "
+                "eval.protocol=lm_eval with eval.backend=own, which asks and scores alike"
+            )
         if any(data.task.answer_kind is Answer.code and self.runnable(data) for data in self.evaluated.values()):
             sandbox.require()
 

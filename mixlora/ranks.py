@@ -24,6 +24,7 @@ from mixlora.errors import ConfigError, MixloraError
 
 T = TypeVar("T")
 BEAT_SECONDS = 0.5
+SLEEP_SECONDS = 20 * BEAT_SECONDS  # between two beats: this process itself did not run
 # The backend's own timeout comes so much later than the watch, which can name the rank; NCCL's ends a process unnamed.
 GRACE_SECONDS = 15.0
 # What the backends say when another rank does not answer or is gone.
@@ -167,9 +168,13 @@ class Watch:
         self.stopped.set()
 
     def keep_watch(self) -> None:
-        beat = 0
+        beat, last = 0, time.monotonic()
         while not self.stopped.wait(BEAT_SECONDS):
-            beat += 1
+            beat, now = beat + 1, time.monotonic()
+            if now - last > SLEEP_SECONDS:  # a job that was suspended: nobody could have been heard
+                self.heard.clear()
+                self.left_behind.clear()
+            last = now
             try:
                 self.store.set(f"rank {self.rank}", json.dumps([beat, self.marks, self.place]))
                 if self.store.check(["failed"]):

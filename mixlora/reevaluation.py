@@ -25,7 +25,7 @@ def reevaluate(config: Config, run: str | None) -> Path:
     check(config)
     parts = Parts(config)
     parts.tell_notes()
-    parts.require_sandbox()
+    parts.require_means()
     loaded = base.load(config.model, device=parts.accelerator.device, tokenizer=parts.tokenizer)
     adapter = {} if run is None else attach(loaded.model, config.method, config.model)
     if run is not None:

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from mixlora.records import (
 )
 
 ROUTING_ROWS = 32  # examples a task for routing.json
+STRAY_SECONDS = 3600.0  # after which what a process that is gone was writing is nobody's
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Scoring:
         shared = Path(self.config.output_root) / "base" / f"{self.config.model.name}-{self.protocol_digest()[:12]}"
         there, known = ranks.agree([(place / "results.json").is_file() for place in (folder, shared)])
         if there:
+            if self.main:
+                (folder / "scored.json").unlink(missing_ok=True)  # killed between the two
             return
         reach("evaluate.before")
         if not known:
@@ -81,6 +85,7 @@ class Scoring:
         elif self.main:
             say(f"The base model's scores are taken from {shared}")
             copy_results(shared, folder)
+            (folder / "scored.json").unlink(missing_ok=True)  # of an own evaluation that was interrupted
         ranks.agree(None)  # the others wait until they are there
 
     def protocol_digest(self) -> str:
@@ -100,16 +105,17 @@ class Scoring:
 
         Where an earlier process was ended between two tasks, those that it scored with the same weights are kept.
         """
-        of = [self.protocol_digest(), self.parts.accelerator.num_processes, adapter_sha256]
-        scored = Scored(folder / "scored.json", of)
-        there, results = ranks.agree(scored.tasks()), dict[str, Any]()
+        origins = {name: self.origin(name) for name in self.parts.evaluated}
+        of = [self.protocol_digest(), origins, version("lm_eval"), self.parts.accelerator.num_processes, adapter_sha256]
+        scored = Scored(folder, hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest())
+        there, results = ranks.agree(scored.begin() if self.main else []), dict[str, Any]()
         for name, data in self.parts.evaluated.items():
             if not self.parts.runnable(data):
                 reason = "generated code is run only with eval.allow_code_execution=true"
                 found = {"metric": data.task.metric, "value": None, "stderr": None, "n": 0, "reason": reason}
-                results[name] = found | self.origin(name)
+                results[name] = found | origins[name]
                 continue
-            path = folder / "predictions" / f"{name}.jsonl"
+            path = scored.predictions(name)
             self.at(f"{when} {name}")
             if name in there:
                 say(f"{when:6} {name} was scored before the interruption")
@@ -120,11 +126,11 @@ class Scoring:
                     write_lines(path, marked(data.task, predictions, self.evaluator.protocol))
                     scored.add(name)
                     reach("evaluate.task")
-            results[name] = result(data.task, predictions, self.evaluator.protocol) | self.origin(name)
+            results[name] = result(data.task, predictions, self.evaluator.protocol) | origins[name]
         reach("results.write")
         if self.main:
-            scored.forget()
             write_json(folder / "results.json", results)
+            scored.forget()
 
     def origin(self, name: str) -> dict[str, Any]:
         """How a task was asked and on what data: all that a score depends on besides the model."""
@@ -149,21 +155,43 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scored:
-    """Which tasks an evaluation has done so far: a file that is there until all are.
+    """Which tasks an evaluation has done so far: a file beside the predictions that is there until all are.
 
     Args:
-        of: what their scores depend on, to the last bit; those of anything else do not count.
+        of: the digest of what their scores depend on, to the last bit; those of anything else do not count.
     """
 
-    path: Path
-    of: list[Any]
+    folder: Path
+    of: str
 
-    def tasks(self) -> list[str]:
+    @property
+    def path(self) -> Path:
+        return self.folder / "scored.json"
+
+    def predictions(self, name: str) -> Path:
+        return self.folder / "predictions" / f"{name}.jsonl"
+
+    def begin(self) -> list[str]:
+        """The tasks whose predictions are there, byte by byte. Where there are none, whatever was kept is forgotten."""
         kept = read_json(self.path) if self.path.is_file() else {}
-        return kept["tasks"] if kept.get("of") == self.of else []
+        tasks = kept["tasks"] if kept.get("of") == self.of else {}
+        whole = {name: sha256 for name, sha256 in tasks.items() if self.sha256(name) == sha256}
+        if whole:
+            self.write(whole)
+        else:
+            self.forget()
+        return list(whole)
 
     def add(self, name: str) -> None:
-        write_json(self.path, {"of": self.of, "tasks": [*self.tasks(), name]})
+        done = read_json(self.path)["tasks"] if self.path.is_file() else {}
+        self.write(done | {name: self.sha256(name)})
+
+    def sha256(self, name: str) -> str | None:
+        path = self.predictions(name)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+    def write(self, tasks: Mapping[str, str | None]) -> None:
+        write_json(self.path, {"of": self.of, "tasks": dict(tasks)})
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -180,7 +208,8 @@ def share_results(source: Path, target: Path) -> None:
     """`copy_results` for other runs to read: all at once, and what the first of several runs left stays."""
     own = f".{target.name}.{socket.gethostname()}"
     for stray in target.parent.glob(f"{own}.*.tmp"):
-        if not is_alive(int(stray.suffixes[-2][1:])):
+        # Of a container that calls itself as this machine does, the process would not be seen.
+        if not is_alive(int(stray.suffixes[-2][1:])) and time.time() - stray.stat().st_mtime > STRAY_SECONDS:
             shutil.rmtree(stray, ignore_errors=True)
     partial = target.with_name(f"{own}.{os.getpid()}.tmp")
     try:

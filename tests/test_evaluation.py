@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixlora import tasks
-from mixlora.config.schema import Answer, Config, Data, Eval, Mixture, Protocol, Splits, Style, Task
+from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Mixture, Protocol, Splits, Style, Task
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import protocols
@@ -26,6 +27,7 @@ from mixlora.evaluation.report import notes
 from mixlora.evaluation.run import Evaluator, in_order, result
 from mixlora.evaluation.sandbox import Verdict
 from mixlora.models import base
+from mixlora.parts import Parts
 from mixlora.tasks import fewshot
 from mixlora.tasks.example import Example
 from mixlora.tasks.parse import Reader, examples
@@ -571,3 +573,10 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
         protocols.check(Config(tasks=Mixture(name="mix", mixture={"boolq": task("boolq", metric="accc")})))
     with pytest.raises(ConfigError, match=r"eval\.protocol.*loglikelihood"):
         typed(Eval, {"protocol": "nothing"}, "eval")
+
+
+def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():
+    parts = Parts(Config(eval=Eval(backend=Backend.lm_eval)))
+    parts.__dict__["accelerator"] = SimpleNamespace(num_processes=2)
+    with pytest.raises(ConfigError, match=r"scores on one process, not on 2\. Use eval\.protocol=lm_eval"):
+        parts.require_means()

@@ -1,5 +1,6 @@
 """Killed at any moment, the same command ends in the same bytes."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -96,7 +97,7 @@ def test_a_task_that_was_scored_before_an_interruption_is_not_scored_again(
     killed(configs, run, f"evaluate.task@{time}")
     kept, mark = run / folder / "predictions" / "sums.jsonl", run / folder / "scored.json"
     written = kept.stat().st_mtime_ns
-    assert json.loads(mark.read_text())["tasks"] == ["sums"]
+    assert json.loads(mark.read_text())["tasks"].keys() == {"sums"}
     done = train(configs, run, *METHOD)
     assert f"{when} sums was scored before the interruption" in " ".join(done.stdout.split())
     assert kept.stat().st_mtime_ns == written
@@ -105,12 +106,15 @@ def test_a_task_that_was_scored_before_an_interruption_is_not_scored_again(
 
 
 @pytest.mark.full
-def test_what_was_scored_with_other_weights_is_scored_again(configs, whole, tmp_path):
+@pytest.mark.parametrize("changed", ["of", "tasks"])
+def test_what_was_scored_with_other_weights_or_is_damaged_is_scored_again(configs, whole, tmp_path, changed):
     run = tmp_path / "run"
     killed(configs, run, "evaluate.task@2")
-    mark = json.loads((run / "scored.json").read_text())
-    (run / "scored.json").write_text(json.dumps(mark | {"of": [*mark["of"][:-1], "0" * 64]}))
     (run / "predictions" / "sums.jsonl").write_text("{}\n")
+    mark = json.loads((run / "scored.json").read_text())
+    if changed == "of":
+        mark = {"of": "0" * 64, "tasks": {"sums": hashlib.sha256(b"{}\n").hexdigest()}}
+    (run / "scored.json").write_text(json.dumps(mark))
     goes_on_to(whole, configs, run)
 
 

@@ -601,10 +601,12 @@ def test_a_profile_does_not_win_over_what_is_asked_for(monkeypatch, tmp_path):
     submissions_are_taken(tmp_path)
     (tmp_path / "sbatch").write_text(f"#!/bin/sh\nenv > {tmp_path}/env; echo Submitted batch job 9\n")
     ours = {"JOB_NAME": "mine", "NO_REQUEUE": "1", "TIMELIMIT": "5", "PARTITION": "slow", "WAIT": "1", "OUTPUT": "x"}
+    ours |= {"MAIL_TYPE": "END", "EXPORT": "NONE", "GRES": "gpu:4"}
     theirs = {"ACCOUNT": "lab", "RESERVATION": "r", "TIMELIMIT_RAW": "1"}  # what the configuration leaves open
     for name, value in (ours | theirs).items():
         monkeypatch.setenv(f"SBATCH_{name}", value)
-    asked = slurm.Slurm(Launch(launcher=Launcher.slurm, slurm=Slurm(partition="fast")))
+    options = Slurm(partition="fast", additional_parameters={"mail-type": "FAIL"})
+    asked = slurm.Slurm(Launch(launcher=Launcher.slurm, slurm=options))
     asked.start(point(tmp_path, 0), tmp_path / "logs" / "0.log")
     seen = dict(
         line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if line.startswith("SBATCH_")
@@ -842,8 +844,13 @@ def test_what_a_killed_run_left_of_its_shared_scores_goes(tmp_path):
     gone.wait()
     shared, host = tmp_path / "base" / "tiny.1-2", socket.gethostname()
     stray, kept = f".tiny.1-2.{host}.{gone.pid}.tmp", [f".tiny.1-2.{host}.1.tmp", f".tiny.1-2.other.{gone.pid}.tmp"]
+    young = subprocess.Popen(["true"])
+    young.wait()
     for name in (stray, *kept):
         (shared.parent / name).mkdir(parents=True)
+        os.utime(shared.parent / name, (0, 0))
+    kept.append(f".tiny.1-2.{host}.{young.pid}.tmp")
+    (shared.parent / kept[-1]).mkdir()
     scoring.share_results(scores(tmp_path / "1", 0.1), shared)
     assert sorted(os.listdir(shared.parent)) == sorted([shared.name, *kept])
 

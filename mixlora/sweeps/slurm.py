@@ -27,7 +27,10 @@ LEAST_SAVE_SECONDS = 5.0  # that a run gets, however late the warning comes
 REFUSED_SECONDS = 60.0  # before sbatch is asked again
 # Variables of sbatch that are not named as its parameters, and those of what submitit and this module rely on.
 VARIABLES = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE"}
-RELIED_ON = ("array_inx", "error", "no_requeue", "open_mode", "output", "signal", "wait")
+RELIED_ON = (
+    "array_inx", "clusters", "error", "export", "gpus", "gpus_per_node", "gpus_per_task", "gres", "no_requeue",
+    "open_mode", "output", "signal", "wait",
+)  # fmt: skip
 HOLD_SECONDS = 3600.0  # that a job which was told to end waits for SLURM to end it, or to requeue it
 
 
@@ -220,7 +223,8 @@ def parameters(launch: Launch, folder: Path, after: str | None = None) -> dict[s
 @contextlib.contextmanager
 def without_rivals(asked: Mapping[str, Any]) -> Iterator[None]:
     """Out of the environment goes what a profile sets of sbatch and is said here, for it would win over the script."""
-    names = {f"SBATCH_{VARIABLES.get(name, name.upper())}" for name in (*asked, *RELIED_ON)}
+    said = (*asked, *asked.get("additional_parameters", ()), *RELIED_ON)
+    names = {f"SBATCH_{VARIABLES.get(name, name.replace('-', '_').upper())}" for name in said}
     taken = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
