@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -124,4 +125,4 @@ def test_every_benchmark_runs(name, tmp_path):
     (written,) = tmp_path.glob("*-quick.json")
     rows = json.loads(written.read_text(encoding="utf-8"))["rows"]
     assert rows
-    assert all(r["value"] > 0 for r in rows)
+    assert all(r["value"] > 0 or (name == "where" and math.isfinite(r["value"])) for r in rows)  # of differences
