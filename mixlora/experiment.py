@@ -39,7 +39,7 @@ from mixlora.records import (
     write_json,
     write_text,
 )
-from mixlora.scoring import Scoring
+from mixlora.scoring import SCORED, Scoring
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint
 from mixlora.training.loop import Totals, Trainer
@@ -147,7 +147,7 @@ class Experiment:
     def holds_results(self) -> bool:
         """Whether an earlier process left something that this one builds on."""
         before = self.folder / "before"
-        left = [*checkpoint.steps(self.folder / "checkpoints"), before / "scored.json", before / "results.json"]
+        left = [*checkpoint.steps(self.folder / "checkpoints"), before / SCORED, before / "results.json"]
         return (self.folder / "run.json").is_file() and any(path.exists() for path in left)
 
     @contextmanager
@@ -196,8 +196,7 @@ class Experiment:
         reach("adapter.write")
         tensors = trainer.tensors()
         if trainer.main:
-            place, base_model = self.folder / "adapter", base_name(config)
-            files.save(place, tensors, loaded.model, config.method, base_model, config.model.revision)
+            files.save(self.folder / "adapter", tensors, loaded.model, config.method, config.model)
         reach("evaluate.after")
         scoring.evaluate(self.folder, "after", base.fingerprint(tensors))
         loads = scoring.routing()
@@ -412,11 +411,6 @@ def longest(row: Row, length: int) -> Row:
     """The row with its prompt repeated up to `length` tokens."""
     room = max(1, length - len(row.answer_ids))
     return replace(row, prompt_ids=(row.prompt_ids * room)[:room])
-
-
-def base_name(config: Config) -> str:
-    """What PEFT calls base_model_name_or_path."""
-    return config.model.path or config.model.name
 
 
 def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
                 f"method '{method.name}' has gates, which PEFT's LoRA format cannot hold. "
                 f"Load it with mixlora.load('{run}'), or train a method without a gate"
             )
-        files.save(to, adapter_tensors(loaded.model), loaded.model, method, model.path or model.name, model.revision)
+        files.save(to, adapter_tensors(loaded.model), loaded.model, method, model)
     print(f"Wrote {to}")
 
 

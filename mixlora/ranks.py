@@ -147,6 +147,8 @@ class Watch:
     def __init__(self, timeout: float):
         self.timeout = timeout
         self.marks, self.place = 0, "start"
+        self.heard: dict[int, tuple[str, float]] = {}  # what each rank said last, and since when
+        self.left_behind: dict[int, tuple[int, float]] = {}  # where it stood when others went on, and since when
         self.stopped = threading.Event()
 
     def at(self, place: str) -> None:
@@ -157,8 +159,6 @@ class Watch:
         self.rank, self.world = rank(), world()
         # A connection of its own: the main thread may hold the other one while it waits.
         self.store = dist.PrefixStore("mixlora", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
-        self.heard: dict[int, tuple[str, float]] = {}
-        self.left_behind: dict[int, tuple[int, float]] = {}
         self.thread = threading.Thread(target=self.keep_watch, name="mixlora-watch", daemon=True)
         self.thread.start()
         watching.append(self)

@@ -192,17 +192,6 @@ def remove_strays(folder: Path) -> None:
         stray.unlink(missing_ok=True)
 
 
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine is there."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Own `folder` while the block runs. The system lets go of the lock of a process that is gone, however it went.

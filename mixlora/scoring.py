@@ -16,7 +16,7 @@ from mixlora import ranks
 from mixlora.config import load as configs
 from mixlora.console import say
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import PROTOCOL_VERSION, Evaluator, marked, result, scorer
+from mixlora.evaluation.run import Evaluator, marked, result, scorer
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.models.likelihood import evaluating
@@ -24,7 +24,6 @@ from mixlora.parts import Parts
 from mixlora.provenance import version
 from mixlora.records import (
     disk_error,
-    is_alive,
     read_json,
     read_lines,
     sync_folder,
@@ -34,7 +33,8 @@ from mixlora.records import (
 )
 
 ROUTING_ROWS = 32  # examples a task for routing.json
-STRAY_SECONDS = 3600.0  # after which what a process that is gone was writing is nobody's
+SCORED = "scored.json"
+STRAY_SECONDS = 3600.0  # a copy takes seconds: what is older was left by a process that was killed
 
 
 @dataclass
@@ -73,47 +73,45 @@ class Scoring:
         folder = self.parts.folder / "before"
         shared = Path(self.config.output_root) / "base" / f"{self.config.model.name}-{self.protocol_digest()[:12]}"
         there, known = ranks.agree([(place / "results.json").is_file() for place in (folder, shared)])
-        if there:
-            if self.main:
-                (folder / "scored.json").unlink(missing_ok=True)  # killed between the two
-            return
-        reach("evaluate.before")
-        if not known:
-            self.evaluate(folder, "before")
-            if self.main:
-                share_results(folder, shared)
-        elif self.main:
-            say(f"The base model's scores are taken from {shared}")
-            copy_results(shared, folder)
-            (folder / "scored.json").unlink(missing_ok=True)  # of an own evaluation that was interrupted
-        ranks.agree(None)  # the others wait until they are there
+        if not there:
+            reach("evaluate.before")
+            if not known:
+                self.evaluate(folder, "before")
+                if self.main:
+                    share_results(folder, shared)
+            elif self.main:
+                say(f"The base model's scores are taken from {shared}")
+                copy_results(shared, folder)
+        if self.main:  # of an evaluation that was interrupted, be it after its last line
+            (folder / SCORED).unlink(missing_ok=True)
+        ranks.agree(None)  # the others wait until all is there
 
     def protocol_digest(self) -> str:
         """sha256 of everything that decides the base model's scores."""
         config = configs.plain(self.config)
-        data = {name: [data.fingerprints, configs.plain(data.task)] for name, data in self.parts.evaluated.items()}
-        shots = {name: [shot.id for shot in some] for name, some in self.parts.shots.items()}
-        parts = [config["model"], config["data"], config["eval"], shots, self.config.seed]
+        tasks = {
+            name: [configs.plain(data.task), self.origin(name) | {"trained": None}]
+            for name, data in self.parts.evaluated.items()
+        }
         # A name, a folder or a branch of the hub may hold other weights tomorrow; `dtype: auto` goes by the device. The
         # digest of the weights tells their dtype as well.
-        parts += [self.loaded.sha256, self.parts.accelerator.device.type]
-        parts += [data, self.parts.formatter.fingerprint(), PROTOCOL_VERSION, version("torch"), version("transformers")]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        made_of = [config["model"], self.loaded.sha256, self.parts.accelerator.device.type]
+        asked = [config["data"], config["eval"], self.config.seed, tasks]
+        return digest([made_of, asked, [version(package) for package in ("torch", "transformers", "lm_eval")]])
 
     def evaluate(self, folder: Path, when: str, adapter_sha256: str | None = None) -> None:
         """Score every task into `folder`: predictions/TASK.jsonl and results.json.
 
         Where an earlier process was ended between two tasks, those that it scored with the same weights are kept.
         """
-        origins = {name: self.origin(name) for name in self.parts.evaluated}
-        of = [self.protocol_digest(), origins, version("lm_eval"), self.parts.accelerator.num_processes, adapter_sha256]
-        scored = Scored(folder, hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest())
+        of = [self.protocol_digest(), self.parts.accelerator.num_processes, adapter_sha256]
+        scored = Scored(folder, digest(of))
         there, results = ranks.agree(scored.begin() if self.main else []), dict[str, Any]()
         for name, data in self.parts.evaluated.items():
             if not self.parts.runnable(data):
                 reason = "generated code is run only with eval.allow_code_execution=true"
                 found = {"metric": data.task.metric, "value": None, "stderr": None, "n": 0, "reason": reason}
-                results[name] = found | origins[name]
+                results[name] = found | self.origin(name)
                 continue
             path = scored.predictions(name)
             self.at(f"{when} {name}")
@@ -126,7 +124,7 @@ class Scoring:
                     write_lines(path, marked(data.task, predictions, self.evaluator.protocol))
                     scored.add(name)
                     reach("evaluate.task")
-            results[name] = result(data.task, predictions, self.evaluator.protocol) | origins[name]
+            results[name] = result(data.task, predictions, self.evaluator.protocol) | self.origin(name)
         reach("results.write")
         if self.main:
             write_json(folder / "results.json", results)
@@ -166,7 +164,7 @@ class Scored:
 
     @property
     def path(self) -> Path:
-        return self.folder / "scored.json"
+        return self.folder / SCORED
 
     def predictions(self, name: str) -> Path:
         return self.folder / "predictions" / f"{name}.jsonl"
@@ -197,6 +195,10 @@ class Scored:
         self.path.unlink(missing_ok=True)
 
 
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def copy_results(source: Path, target: Path) -> None:
     """Predictions first, results last, each file whole: where results.json stands, everything does."""
     for path in sorted((source / "predictions").glob("*.jsonl")):
@@ -206,12 +208,10 @@ def copy_results(source: Path, target: Path) -> None:
 
 def share_results(source: Path, target: Path) -> None:
     """`copy_results` for other runs to read: all at once, and what the first of several runs left stays."""
-    own = f".{target.name}.{socket.gethostname()}"
-    for stray in target.parent.glob(f"{own}.*.tmp"):
-        # Of a container that calls itself as this machine does, the process would not be seen.
-        if not is_alive(int(stray.suffixes[-2][1:])) and time.time() - stray.stat().st_mtime > STRAY_SECONDS:
+    for stray in target.parent.glob(".*.tmp"):
+        if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
             shutil.rmtree(stray, ignore_errors=True)
-    partial = target.with_name(f"{own}.{os.getpid()}.tmp")
+    partial = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         copy_results(source, partial)
         partial.rename(target)

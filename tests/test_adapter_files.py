@@ -12,7 +12,7 @@ import mixlora
 from mixlora import loading
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
-from mixlora.config.schema import Method, Scale
+from mixlora.config.schema import Method, Model, Scale
 from mixlora.errors import CheckpointError, ConfigError
 from mixlora.models import base
 
@@ -40,7 +40,7 @@ def trained(model, method: Method):
 def test_a_lora_loads_in_peft(tmp_path, scale, targets):
     model = llama()
     method = Method(name="a", r=4, lora_alpha=16, scale=scale, target_modules=targets)
-    files.save(tmp_path, trained(model, method), model, method, "base")
+    files.save(tmp_path, trained(model, method), model, method, Model(name="base"))
     theirs = PeftModel.from_pretrained(llama(), str(tmp_path)).eval()
     torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-5)
 
@@ -68,14 +68,15 @@ def test_an_adapter_folder_alone_gives_the_model_back(tmp_path, scale, r):
     """Its base by a name of configs/model, and ranks that differ by layer."""
     model = base.load(loading.model_of("tiny")).model
     method = Method(name="a", r=r, lora_alpha=12, scale=scale)
-    files.save(tmp_path, trained(model, method), model, method, "tiny")
+    files.save(tmp_path, trained(model, method), model, method, Model(name="tiny"))
     torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, model(IDS).logits)
 
 
 def test_an_adapter_folder_alone_names_the_commit_of_its_base(tmp_path):
     model, method = base.load(loading.model_of("tiny")).model, Method(name="a", r=2)
     for revision in ("0123abc", None):
-        files.save(tmp_path, trained(model, method) if revision else {}, model, method, "owner/name", revision)
+        origin = Model(name="a", path="owner/name", revision=revision)
+        files.save(tmp_path, trained(model, method) if revision else {}, model, method, origin)
         assert PeftConfig.from_pretrained(tmp_path).revision == revision
         described, _, _ = loading.described(tmp_path)
         assert (described.path, described.revision) == ("owner/name", revision)
@@ -84,7 +85,7 @@ def test_an_adapter_folder_alone_names_the_commit_of_its_base(tmp_path):
 @pytest.mark.full
 def test_an_adapter_of_the_model_in_a_package_is_loaded_without_a_hub(tmp_path):
     model, method = base.load(loading.model_of("smollm2_135m")).model, Method(name="a", r=2)
-    files.save(tmp_path, trained(model, method), model, method, "smollm2_135m")
+    files.save(tmp_path, trained(model, method), model, method, Model(name="smollm2_135m"))
     torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, model(IDS).logits)
 
 
@@ -116,7 +117,7 @@ def test_a_pattern_without_counterpart_is_refused(tmp_path, key):
 def test_peft_refuses_a_mixture(tmp_path):
     model = llama()
     method = Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED)
-    files.save(tmp_path, trained(model, method), model, method, "base")
+    files.save(tmp_path, trained(model, method), model, method, Model(name="base"))
     with pytest.raises((KeyError, ValueError)):
         PeftModel.from_pretrained(llama(), str(tmp_path))
 
@@ -126,7 +127,7 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path):
     method = Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED)
     adapter = trained(model, method)
     for folder in ("one", "two"):
-        files.save(tmp_path / folder, adapter, model, method, "base")
+        files.save(tmp_path / folder, adapter, model, method, Model(name="base"))
     for file in (files.TENSORS, files.CONFIG):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -148,7 +149,7 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path, message):
     model = llama()
     method = Method(name="a", r=2)
     adapter = trained(model, method)
-    files.save(tmp_path, adapter, model, method, "base")
+    files.save(tmp_path, adapter, model, method, Model(name="base"))
     tensors = load_file(tmp_path / files.TENSORS)
     HARMS[message](tensors, sorted(tensors)[-1])
     save_file(tensors, tmp_path / files.TENSORS)
@@ -162,7 +163,7 @@ def test_a_cut_file_and_a_pickle_are_refused(tmp_path):
     model = llama()
     method = Method(name="a", r=2)
     adapter = trained(model, method)
-    files.save(tmp_path, adapter, model, method, "base")
+    files.save(tmp_path, adapter, model, method, Model(name="base"))
     path = tmp_path / files.TENSORS
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="damaged"):

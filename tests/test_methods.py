@@ -19,7 +19,7 @@ from mixlora import gates, losses
 from mixlora.adapters import files
 from mixlora.adapters.attach import adapted, paths
 from mixlora.adapters.modules import GatedFeedForward, GatedLinear
-from mixlora.config.schema import Config, Method, Mixture, Options, Scope, Splits, Task
+from mixlora.config.schema import Config, Method, Mixture, Model, Options, Scope, Splits, Task
 from mixlora.experiment import Experiment
 from mixlora.models import base
 from mixlora.models.likelihood import answer_losses
@@ -362,7 +362,7 @@ def test_every_published_variant_is_an_override_away(name, variant):
 def test_saves_and_loads_to_equal_logits(tmp_path, name):
     config = composed(name)
     model, adapter = busy(config)
-    files.save(tmp_path, adapter, model, config.method, "tiny")
+    files.save(tmp_path, adapter, model, config.method, Model(name="tiny"))
     fresh, fresh_adapter = built(config)
     assert not torch.equal(fresh.eval()(tokens(2, 9)).logits, model.eval()(tokens(2, 9)).logits)
     files.load(tmp_path, fresh_adapter)

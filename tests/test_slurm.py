@@ -164,7 +164,7 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(cluster, tmp_path,
     assert contents(sweep.folders[0]) == undisturbed(number)
 
 
-def test_a_run_longer_than_its_time_limit_comes_to_its_end(cluster, tmp_path):
+def test_a_run_longer_than_its_time_limit_goes_on_again_and_again(cluster, tmp_path):
     """A limit of two minutes, which SLURM itself warns of and keeps; the warning may come a minute early."""
     job = ("method=smora", "train.max_steps=100000", "train.save_steps=1000", "train.logging_steps=100")
     sweep = Sweep(cluster, tmp_path, *job, "slurm.time_min=2", "slurm.signal_delay_s=40")

@@ -5,7 +5,6 @@ import io
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -840,27 +839,20 @@ def test_shared_scores_appear_whole_and_the_first_stay(monkeypatch, tmp_path):
 
 
 def test_what_a_killed_run_left_of_its_shared_scores_goes(tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    shared, host = tmp_path / "base" / "tiny.1-2", socket.gethostname()
-    stray, kept = f".tiny.1-2.{host}.{gone.pid}.tmp", [f".tiny.1-2.{host}.1.tmp", f".tiny.1-2.other.{gone.pid}.tmp"]
-    young = subprocess.Popen(["true"])
-    young.wait()
-    for name in (stray, *kept):
-        (shared.parent / name).mkdir(parents=True)
-        os.utime(shared.parent / name, (0, 0))
-    kept.append(f".tiny.1-2.{host}.{young.pid}.tmp")
-    (shared.parent / kept[-1]).mkdir()
+    shared = tmp_path / "base" / "tiny"
+    old, young = (shared.parent / f".tiny.here.{number}.tmp" for number in (1, 2))
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
     scoring.share_results(scores(tmp_path / "1", 0.1), shared)
-    assert sorted(os.listdir(shared.parent)) == sorted([shared.name, *kept])
+    assert set(shared.parent.iterdir()) == {shared, young}
 
 
 def test_scores_are_shared_by_runs_of_the_same_weights_on_the_same_kind_of_device():
     def key(sha256: str, device: str) -> str:
         parts = SimpleNamespace(
-            config=composed("lora"), evaluated={}, shots={}, formatter=SimpleNamespace(fingerprint=lambda: "same"),
-            accelerator=SimpleNamespace(device=SimpleNamespace(type=device)),
-        )  # fmt: skip
+            config=composed("lora"), evaluated={}, accelerator=SimpleNamespace(device=SimpleNamespace(type=device))
+        )
         run = object.__new__(scoring.Scoring)
         run.parts, run.config, run.loaded = parts, parts.config, SimpleNamespace(sha256=sha256)
         return run.protocol_digest()

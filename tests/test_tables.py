@@ -574,7 +574,7 @@ def test_no_label_or_note_is_taken_for_an_option_of_the_line_before(tmp_path):
 
 
 def test_a_format_that_does_not_exist_is_named():
-    with pytest.raises(ConfigError, match=r"format.*htm"):
+    with pytest.raises(ConfigError, match=r"format: .*'htm', expected one of \[md, tex, csv, html, all, pins\]"):
         typed(doors.Table, {"recipe": "tiny", "format": "htm"})
 
 

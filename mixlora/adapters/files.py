@@ -40,27 +40,26 @@ def file_name(name: str) -> str:
     return "base_model.model." + name
 
 
-def save(
-    folder: Path,
-    adapter: Mapping[str, Tensor],
-    model: nn.Module,
-    method: Method,
-    base: str,
-    revision: str | None = None,
-) -> None:
+def save(folder: Path, adapter: Mapping[str, Tensor], model: nn.Module, method: Method, base: Model) -> None:
     """Write adapter_model.safetensors and adapter_config.json; the same tensors give the same bytes.
 
     Args:
-        base: the name, hub id or folder of the model under the adapter; `revision` its commit on the hub.
+        base: where the model under the adapter comes from.
     """
     tensors = {file_name(name): t.detach().cpu().contiguous() for name, t in sorted(adapter.items())}
     write_bytes(folder / TENSORS, save_safetensors(tensors, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, config(model, method, base) | {"revision": revision})
+    write_json(folder / CONFIG, config(model, method, base))
 
 
-def config(model: nn.Module, method: Method, base: str) -> dict[str, Any]:
+def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
     """adapter_config.json: PEFT's own for plain LoRA, ours for a mixture."""
-    common = {"base_model_name_or_path": base, "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
+    common = {
+        "base_model_name_or_path": base.path or base.name,
+        "revision": base.revision,
+        "task_type": "CAUSAL_LM",
+        "bias": "none",
+        "inference_mode": True,
+    }
     if is_plain_lora(model):
         return common | peft_lora(model, method)
     return common | {"peft_type": "MIXLORA", "mixlora_method": plain(method)}

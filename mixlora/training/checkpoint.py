@@ -212,6 +212,6 @@ def restore_optimizer(
     for full, value in tensors.items():
         name, _, key = full.rpartition("|")
         parameter = parameters[name]
-        # The step count, the one value without a dimension, lies on every rank, where the parameter is.
-        whole = value.to(parameter.device)
-        optimizer.state[parameter][key] = ranks.spread_as(parameter, value) if value.dim() else whole
+        # The step count, the one value without a dimension, lies whole on every rank.
+        made = ranks.spread_as(parameter, value) if value.dim() else value.to(parameter.device)
+        optimizer.state[parameter][key] = made
