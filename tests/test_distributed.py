@@ -195,10 +195,11 @@ def test_a_job_that_was_suspended_longer_than_the_timeout_goes_on(configs, tmp_p
     while not (tmp_path / "run" / "metrics.jsonl").is_file():
         assert time.monotonic() < until
         time.sleep(0.05)
-    for rank in started:
+    for rank in reversed(started):  # nodes do not fall asleep in the same moment: the first has heard the second's last
         rank.send(signal.SIGSTOP)
+        time.sleep(1)
     time.sleep(10)
-    for rank in started:  # nodes do not wake in the same moment
+    for rank in started:  # nor do they wake
         rank.send(signal.SIGCONT)
         time.sleep(1.5)
     ended([rank.done() for rank in started])
