@@ -38,7 +38,7 @@ def main() -> None:
 def chosen_by(layer, x_TD: torch.Tensor) -> None:
     """The layer's own path to its gate, with a base of one row: the base's product has no part in the routing."""
     factors = layer.base_layer.weight[:1], None, layer.delta.A_RD
-    *_, z_TE = Project.apply(x_TD, layer.gate.weight(x_TD.dtype), (Whole(),), *factors)
+    *_, z_TE = Project.apply(x_TD, (Whole(),), *factors, layer.gate.weight(x_TD.dtype))
     layer.gate.decide(z_TE, x_TD.dtype)
 
 

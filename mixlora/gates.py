@@ -8,8 +8,8 @@ training step pops. Gates with state move it in `after_step`, once for each opti
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -53,6 +53,7 @@ class Gate(nn.Module):
 
     Options: ClassVar[type[GateOptions]] = GateOptions
     router_rows_share: int = 1
+    route: Callable[..., Routing]  # (logits_TS, and what `state` holds); T may end in a dimension of gates
 
     def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
         super().__init__()
@@ -80,7 +81,7 @@ class Gate(nn.Module):
 
     def decide(self, logits_TS: Tensor, dtype: torch.dtype) -> Tensor:
         """From the router's logits to g, leaving the record."""
-        self.routing = self.route(logits_TS)
+        self.routing = self.route(logits_TS, **self.state())
         return self.routing.weights_TE.to(dtype)
 
     def chosen(self) -> Tensor:
@@ -88,8 +89,9 @@ class Gate(nn.Module):
         assert self.routing is not None
         return self.routing.chosen_TE
 
-    def route(self, logits_TS: Tensor) -> Routing:
-        raise NotImplementedError
+    def state(self) -> dict[str, Tensor]:
+        """What a gate holds besides its router, by the names under which `route` takes it."""
+        return {}
 
     def after_step(self, load_E: Tensor) -> None:
         """Move the gate's own state; `load_E` counts the real tokens of the whole step, all ranks together."""
@@ -217,10 +219,13 @@ class BalancedTopK(Gate):
     def most_active(self) -> int:
         return self.top_k or self.num_experts
 
-    def route(self, logits_TS: Tensor) -> Routing:
+    def state(self) -> dict[str, Tensor]:
+        return {"bias_E": self.bias_E}
+
+    def route(self, logits_TS: Tensor, bias_E: Tensor) -> Routing:
         scores_TS = logits_TS.sigmoid() if self.options.score is Score.sigmoid else logits_TS.softmax(-1)
         probs_TE = scores_TS.repeat_interleave(self.options.rank_partition, -1)
-        biased_TE = probs_TE + self.bias_E
+        biased_TE = probs_TE + bias_E
         k = self.top_k or self.num_experts
         chosen_TE = largest(biased_TE, k)
         kept_TE = (biased_TE if self.options.bias_in_value else probs_TE) * chosen_TE
@@ -243,6 +248,29 @@ def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
         raise ConfigError(f"method.gate.kind={kind!r} is not a gate. {suggest(kind, KINDS)}")
     options = {key: value for key, value in gate.items() if key != "kind"}
     return KINDS[kind], typed(KINDS[kind].Options, options, "method.gate")
+
+
+def decide(gates: Sequence[Gate], logits_TS: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """What gates `of_one_rule` make of their logits, which lie side by side: g [T, E] of each, and its record.
+
+    A gate looks at one token at a time, so G gates over T tokens are one over T · G.
+    """
+    if len(gates) == 1:
+        return [gates[0].decide(logits_TS, dtype)]
+    state = {name: torch.stack([gate.state()[name] for gate in gates]) for name in gates[0].state()}
+    all_TGE = gates[0].route(logits_TS.unflatten(-1, (len(gates), -1)), **state)
+    parts = [getattr(all_TGE, field.name).unbind(-2) for field in fields(Routing)]
+    routings = [Routing(*part) for part in zip(*parts, strict=True)]
+    for gate, routing in zip(gates, routings, strict=True):
+        gate.routing = routing
+    return [routing.weights_TE.to(dtype) for routing in routings]
+
+
+def of_one_rule(one: Gate, other: Gate) -> bool:
+    """Whether two gates follow one rule, with no tensor that the rule reads but the router and `state`."""
+    rules = [(type(gate), gate.options, gate.num_experts, gate.top_k) for gate in (one, other)]
+    held = [{name for name, _ in (*gate.named_parameters(), *gate.named_buffers())} for gate in (one, other)]
+    return rules[0] == rules[1] and all(names == {"router.weight", *one.state()} for names in held)
 
 
 def largest(scores_TE: Tensor, k: int) -> Tensor:

@@ -14,8 +14,8 @@ from mixlora import gates
 from mixlora.adapters import dropout, experts, fused
 from mixlora.adapters.attach import attach, paths
 from mixlora.adapters.dropout import Mask, Places, Whole
-from mixlora.adapters.modules import FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear
-from mixlora.config.schema import Compute, Method
+from mixlora.adapters.modules import FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear, Siblings
+from mixlora.config.schema import Compute, Method, Scope
 from mixlora.config.typed import typed
 from mixlora.lowrank import LowRank
 
@@ -106,6 +106,113 @@ def test_one_linear_agrees_in_float32(gate, p, monkeypatch):
     assert len(results[0]) == (4 if gate is None else 5)
     for name, value in results[0].items():
         assert far(results[1][name], value) < 1e-5, name
+
+
+# ---- linears that read one input
+
+
+GATES = [{"kind": "topk"}, {"kind": "topk", "renormalize": False}, {"kind": "dense"}, {"kind": "entropy"}]
+GATES += [{"kind": "balanced"}, {"kind": "balanced", "rank_partition": 2}]
+
+
+def three(gate: dict, p: float = 0.0) -> list[FusedGatedLinear]:
+    layers = [one_linear(FusedGatedLinear, torch.float64, gate=gate, p=p) for _ in range(3)]
+    for layer in layers:
+        for tensor in layer.gate.state().values():
+            nn.init.uniform_(tensor, 0, 0.2)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return layers
+
+
+def as_siblings(layers: list[FusedGatedLinear]) -> list[FusedGatedLinear]:
+    layers = copy.deepcopy(layers)
+    siblings = Siblings(layers)
+    for layer in layers:
+        layer.siblings = siblings
+    return layers
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_siblings_compute_what_each_computes_alone(gate, p):
+    apart = three(gate, p)
+    together = as_siblings(apart)
+    x_TD, results = torch.randn(2, T, D, dtype=torch.float64), []
+    for layers in (apart, together):
+        torch.manual_seed(7)
+        x = x_TD.clone().requires_grad_()
+        ys = [layer(x) for layer in layers]
+        records = [layer.gate.routing for layer in layers]
+        # The records have gradients of their own, for auxiliary losses.
+        (sum(y.square().sum() for y in ys) + sum((r.probs_TE * r.logits_TS.sum()).sum() for r in records)).backward()
+        results.append([*ys, x.grad, *(q.grad for layer in layers for q in layer.parameters() if q.requires_grad)])
+        results[-1] += [getattr(r, name).double() for r in records for name in vars(r)]
+    assert len(results[0]) == 3 + 1 + 9 + 12
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
+def test_siblings_hold_nothing_when_all_were_asked():
+    layers = as_siblings(three({"kind": "topk"}))
+    x = torch.randn(T, D, dtype=torch.float64)
+    calls = [layer(x) for layer in layers]
+    assert len(calls) == 3
+    assert layers[0].siblings.outputs == {}
+    assert layers[0].siblings.x_TD is None
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_sibling_that_is_given_another_input_computes_with_that(inference):
+    apart = three({"kind": "topk"})
+    q, k, v = as_siblings(apart)
+    with torch.inference_mode(inference):
+        one, other = torch.randn(2, T, D, dtype=torch.float64)
+        for layer, alone, x in ((q, apart[0], one), (k, apart[1], other), (v, apart[2], one), (v, apart[2], one)):
+            torch.testing.assert_close(layer(x), alone(x))
+            torch.testing.assert_close(layer.gate.routing.weights_TE, alone.gate.routing.weights_TE)
+        if not inference:  # these tell nobody that they were written over
+            with torch.no_grad():
+                q(one)
+                one.mul_(2)
+                torch.testing.assert_close(k(one), apart[1](one))
+
+
+GATED_LINEARS = [
+    name for name in METHODS if (m := method(name, Compute.fast)).gate is not None and m.scope is Scope.linear
+]
+
+
+@pytest.mark.parametrize("name", GATED_LINEARS)
+def test_a_model_s_linears_that_read_one_input_are_siblings(name):
+    model, _ = adapted(name, Compute.fast, target_modules="all-linear")
+    found = set()
+    for module in model.modules():
+        if isinstance(module, FusedGatedLinear) and module.siblings is not None:
+            assert module in module.siblings.layers
+            found.add(tuple(n for n, m in model.named_modules() if m in module.siblings.layers))
+    assert found == {
+        tuple(f"model.layers.{layer}.{child}" for child in children)
+        for children in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+        for layer in (0, 1)
+    }
+
+
+class Tempered(gates.Dense):
+    """A gate with a tensor of its own that `route` does not take."""
+
+    def __init__(self, *args, **factory):
+        super().__init__(*args, **factory)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def route(self, logits_TS):
+        return super().route(logits_TS / self.temperature)
+
+
+def test_gates_that_hold_what_route_does_not_take_are_not_decided_together(monkeypatch):
+    monkeypatch.setitem(gates.KINDS, "dense", Tempered)
+    model, _ = adapted("hydralora", Compute.fast, target_modules="all-linear")
+    assert not any(getattr(module, "siblings", None) for module in model.modules())
 
 
 @pytest.mark.parametrize("mix", [experts.Fast, experts.Lean])
@@ -304,7 +411,7 @@ def test_one_product_for_a_and_a_float32_router_over_bfloat16(monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda x, W, *, out_dtype: x.to(out_dtype) @ W.to(out_dtype))
     x_TD, router_ED = torch.randn(50, 64).bfloat16(), torch.randn(8, 64)
     As = [torch.randn(r, 64).bfloat16() for r in (6, 4)]
-    *hs, z_TE = fused.down(x_TD, As, router_ED)
+    *hs, z_TE = fused.down(x_TD, As, [router_ED])
     for h_TR, A in zip(hs, As, strict=True):
         assert h_TR.dtype is torch.bfloat16
         torch.testing.assert_close(h_TR, (x_TD.float() @ A.float().T).bfloat16())

@@ -113,7 +113,7 @@ def test_a_bias_decides_the_choice_and_only_if_asked_the_value():
     for in_value, want in ((True, [0, 0, 1.2, 0.8]), (False, [0, 0, 1, 1])):
         gate = gate_of({"kind": "balanced", "bias_in_value": in_value}, 4, 4, 2)
         gate.bias_E.copy_(torch.tensor([-0.1, -0.1, 0.25, 0.0]))
-        found = gate.route(logits)
+        found = gate.route(logits, **gate.state())
         assert found.chosen_TE.tolist() == [[False, False, True, True]]
         torch.testing.assert_close(found.weights_TE, torch.tensor([want], dtype=torch.float32))
 

@@ -17,6 +17,7 @@ from mixlora.adapters.modules import (
     GatedLinear,
     LeanFeedForward,
     LoraLinear,
+    Siblings,
     Wrapper,
 )
 from mixlora.config.load import check_method, plain
@@ -24,6 +25,8 @@ from mixlora.config.schema import Compute, Dtype, Factors, Method, Model, Scale,
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.lowrank import LowRank
+
+QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
 
 def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict[str, Tensor]:
@@ -71,7 +74,9 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
     method, linears = plan.method, targets.linears(model)
     chosen = targets.select(linears, method.target_modules, names, "method.target_modules")
     if method.scope is Scope.linear:
-        return {name: plan.linear(name, linears[name]) for name in chosen}
+        found = {name: plan.linear(name, linears[name]) for name in chosen}
+        introduce(found, names)
+        return found
     blocks = feed_forward_blocks(chosen, names)
     built: dict[str, Wrapper] = {name: plan.feed_forward(name, model.get_submodule(name), names) for name in blocks}
     if method.plain_modules is not None:
@@ -79,6 +84,18 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
         outside = [name for name in plain if not any(name.startswith(block + ".") for block in blocks)]
         built |= {name: plan.plain(name, linears[name]) for name in outside}
     return built
+
+
+def introduce(built: Mapping[str, Wrapper], names: Model) -> None:
+    """Make siblings of the linears of one module that read one input, as transformers names them."""
+    for family in (QUERY_KEY_VALUE, (names.feed_forward.gate, names.feed_forward.up)):
+        for parent in dict.fromkeys(name.rpartition(".")[0] for name in built):
+            found = [built.get(f"{parent}.{child}") for child in family]
+            layers = [layer for layer in found if isinstance(layer, FusedGatedLinear)]
+            if len(layers) > 1 and all(gates.of_one_rule(layers[0].gate, layer.gate) for layer in layers):
+                siblings = Siblings(layers)
+                for layer in layers:
+                    layer.siblings = siblings
 
 
 def feed_forward_blocks(chosen: list[str], names: Model) -> list[str]:

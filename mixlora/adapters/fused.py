@@ -3,7 +3,8 @@
 Autograd alone would keep three copies of A x and add the gradient of x up in three passes. These functions replace it;
 the gate between them stays ordinary autograd over [T, E], so every gate and every auxiliary loss works unchanged.
 
-    W x + b, A x, W_r x                  `Project`: one input, kept once, its gradient added up in place
+    W x + b, A x, W_r x                  `Project`: one input, kept once, its gradient added up in place, for one linear
+                                         or several that read it
     base + s · B (g ⊙ h)                 `Combine`: keeps h and g, neither their product nor base
     W x + b + s · B A x                  `Lora`: keeps x and A x
 
@@ -21,51 +22,54 @@ from mixlora.adapters.dropout import Dropout, Whole
 
 
 class Project(torch.autograd.Function):
-    """x [T, D], router W_r [E, D] and, n times, frozen W [O, D], b and A [R, D] -> n of [T, O], n of [T, R], [T, E].
+    """x [T, D], n times frozen W [O, D], b and A [R, D], and routers W_r [E, D] -> n of [T, O], n of [T, R], [T, S].
 
-    The logits are computed in the router's dtype (float32 at least). Where the products are in that dtype too, all A
-    and W_r are one product, and so they are where the device multiplies half floats into float32 (see `down`); else x
-    is copied for the router alone and the copy is dropped. The routing is exact on a bfloat16 base either way. Dropout
-    acts on what A sees, never on what the router sees.
+    S are the logits of all routers. They are computed in the routers' dtype (float32 at least). Where the products are
+    in that dtype too, all A and W_r are one product, and so they are where the device multiplies half floats into
+    float32 (see `down`); else x is copied for the routers alone and the copy is dropped. The routing is exact on a
+    bfloat16 base either way. Dropout acts on what A sees, never on what a router sees.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, router_ED: Tensor, drops: tuple[Dropout, ...], *parts: Any) -> Any:
-        Ws, bs, As = parts[0::3], parts[1::3], parts[2::3]
+    def forward(ctx: Any, x_TD: Tensor, drops: tuple[Dropout, ...], *parts: Any) -> Any:
+        n = len(drops)
+        Ws, bs, As, routers = parts[0 : 3 * n : 3], parts[1 : 3 * n : 3], parts[2 : 3 * n : 3], parts[3 * n :]
         wide, c = x_TD.to(product_dtype(x_TD)), product_dtype(x_TD)
         bases = [linear(wide, W, b).to(x_TD.dtype) for W, b in zip(Ws, bs, strict=True)]
         whole = all(isinstance(drop, Whole) for drop in drops)
-        if whole and (router_ED.dtype == c or widens(x_TD, router_ED)):
-            *hs, z_TE = down(wide, As, router_ED)
+        if whole and (routers[0].dtype == c or widens(x_TD, routers[0])):
+            *hs, z_TS = down(wide, As, routers)
         else:
             hs = [linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)]
-            (z_TE,) = down(x_TD if widens(x_TD, router_ED) else x_TD.to(router_ED.dtype), (), router_ED)
-        ctx.save_for_backward(x_TD, router_ED, *Ws, *As)
+            (z_TS,) = down(x_TD if widens(x_TD, routers[0]) else x_TD.to(routers[0].dtype), (), routers)
+        ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
-        return *bases, *(h_TR.to(x_TD.dtype) for h_TR in hs), z_TE
+        return *bases, *(h_TR.to(x_TD.dtype) for h_TR in hs), z_TS
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x_TD, router_ED, *weights = ctx.saved_tensors
+        x_TD, *weights = ctx.saved_tensors
         n, c = len(ctx.drops), product_dtype(x_TD)
-        Ws, As = weights[:n], weights[n:]
-        dbases, dhs, dz_TE = gradients[:n], [dh_TR.to(c) for dh_TR in gradients[n:-1]], gradients[-1].to(c)
+        Ws, As, routers = weights[:n], weights[n : 2 * n], weights[2 * n :]
+        dbases, dhs, dz_TS = gradients[:n], [dh_TR.to(c) for dh_TR in gradients[n:-1]], gradients[-1].to(c)
         wide = x_TD.to(c)
         dx_TD = sum_of_products(dbases, Ws, c) if ctx.needs_input_grad[0] else None
         if all(isinstance(drop, Whole) for drop in ctx.drops):
-            dz_TS = torch.cat([*dhs, dz_TE], dim=-1)
-            *dAs, drouter_ED = (dz_TS.T @ wide).split([*map(len, As), len(router_ED)])
+            dz_TS = torch.cat([*dhs, dz_TS], dim=-1)
+            rows = (dz_TS.T @ wide).split([*map(len, As), *map(len, routers)])
+            dAs, drouters = rows[:n], rows[n:]
             if dx_TD is not None:
-                dx_TD.addmm_(dz_TS, stacked(c, *As, router_ED))
+                dx_TD.addmm_(dz_TS, stacked(c, *As, *routers))
         else:
             dAs = [dh_TR.T @ drop.thin(wide) for drop, dh_TR in zip(ctx.drops, dhs, strict=True)]
-            drouter_ED = dz_TE.T @ wide
+            drouters = (dz_TS.T @ wide).split([*map(len, routers)])
             if dx_TD is not None:
-                dx_TD.addmm_(dz_TE, router_ED.to(c))
+                dx_TD.addmm_(dz_TS, stacked(c, *routers))
                 for drop, dh_TR, A in zip(ctx.drops, dhs, As, strict=True):
                     drop.add(dx_TD, dh_TR, A.to(c))
         triples = [part for dA, A in zip(dAs, As, strict=True) for part in (None, None, dA.to(A.dtype))]
-        return None if dx_TD is None else dx_TD.to(x_TD.dtype), drouter_ED.to(router_ED.dtype), None, *triples
+        found = [dW.to(W.dtype) for dW, W in zip(drouters, routers, strict=True)]
+        return None if dx_TD is None else dx_TD.to(x_TD.dtype), None, *triples, *found
 
 
 class Combine(torch.autograd.Function):
@@ -84,11 +88,12 @@ class Combine(torch.autograd.Function):
         (dy_TO,) = gradients
         h_TR, g_TE, B_OR = ctx.saved_tensors
         c = product_dtype(dy_TO)
-        wide, h_TEr, g_TE1 = dy_TO.to(c), h_TR.to(c).unflatten(-1, (-1, ctx.r)), g_TE.to(c).unsqueeze(-1)
-        dB_OR = (wide.T @ (h_TEr * g_TE1).flatten(-2)).mul_(ctx.scale)
-        dm_TEr = (wide @ B_OR.to(c)).mul_(ctx.scale).unflatten(-1, (-1, ctx.r))
-        dg_TE = (dm_TEr * h_TEr).sum(-1)
-        dh_TEr = dm_TEr.mul_(g_TE1)
+        # The scale goes to g, the smallest of all.
+        wide, h_TEr, sg_TE1 = dy_TO.to(c), h_TR.to(c).unflatten(-1, (-1, ctx.r)), (ctx.scale * g_TE.to(c)).unsqueeze(-1)
+        dB_OR = wide.T @ (h_TEr * sg_TE1).flatten(-2)
+        dm_TEr = (wide @ B_OR.to(c)).unflatten(-1, (-1, ctx.r))
+        dg_TE = (dm_TEr * h_TEr).sum(-1).mul_(ctx.scale)
+        dh_TEr = dm_TEr.mul_(sg_TE1)
         shared_a = h_TEr.shape[-2] < dh_TEr.shape[-2]
         dh_TR = dh_TEr.sum(-2) if shared_a else dh_TEr.flatten(-2)
         return dy_TO, dh_TR.to(h_TR.dtype), dg_TE.to(g_TE.dtype), dB_OR.to(B_OR.dtype), None, None
@@ -152,20 +157,20 @@ def linear(x_TD: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     return F.linear(x_TD, W.to(x_TD.dtype), None if b is None else b.to(x_TD.dtype))
 
 
-def down(x_TD: Tensor, As: Any, router_ED: Tensor) -> list[Tensor]:
-    """A x of every A, and the router's logits, in one product that reads x once.
+def down(x_TD: Tensor, As: Any, routers: Any) -> list[Tensor]:
+    """A x of every A, and the routers' logits side by side, in one product that reads x once.
 
     A float32 router over half floats becomes three rows of half floats for each expert, hi + mid + lo, which hold its
     24 bits between them; products of half floats are exact in float32, where they are added up (on an H100 within 2e-6
     of float64, relative; a float32 product within 3e-7).
     """
-    sizes = [*map(len, As), len(router_ED)]
-    if router_ED.dtype == x_TD.dtype:
-        # Apart from each other, so that the logits are freed when the gate is done with them.
-        parts_TS = F.linear(x_TD, stacked(x_TD.dtype, *As, router_ED)).split(sizes, dim=-1)
+    sizes, S = [*map(len, As)], sum(map(len, routers))
+    if routers[0].dtype == x_TD.dtype:
+        # Apart from each other, so that the logits are freed when the gates are done with them.
+        parts_TS = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([*sizes, S], dim=-1)
         return [part_TR.contiguous() for part_TR in parts_TS]
-    rows_SD = stacked(x_TD.dtype, *As, *pieces(router_ED, x_TD.dtype, 3))
-    *hs, z_TS = torch.mm(x_TD, rows_SD.T, out_dtype=torch.float32).split([*sizes[:-1], 3 * sizes[-1]], dim=-1)
+    rows_SD = stacked(x_TD.dtype, *As, *pieces(torch.cat(routers), x_TD.dtype, 3))
+    *hs, z_TS = torch.mm(x_TD, rows_SD.T, out_dtype=torch.float32).split([*sizes, 3 * S], dim=-1)
     return [*(h_TR.to(x_TD.dtype) for h_TR in hs), z_TS.unflatten(-1, (3, -1)).sum(-2)]
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixlora import gates
 from mixlora.adapters import dropout, experts
 from mixlora.adapters.fused import Combine, Lora, Project
 from mixlora.gates import Gate
@@ -60,20 +61,62 @@ class FusedLoraLinear(LoraLinear):
 
 
 class FusedGatedLinear(GatedLinear):
-    """The same function with a hand-written backward, for a plain linear (see fused.py)."""
+    """The same function with a hand-written backward, for a plain linear (see fused.py).
+
+    Siblings are the linears that read the same input, this one among them: the first that is called computes all.
+    """
 
     path = "fused"
+    siblings: "Siblings | None" = None
 
     def forward(self, x_TD: Tensor) -> Tensor:
         if dropout.untraceable(self.delta.dropout):
             return super().forward(x_TD)
-        base, delta, lead = self.base_layer, self.delta, x_TD.shape[:-1]
-        A_RD, B_OR = delta.A_RD.to(x_TD.dtype), delta.B_OR.to(x_TD.dtype)
-        drops = (dropout.draw(delta.dropout, x_TD),)
-        router_SD = self.gate.weight(x_TD.dtype)
-        base_TO, h_TR, z_TS = Project.apply(x_TD.flatten(0, -2), router_SD, drops, base.weight, base.bias, A_RD)
-        g_TE = self.gate.decide(z_TS.unflatten(0, lead), x_TD.dtype).flatten(0, -2)
-        return Combine.apply(base_TO, h_TR, g_TE, B_OR, delta.scale, delta.r).unflatten(0, lead)
+        if self.siblings is None or torch.compiler.is_compiling():
+            return side_by_side([self], x_TD)[0]
+        return self.siblings.output(self, x_TD)
+
+
+class Siblings:
+    """Gated linears that read one input, with gates that choose alike: what they share is computed once for all.
+
+    It holds results from the first call to the last of a round. A model that gives one of them another input gets the
+    right result and pays for those that nobody asked for.
+    """
+
+    def __init__(self, layers: Sequence[FusedGatedLinear]):
+        self.layers = layers
+        self.x_TD: Tensor | None = None
+        self.version = 0  # x may be written over between two calls
+        self.outputs: dict[nn.Module, Tensor] = {}
+
+    def output(self, layer: FusedGatedLinear, x_TD: Tensor) -> Tensor:
+        version = 0 if x_TD.is_inference() else x_TD._version
+        if self.x_TD is not x_TD or self.version != version or layer not in self.outputs:
+            self.outputs = dict(zip(self.layers, side_by_side(self.layers, x_TD), strict=True))
+            self.x_TD, self.version = x_TD, version
+        y_TO = self.outputs.pop(layer)
+        if not self.outputs:
+            self.x_TD = None
+        return y_TO
+
+
+def side_by_side(layers: Sequence[FusedGatedLinear], x_TD: Tensor) -> list[Tensor]:
+    """y = W x + s B (g(x) ⊙ A x) of several linears that read one x: all A and routers are one product."""
+    lead, dtype = x_TD.shape[:-1], x_TD.dtype
+    drops = tuple(dropout.draw(layer.delta.dropout, x_TD) for layer in layers)
+    parts: list[Any] = []
+    for layer in layers:
+        parts += [layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD.to(dtype)]
+    parts += [layer.gate.weight(dtype) for layer in layers]
+    *found, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts)
+    gs = gates.decide([layer.gate for layer in layers], z_TS.unflatten(0, lead), dtype)
+    outputs = []
+    for layer, base_TO, h_TR, g_TE in zip(layers, found, found[len(layers) :], gs, strict=False):
+        delta = layer.delta
+        y_TO = Combine.apply(base_TO, h_TR, g_TE.flatten(0, -2), delta.B_OR.to(dtype), delta.scale, delta.r)
+        outputs.append(y_TO.unflatten(0, lead))
+    return outputs
 
 
 class GatedFeedForward(nn.Module):
@@ -128,7 +171,7 @@ class FusedFeedForward(GatedFeedForward):
         parts: list[Any] = []
         for base, delta in zip((self.base("gate"), self.base("up")), up, strict=True):
             parts += [base.weight, base.bias, delta.A_RD.to(dtype)]
-        *inputs, z_TS = Project.apply(x_TD.flatten(0, -2), self.gate.weight(dtype), drops, *parts)
+        *inputs, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts, self.gate.weight(dtype))
 
         g_TE = self.gate.decide(z_TS.unflatten(0, lead), dtype).flatten(0, -2)
         chosen_TE = self.gate.chosen().flatten(0, -2)
