@@ -2,8 +2,9 @@
 
 Every linear is adapted and all sides have one dropout. CPU: SmolLM2-135M in float32, eight commonsense rows, packed.
 GPU: a LLaMA of about 1B with random weights in bfloat16, 8 rows of 1024 tokens. Peak memory is read in processes of its
-own, three for each variant on a CPU (where its rows are 128 random tokens each, so that no data lies in memory) and one
-on a GPU, whose allocator counts every byte. On a GPU the decoder layers are also compiled, PEFT's and ours.
+own, three for each variant on a CPU (of the same shape with random weights, which are there at once, and rows of 128
+random tokens) and one on a GPU, whose allocator counts every byte. On a GPU the decoder layers are also compiled,
+PEFT's and ours.
 """
 
 import ctypes
@@ -30,6 +31,11 @@ GOALS = {"smora": 1.05, "mixlora": 1.10}
 DROPOUT = 0.05
 WITH_DROPOUT = ["mola", "mixlora"]
 RUNS = 3
+SHAPES = {
+    "smollm2_135m": "smollm2_135m_shape"
+}  # for memory, which knows no weights: a GGUF file takes a minute to read
+
+Where = tuple[str, str, str]  # model, device, dtype
 
 
 def main() -> None:
@@ -56,16 +62,16 @@ def main() -> None:
     print(f"written: {path}")
 
 
-def variants(method: str, dropout: float, options) -> dict:
+def variants(method: str, dropout: float, where: Where) -> dict:
     """Our forms, PEFT's LoRA, and our own LoRA where it is a reference."""
     changed = [f"method.lora_dropout={dropout}", *EVERY_LINEAR.get(method, [])]
     found = {
-        "fast": partial(ours, *options.where, method, Compute.fast, *changed),
-        "peft": partial(peft_like, *options.where, method, dropout, *changed),
+        "fast": partial(ours, *where, method, Compute.fast, *changed),
+        "peft": partial(peft_like, *where, method, dropout, *changed),
     }
     if method == "mixlora":
-        found["lean"] = partial(ours, *options.where, method, Compute.lean, *changed)
-        found["lora"] = partial(lora_like, *options.where, method, dropout, *changed)
+        found["lean"] = partial(ours, *where, method, Compute.lean, *changed)
+        found["lora"] = partial(lora_like, *where, method, dropout, *changed)
     return found
 
 
@@ -76,19 +82,19 @@ def compiled(parts: tuple) -> tuple:
     return parts
 
 
-def setting(method: str, dropout: float, options) -> str:
-    ranks = total_ranks(*options.where, method, f"method.lora_dropout={dropout}", *EVERY_LINEAR.get(method, []))
-    every, rank = targets.linears(loaded(*options.where).model), "/".join(map(str, sorted(set(ranks.values()))))
-    model, _, dtype = options.where
+def setting(method: str, dropout: float, where: Where) -> str:
+    ranks = total_ranks(*where, method, f"method.lora_dropout={dropout}", *EVERY_LINEAR.get(method, []))
+    every, rank = targets.linears(loaded(*where).model), "/".join(map(str, sorted(set(ranks.values()))))
+    model, _, dtype = where
     return f"{model} {dtype}, rank {rank} on {len(ranks)} of {len(every)} linears, dropout {dropout:g}"
 
 
 def times(method: str, dropout: float, options) -> list[Row]:
     gpu = options.device.startswith("cuda")
     examples = long_rows(1024, 64, 512) if gpu else training_rows(*options.where, 64)
-    loops = {name: trainer(build(), examples, 8) for name, build in variants(method, dropout, options).items()}
+    loops = {name: trainer(build(), examples, 8) for name, build in variants(method, dropout, options.where).items()}
     if gpu and method in options.compiled.split(","):
-        built = variants(method, dropout, options)
+        built = variants(method, dropout, options.where)
         loops |= {f"compiled {name}": trainer(compiled(built[name]()), examples, 8) for name in ("fast", "peft")}
     counts = dict.fromkeys(loops, 0)
 
@@ -115,27 +121,36 @@ def times(method: str, dropout: float, options) -> list[Row]:
             ("compiled fast", "peft", f"{method}, layers compiled / PEFT LoRA", None),
             ("compiled fast", "compiled peft", f"{method} / PEFT LoRA, layers of both compiled", None),
         ]
-    where = setting(method, dropout, options)
+    where = setting(method, dropout, options.where)
     return [ratio(f"step: {figure}", where, seconds[a], seconds[b], goal=goal) for a, b, figure, goal in pairs]
 
 
 def memory(method: str, dropout: float, options) -> list[Row]:
     peaks: dict[str, list[dict[str, int]]] = {}
-    names = [name for name in variants(method, dropout, options) if name != "lora"]
+    where = SHAPES.get(options.model, options.model), *options.where[1:]
+    names = [name for name in variants(method, dropout, where) if name != "lora"]
     for _ in range(1 if options.quick or options.device.startswith("cuda") else RUNS):
         for name in names:
             command = [sys.executable, "-W", "ignore", __file__, "--worker", name, "--methods", method]
-            command += ["--model", options.model]
-            command += ["--device", options.device, "--threads", str(options.threads), "--dropout", str(dropout)]
+            command += [
+                "--model",
+                where[0],
+                "--device",
+                options.device,
+                "--threads",
+                str(options.threads),
+                "--dropout",
+                str(dropout),
+            ]
             done = subprocess.run(command + ["--quick"] * options.quick, stdout=subprocess.PIPE, text=True, check=True)
             peaks.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
-    gpu, where, rows = options.device.startswith("cuda"), setting(method, dropout, options), []
+    gpu, described, rows = options.device.startswith("cuda"), setting(method, dropout, where), []
     for name in [name for name in names if name != "peft"]:
         goal = 0.6 if gpu else {"mixlora lean": 1.0, "mixlora fast": None}.get(f"{method} {name}", 1.02)
         for figure, what, its in (("peak memory", "peak", goal), ("growth to the peak", "growth", None)):
             a, b = ([run[what] for run in peaks[side]] for side in (name, "peft"))
             note = f"{statistics.median(a) / 2**20:.0f} / {statistics.median(b) / 2**20:.0f} MiB"
-            rows.append(ratio(f"{figure} of a step: {method} {name} / PEFT LoRA", where, a, b, goal=its, note=note))
+            rows.append(ratio(f"{figure} of a step: {method} {name} / PEFT LoRA", described, a, b, goal=its, note=note))
     return rows
 
 
@@ -144,7 +159,7 @@ def peak(options) -> dict[str, int]:
     gpu = options.device.startswith("cuda")
     examples = long_rows(16, 8, 8)  # a first short step makes the optimizer's state, which the second one has to carry
     examples += long_rows(1024, 8, 512) if gpu else long_rows(128, 8, 8)
-    each = trainer(variants(options.methods, options.dropout, options)[options.worker](), examples, 8)
+    each = trainer(variants(options.methods, options.dropout, options.where)[options.worker](), examples, 8)
     each.model.train()
     loaded.cache_clear()  # each variant is a copy; the model that it was copied from is in no one's training run
     gc.collect()

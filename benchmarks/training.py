@@ -31,6 +31,11 @@ RANDOM = {  # shapes of models with random weights, which need no download
         "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
         "tie_word_embeddings": False,
     },
+    "smollm2_135m_shape": {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
 }  # fmt: skip
 
 
