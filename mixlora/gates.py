@@ -266,8 +266,10 @@ def decide(gates: Sequence[Gate], logits_TS: Tensor, dtype: torch.dtype) -> list
     return [routing.weights_TE.to(dtype) for routing in routings]
 
 
-def of_one_rule(one: Gate, other: Gate) -> bool:
-    """Whether two gates follow one rule, with no tensor that the rule reads but the router and `state`."""
+def of_one_rule(one: Gate | None, other: Gate | None) -> bool:
+    """Whether two gates follow one rule, with no tensor that the rule reads but the router and `state`; or are none."""
+    if one is None or other is None:
+        return one is other
     rules = [(type(gate), gate.options, gate.num_experts, gate.top_k) for gate in (one, other)]
     held = [{name for name, _ in (*gate.named_parameters(), *gate.named_buffers())} for gate in (one, other)]
     return rules[0] == rules[1] and all(names == {"router.weight", *one.state()} for names in held)

@@ -14,7 +14,7 @@ from mixlora import gates
 from mixlora.adapters import dropout, experts, fused
 from mixlora.adapters.attach import attach, paths
 from mixlora.adapters.dropout import Mask, Places, Whole
-from mixlora.adapters.modules import FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear, Siblings
+from mixlora.adapters.modules import Fused, FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear, Siblings
 from mixlora.config.schema import Compute, Method, Scope
 from mixlora.config.typed import typed
 from mixlora.lowrank import LowRank
@@ -111,21 +111,22 @@ def test_one_linear_agrees_in_float32(gate, p, monkeypatch):
 # ---- linears that read one input
 
 
-GATES = [{"kind": "topk"}, {"kind": "topk", "renormalize": False}, {"kind": "dense"}, {"kind": "entropy"}]
+GATES = [None, {"kind": "topk"}, {"kind": "topk", "renormalize": False}, {"kind": "dense"}, {"kind": "entropy"}]
 GATES += [{"kind": "balanced"}, {"kind": "balanced", "rank_partition": 2}]
 
 
-def three(gate: dict, p: float = 0.0) -> list[FusedGatedLinear]:
-    layers = [one_linear(FusedGatedLinear, torch.float64, gate=gate, p=p) for _ in range(3)]
+def three(gate: dict | None, p: float = 0.0) -> list[Fused]:
+    kind = FusedLoraLinear if gate is None else FusedGatedLinear
+    layers = [one_linear(kind, torch.float64, gate=gate, p=p) for _ in range(3)]
     for layer in layers:
-        for tensor in layer.gate.state().values():
+        for tensor in () if gate is None else layer.gate.state().values():
             nn.init.uniform_(tensor, 0, 0.2)
         for parameter in layer.parameters():
             nn.init.normal_(parameter, std=0.3)
     return layers
 
 
-def as_siblings(layers: list[FusedGatedLinear]) -> list[FusedGatedLinear]:
+def as_siblings(layers: list[Fused]) -> list[Fused]:
     layers = copy.deepcopy(layers)
     siblings = Siblings(layers)
     for layer in layers:
@@ -143,12 +144,12 @@ def test_siblings_compute_what_each_computes_alone(gate, p):
         torch.manual_seed(7)
         x = x_TD.clone().requires_grad_()
         ys = [layer(x) for layer in layers]
-        records = [layer.gate.routing for layer in layers]
+        records = [layer.gate.routing for layer in layers if layer.gate is not None]
         # The records have gradients of their own, for auxiliary losses.
         (sum(y.square().sum() for y in ys) + sum((r.probs_TE * r.logits_TS.sum()).sum() for r in records)).backward()
         results.append([*ys, x.grad, *(q.grad for layer in layers for q in layer.parameters() if q.requires_grad)])
         results[-1] += [getattr(r, name).double() for r in records for name in vars(r)]
-    assert len(results[0]) == 3 + 1 + 9 + 12
+    assert len(results[0]) == 3 + 1 + (6 if gate is None else 9 + 12)
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
 
@@ -178,24 +179,20 @@ def test_a_sibling_that_is_given_another_input_computes_with_that(inference):
                 torch.testing.assert_close(k(one), apart[1](one))
 
 
-GATED_LINEARS = [
-    name for name in METHODS if (m := method(name, Compute.fast)).gate is not None and m.scope is Scope.linear
-]
-
-
-@pytest.mark.parametrize("name", GATED_LINEARS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_model_s_linears_that_read_one_input_are_siblings(name):
-    model, _ = adapted(name, Compute.fast, target_modules="all-linear")
+    families = [("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")]
+    if method(name, Compute.fast).scope is Scope.linear:
+        families.append(("mlp.gate_proj", "mlp.up_proj"))
+        model, _ = adapted(name, Compute.fast, target_modules="all-linear")
+    else:
+        model, _ = adapted(name, Compute.fast)
     found = set()
     for module in model.modules():
-        if isinstance(module, FusedGatedLinear) and module.siblings is not None:
+        if isinstance(module, Fused) and module.siblings is not None:
             assert module in module.siblings.layers
             found.add(tuple(n for n, m in model.named_modules() if m in module.siblings.layers))
-    assert found == {
-        tuple(f"model.layers.{layer}.{child}" for child in children)
-        for children in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
-        for layer in (0, 1)
-    }
+    assert found == {tuple(f"model.layers.{i}.{child}" for child in family) for family in families for i in (0, 1)}
 
 
 class Tempered(gates.Dense):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mixlora import gates
 from mixlora.adapters import targets
 from mixlora.adapters.modules import (
+    Fused,
     FusedFeedForward,
     FusedGatedLinear,
     FusedLoraLinear,
@@ -73,16 +74,17 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
     """What `prepared` says, for one plan."""
     method, linears = plan.method, targets.linears(model)
     chosen = targets.select(linears, method.target_modules, names, "method.target_modules")
+    built: dict[str, Wrapper] = {}
     if method.scope is Scope.linear:
-        found = {name: plan.linear(name, linears[name]) for name in chosen}
-        introduce(found, names)
-        return found
-    blocks = feed_forward_blocks(chosen, names)
-    built: dict[str, Wrapper] = {name: plan.feed_forward(name, model.get_submodule(name), names) for name in blocks}
-    if method.plain_modules is not None:
-        plain = targets.select(linears, method.plain_modules, names, "method.plain_modules")
-        outside = [name for name in plain if not any(name.startswith(block + ".") for block in blocks)]
-        built |= {name: plan.plain(name, linears[name]) for name in outside}
+        built |= {name: plan.linear(name, linears[name]) for name in chosen}
+    else:
+        blocks = feed_forward_blocks(chosen, names)
+        built |= {name: plan.feed_forward(name, model.get_submodule(name), names) for name in blocks}
+        if method.plain_modules is not None:
+            plain = targets.select(linears, method.plain_modules, names, "method.plain_modules")
+            outside = [name for name in plain if not any(name.startswith(block + ".") for block in blocks)]
+            built |= {name: plan.plain(name, linears[name]) for name in outside}
+    introduce(built, names)
     return built
 
 
@@ -91,7 +93,7 @@ def introduce(built: Mapping[str, Wrapper], names: Model) -> None:
     for family in (QUERY_KEY_VALUE, (names.feed_forward.gate, names.feed_forward.up)):
         for parent in dict.fromkeys(name.rpartition(".")[0] for name in built):
             found = [built.get(f"{parent}.{child}") for child in family]
-            layers = [layer for layer in found if isinstance(layer, FusedGatedLinear)]
+            layers: list[Any] = [layer for layer in found if isinstance(layer, Fused)]
             if len(layers) > 1 and all(gates.of_one_rule(layers[0].gate, layer.gate) for layer in layers):
                 siblings = Siblings(layers)
                 for layer in layers:

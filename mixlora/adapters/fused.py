@@ -6,7 +6,7 @@ the gate between them stays ordinary autograd over [T, E], so every gate and eve
     W x + b, A x, W_r x                  `Project`: one input, kept once, its gradient added up in place, for one linear
                                          or several that read it
     base + s · B (g ⊙ h)                 `Combine`: keeps h and g, neither their product nor base
-    W x + b + s · B A x                  `Lora`: keeps x and A x
+    base + s · B h                       `Onto`: the same without a gate, for plain LoRA
 
 T tokens   D in   O out   E experts   R rank over all experts   r = R / E   S rows of all that is multiplied with x
 """
@@ -22,12 +22,12 @@ from mixlora.adapters.dropout import Dropout, Whole
 
 
 class Project(torch.autograd.Function):
-    """x [T, D], n times frozen W [O, D], b and A [R, D], and routers W_r [E, D] -> n of [T, O], n of [T, R], [T, S].
+    """x [T, D], n times frozen W [O, D], b and A [R, D], m routers W_r [E, D] -> n of [T, O], n of [T, R], [T, S].
 
-    S are the logits of all routers. They are computed in the routers' dtype (float32 at least). Where the products are
-    in that dtype too, all A and W_r are one product, and so they are where the device multiplies half floats into
-    float32 (see `down`); else x is copied for the routers alone and the copy is dropped. The routing is exact on a
-    bfloat16 base either way. Dropout acts on what A sees, never on what a router sees.
+    S are the logits of all routers, computed in the routers' dtype (float32 at least). Where the products are in that
+    dtype too, all A and W_r are one product, and so they are where the device multiplies half floats into float32 (see
+    `down`); else x is copied for the routers alone and the copy is dropped. The routing is exact on a bfloat16 base
+    either way. Dropout acts on what A sees, never on what a router sees.
     """
 
     @staticmethod
@@ -37,11 +37,12 @@ class Project(torch.autograd.Function):
         wide, c = x_TD.to(product_dtype(x_TD)), product_dtype(x_TD)
         bases = [linear(wide, W, b).to(x_TD.dtype) for W, b in zip(Ws, bs, strict=True)]
         whole = all(isinstance(drop, Whole) for drop in drops)
-        if whole and (routers[0].dtype == c or widens(x_TD, routers[0])):
+        router_dtype = routers[0].dtype if routers else c
+        if whole and (router_dtype == c or widens(x_TD, router_dtype)):
             *hs, z_TS = down(wide, As, routers)
         else:
             hs = [linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)]
-            (z_TS,) = down(x_TD if widens(x_TD, routers[0]) else x_TD.to(routers[0].dtype), (), routers)
+            (z_TS,) = down(x_TD if widens(x_TD, router_dtype) else x_TD.to(router_dtype), (), routers)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
         return *bases, *(h_TR.to(x_TD.dtype) for h_TR in hs), z_TS
@@ -62,9 +63,10 @@ class Project(torch.autograd.Function):
                 dx_TD.addmm_(dz_TS, stacked(c, *As, *routers))
         else:
             dAs = [dh_TR.T @ drop.thin(wide) for drop, dh_TR in zip(ctx.drops, dhs, strict=True)]
-            drouters = (dz_TS.T @ wide).split([*map(len, routers)])
+            drouters = (dz_TS.T @ wide).split([*map(len, routers)]) if routers else ()
             if dx_TD is not None:
-                dx_TD.addmm_(dz_TS, stacked(c, *routers))
+                if routers:
+                    dx_TD.addmm_(dz_TS, stacked(c, *routers))
                 for drop, dh_TR, A in zip(ctx.drops, dhs, As, strict=True):
                     drop.add(dx_TD, dh_TR, A.to(c))
         triples = [part for dA, A in zip(dAs, As, strict=True) for part in (None, None, dA.to(A.dtype))]
@@ -99,36 +101,25 @@ class Combine(torch.autograd.Function):
         return dy_TO, dh_TR.to(h_TR.dtype), dg_TE.to(g_TE.dtype), dB_OR.to(B_OR.dtype), None, None
 
 
-class Lora(torch.autograd.Function):
-    """x [T, D], frozen W [O, D] and b, A [R, D], B [O, R], s -> W x + b + s · B A x."""
+class Onto(torch.autograd.Function):
+    """base [T, O] (written over), h [T, R], B [O, R], s -> base + s · B h."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_TD: Tensor, W: Tensor, b: Any, A_RD: Tensor, B_OR: Tensor, scale: float, drop: Dropout
-    ) -> Any:
-        wide = x_TD.to(product_dtype(x_TD))
-        y_TO = linear(wide, W, b)
-        h_TR = linear(drop.thin(wide), A_RD)
-        add_product(y_TO, h_TR, B_OR, scale)
-        ctx.save_for_backward(x_TD, h_TR.to(x_TD.dtype), W, A_RD, B_OR)
-        ctx.scale, ctx.drop = scale, drop
-        return y_TO.to(x_TD.dtype)
+    def forward(ctx: Any, base_TO: Tensor, h_TR: Tensor, B_OR: Tensor, scale: float) -> Tensor:
+        add_product(base_TO, h_TR, B_OR, scale)
+        ctx.mark_dirty(base_TO)
+        ctx.save_for_backward(h_TR, B_OR)
+        ctx.scale = scale
+        return base_TO
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (dy_TO,) = gradients
-        x_TD, h_TR, W, A_RD, B_OR = ctx.saved_tensors
-        c = product_dtype(x_TD)
-        wide_TO = dy_TO.to(c)
-        dB_OR = (wide_TO.T @ h_TR.to(c)).mul_(ctx.scale)
-        dh_TR = (wide_TO @ B_OR.to(c)).mul_(ctx.scale)
-        dA_RD = dh_TR.T @ ctx.drop.thin(x_TD.to(c))
-        dx_TD = None
-        if ctx.needs_input_grad[0]:
-            dx_TD = wide_TO @ W.to(c)
-            ctx.drop.add(dx_TD, dh_TR, A_RD.to(c))
-            dx_TD = dx_TD.to(x_TD.dtype)
-        return dx_TD, None, None, dA_RD.to(A_RD.dtype), dB_OR.to(B_OR.dtype), None, None
+        h_TR, B_OR = ctx.saved_tensors
+        wide = dy_TO.to(product_dtype(dy_TO))
+        dB_OR = (wide.T @ h_TR.to(wide.dtype)).mul_(ctx.scale)
+        dh_TR = (wide @ B_OR.to(wide.dtype)).mul_(ctx.scale)
+        return dy_TO, dh_TR.to(h_TR.dtype), dB_OR.to(B_OR.dtype), None
 
 
 def weighed(h_TR: Tensor, g_TE: Tensor, r: int) -> Tensor:
@@ -165,7 +156,9 @@ def down(x_TD: Tensor, As: Any, routers: Any) -> list[Tensor]:
     of float64, relative; a float32 product within 3e-7).
     """
     sizes, S = [*map(len, As)], sum(map(len, routers))
-    if routers[0].dtype == x_TD.dtype:
+    if not (As or routers):
+        return [x_TD.new_empty(len(x_TD), 0)]
+    if not routers or routers[0].dtype == x_TD.dtype:
         # Apart from each other, so that the logits are freed when the gates are done with them.
         parts_TS = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([*sizes, S], dim=-1)
         return [part_TR.contiguous() for part_TR in parts_TS]
@@ -183,14 +176,12 @@ def pieces(W: Tensor, dtype: torch.dtype, number: int) -> list[Tensor]:
     return found
 
 
-def widens(x_TD: Tensor, router_ED: Tensor) -> bool:
-    """Whether products of x may be added up and returned in the router's float32: bfloat16 on CUDA.
+def widens(x_TD: Tensor, router_dtype: torch.dtype) -> bool:
+    """Whether products of x may be added up and returned in the routers' float32: bfloat16 on CUDA.
 
     Not float16, whose range would lose the low pieces of a small weight; nor ROCm, where it was never run.
     """
-    return (
-        x_TD.is_cuda and torch.version.hip is None and x_TD.dtype is torch.bfloat16 and router_ED.dtype is torch.float32
-    )
+    return x_TD.is_cuda and torch.version.hip is None and (x_TD.dtype, router_dtype) == (torch.bfloat16, torch.float32)
 
 
 def stacked(dtype: torch.dtype, *matrices: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixlora import gates
 from mixlora.adapters import dropout, experts
-from mixlora.adapters.fused import Combine, Lora, Project
+from mixlora.adapters.fused import Combine, Onto, Project
 from mixlora.gates import Gate
 from mixlora.lowrank import LowRank
 
@@ -23,6 +23,7 @@ class LoraLinear(nn.Module):
     """y = W x + s B A x: one block, no gate (LoRA, arXiv 2106.09685)."""
 
     path = "eager"
+    gate: Gate | None = None
 
     def __init__(self, base_layer: nn.Module, delta: LowRank):
         super().__init__()
@@ -45,29 +46,15 @@ class GatedLinear(nn.Module):
         return self.delta(self.base_layer(x_TD), x_TD, self.gate(x_TD))
 
 
-class FusedLoraLinear(LoraLinear):
-    """The same function with a hand-written backward, for a plain linear (see fused.py)."""
-
-    path = "fused"
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        if dropout.untraceable(self.delta.dropout):
-            return super().forward(x_TD)
-        base, delta, lead = self.base_layer, self.delta, x_TD.shape[:-1]
-        A_RD, B_OR = delta.A_RD.to(x_TD.dtype), delta.B_OR.to(x_TD.dtype)
-        drop = dropout.draw(delta.dropout, x_TD)
-        y_TO = Lora.apply(x_TD.flatten(0, -2), base.weight, base.bias, A_RD, B_OR, delta.scale, drop)
-        return y_TO.unflatten(0, lead)
-
-
-class FusedGatedLinear(GatedLinear):
-    """The same function with a hand-written backward, for a plain linear (see fused.py).
+class Fused(nn.Module):
+    """The same function as the class beside it with a hand-written backward, for a plain linear (see fused.py).
 
     Siblings are the linears that read the same input, this one among them: the first that is called computes all.
     """
 
     path = "fused"
     siblings: "Siblings | None" = None
+    delta: LowRank
 
     def forward(self, x_TD: Tensor) -> Tensor:
         if dropout.untraceable(self.delta.dropout):
@@ -77,20 +64,28 @@ class FusedGatedLinear(GatedLinear):
         return self.siblings.output(self, x_TD)
 
 
+class FusedLoraLinear(Fused, LoraLinear):
+    """y = W x + s B A x."""
+
+
+class FusedGatedLinear(Fused, GatedLinear):
+    """y = W x + s B (g(x) ⊙ A x)."""
+
+
 class Siblings:
-    """Gated linears that read one input, with gates that choose alike: what they share is computed once for all.
+    """Linears that read one input, without gates or with gates of one rule: what they share is computed once for all.
 
     It holds results from the first call to the last of a round. A model that gives one of them another input gets the
     right result and pays for those that nobody asked for.
     """
 
-    def __init__(self, layers: Sequence[FusedGatedLinear]):
+    def __init__(self, layers: Sequence[Any]):
         self.layers = layers
         self.x_TD: Tensor | None = None
         self.version = 0  # x may be written over between two calls
         self.outputs: dict[nn.Module, Tensor] = {}
 
-    def output(self, layer: FusedGatedLinear, x_TD: Tensor) -> Tensor:
+    def output(self, layer: Fused, x_TD: Tensor) -> Tensor:
         version = 0 if x_TD.is_inference() else x_TD._version
         if self.x_TD is not x_TD or self.version != version or layer not in self.outputs:
             self.outputs = dict(zip(self.layers, side_by_side(self.layers, x_TD), strict=True))
@@ -101,20 +96,25 @@ class Siblings:
         return y_TO
 
 
-def side_by_side(layers: Sequence[FusedGatedLinear], x_TD: Tensor) -> list[Tensor]:
+def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Tensor]:
     """y = W x + s B (g(x) ⊙ A x) of several linears that read one x: all A and routers are one product."""
     lead, dtype = x_TD.shape[:-1], x_TD.dtype
     drops = tuple(dropout.draw(layer.delta.dropout, x_TD) for layer in layers)
     parts: list[Any] = []
     for layer in layers:
         parts += [layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD.to(dtype)]
-    parts += [layer.gate.weight(dtype) for layer in layers]
-    *found, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts)
-    gs = gates.decide([layer.gate for layer in layers], z_TS.unflatten(0, lead), dtype)
+    choosing = [layer.gate for layer in layers if layer.gate is not None]
+    routers = [gate.weight(dtype) for gate in choosing]
+    *found, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts, *routers)
+    bases, hs = found[: len(layers)], found[len(layers) :]
+    gs = gates.decide(choosing, z_TS.unflatten(0, lead), dtype) if choosing else [None] * len(layers)
     outputs = []
-    for layer, base_TO, h_TR, g_TE in zip(layers, found, found[len(layers) :], gs, strict=False):
-        delta = layer.delta
-        y_TO = Combine.apply(base_TO, h_TR, g_TE.flatten(0, -2), delta.B_OR.to(dtype), delta.scale, delta.r)
+    for layer, base_TO, h_TR, g_TE in zip(layers, bases, hs, gs, strict=True):
+        B_OR, scale = layer.delta.B_OR.to(dtype), layer.delta.scale
+        if g_TE is None:
+            y_TO = Onto.apply(base_TO, h_TR, B_OR, scale)
+        else:
+            y_TO = Combine.apply(base_TO, h_TR, g_TE.flatten(0, -2), B_OR, scale, layer.delta.r)
         outputs.append(y_TO.unflatten(0, lead))
     return outputs
 
