@@ -36,7 +36,7 @@ def main() -> None:
 
 def differences(method: str, options) -> list[Row]:
     """(ours - PEFT's) / PEFT's whole step, for each kind and in all, with the number of operators of both."""
-    examples, built = training_rows(*options.where, 64), variants(method, 0.0, options)
+    examples, built = training_rows(*options.where, 64), variants(method, 0.0, options.where)
     loops = {name: trainer(built[name](), examples, 8) for name in ("fast", "peft")}
     found: dict[str, list[tuple[Counter, Counter]]] = {name: [] for name in loops}
     for loop in loops.values():
@@ -46,7 +46,7 @@ def differences(method: str, options) -> list[Row]:
             profiled = operators(partial(loop.step, step))
             if step > 1:
                 found[name].append(profiled)
-    where, rows = setting(method, 0.0, options), []
+    where, rows = setting(method, 0.0, options.where), []
     for kind in (*KINDS, OTHERS, REST, "all"):
         pairs = list(zip(found["fast"], found["peft"], strict=True))
         parts = [(ours[0][kind] - peft[0][kind]) / peft[0]["all"] for ours, peft in pairs]

@@ -43,6 +43,9 @@ class GateOptions:
 class Gate(nn.Module):
     """A linear router without bias, its scores in at least float32, and a selection.
 
+    A kind is a class with `route`, a function of what it is given and of `options`, `top_k` and `num_experts` alone:
+    gates of one rule are asked together, in a dimension between T and S.
+
     Args:
         in_features: D.
         num_experts: E.
@@ -53,7 +56,7 @@ class Gate(nn.Module):
 
     Options: ClassVar[type[GateOptions]] = GateOptions
     router_rows_share: int = 1
-    route: Callable[..., Routing]  # (logits_TS, and what `state` holds); T may end in a dimension of gates
+    route: Callable[..., Routing]  # of logits_TS, and of what `state` holds by its name
 
     def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
         super().__init__()
@@ -81,7 +84,7 @@ class Gate(nn.Module):
 
     def decide(self, logits_TS: Tensor, dtype: torch.dtype) -> Tensor:
         """From the router's logits to g, leaving the record."""
-        self.routing = self.route(logits_TS, **self.state())
+        (self.routing,) = routings([self], logits_TS)
         return self.routing.weights_TE.to(dtype)
 
     def chosen(self) -> Tensor:
@@ -250,24 +253,23 @@ def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
     return KINDS[kind], typed(KINDS[kind].Options, options, "method.gate")
 
 
-def decide(gates: Sequence[Gate], logits_TS: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """What gates `of_one_rule` make of their logits, which lie side by side: g [T, E] of each, and its record.
+def routings(gates: Sequence[Gate], logits_TS: Tensor) -> list[Routing]:
+    """What gates `of_one_rule` make of their logits, which lie side by side in the last dimension.
 
-    A gate looks at one token at a time, so G gates over T tokens are one over T · G.
+    A gate looks at one token at a time, so N gates over T tokens are one over T · N.
     """
+    first = gates[0]
     if len(gates) == 1:
-        return [gates[0].decide(logits_TS, dtype)]
-    state = {name: torch.stack([gate.state()[name] for gate in gates]) for name in gates[0].state()}
-    all_TGE = gates[0].route(logits_TS.unflatten(-1, (len(gates), -1)), **state)
-    parts = [getattr(all_TGE, field.name).unbind(-2) for field in fields(Routing)]
-    routings = [Routing(*part) for part in zip(*parts, strict=True)]
-    for gate, routing in zip(gates, routings, strict=True):
-        gate.routing = routing
-    return [routing.weights_TE.to(dtype) for routing in routings]
+        return [first.route(logits_TS, **first.state())]
+    state = {name: torch.stack([gate.state()[name] for gate in gates]) for name in first.state()}
+    all_TNE = first.route(logits_TS.unflatten(-1, (len(gates), -1)), **state)
+    parts = [getattr(all_TNE, field.name).unbind(-2) for field in fields(Routing)]
+    return [Routing(*part) for part in zip(*parts, strict=True)]
 
 
 def of_one_rule(one: Gate | None, other: Gate | None) -> bool:
-    """Whether two gates follow one rule, with no tensor that the rule reads but the router and `state`; or are none."""
+    """Whether `routings` may take two gates together: one kind with the same options, which holds no tensor but its
+    router and `state`. Two linears without gates are of one rule too."""
     if one is None or other is None:
         return one is other
     rules = [(type(gate), gate.options, gate.num_experts, gate.top_k) for gate in (one, other)]

@@ -1,6 +1,9 @@
 """Every hand-written backward against autograd over the plain equation."""
 
 import copy
+import gc
+import itertools
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,14 @@ from torch.nn.utils import parametrize
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixlora import gates
-from mixlora.adapters import dropout, experts, fused
+from mixlora.adapters import dropout, experts, fused, modules
 from mixlora.adapters.attach import attach, paths
 from mixlora.adapters.dropout import Mask, Places, Whole
-from mixlora.adapters.modules import Fused, FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear, Siblings
+from mixlora.adapters.modules import Ahead, Fused, FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear
 from mixlora.config.schema import Compute, Method, Scope
 from mixlora.config.typed import typed
 from mixlora.lowrank import LowRank
+from mixlora.training.loop import clear_records
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "method"
 METHODS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -127,11 +131,11 @@ def three(gate: dict | None, p: float = 0.0) -> list[Fused]:
 
 
 def as_siblings(layers: list[Fused]) -> list[Fused]:
-    layers = copy.deepcopy(layers)
-    siblings = Siblings(layers)
-    for layer in layers:
-        layer.siblings = siblings
-    return layers
+    first, *others = copy.deepcopy(layers)
+    first.siblings, ahead = others, Ahead()
+    for layer in (first, *others):
+        layer.ahead = ahead
+    return [first, *others]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
@@ -154,29 +158,87 @@ def test_siblings_compute_what_each_computes_alone(gate, p):
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
 
 
-def test_siblings_hold_nothing_when_all_were_asked():
-    layers = as_siblings(three({"kind": "topk"}))
+def counted(monkeypatch) -> list[int]:
+    """How many linears each pass through `side_by_side` takes."""
+    calls, original = [], modules.side_by_side
+    monkeypatch.setattr(modules, "side_by_side", lambda layers, x: [calls.append(len(layers)), original(layers, x)][1])
+    return calls
+
+
+def test_siblings_are_computed_once_and_nothing_is_held_when_all_were_asked(monkeypatch):
+    layers, calls = as_siblings(three({"kind": "topk"})), counted(monkeypatch)
     x = torch.randn(T, D, dtype=torch.float64)
-    calls = [layer(x) for layer in layers]
-    assert len(calls) == 3
-    assert layers[0].siblings.outputs == {}
-    assert layers[0].siblings.x_TD is None
+    for layer in layers:
+        layer(x)
+    assert calls == [3]
+    assert (layers[0].ahead.x_TD, layers[0].ahead.found) == (None, {})
 
 
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
 @pytest.mark.parametrize("inference", [False, True])
-def test_a_sibling_that_is_given_another_input_computes_with_that(inference):
+def test_siblings_that_are_given_other_inputs_compute_with_those(inference, order):
+    """As in an attention to another sequence: outputs, and the records as they stand at the end."""
+    apart = three({"kind": "topk"})
+    together = as_siblings(apart)
+    with torch.inference_mode(inference):
+        inputs = [torch.randn(5, D, dtype=torch.float64), *[torch.randn(9, D, dtype=torch.float64)] * 2]
+        for i in (*order, *order):
+            torch.testing.assert_close(together[i](inputs[i]), apart[i](inputs[i]))
+        for one, other in zip(together, apart, strict=True):
+            torch.testing.assert_close(one.gate.routing.weights_TE, other.gate.routing.weights_TE)
+
+
+def test_what_was_computed_ahead_is_for_the_same_values_and_the_same_graph():
     apart = three({"kind": "topk"})
     q, k, v = as_siblings(apart)
-    with torch.inference_mode(inference):
-        one, other = torch.randn(2, T, D, dtype=torch.float64)
-        for layer, alone, x in ((q, apart[0], one), (k, apart[1], other), (v, apart[2], one), (v, apart[2], one)):
-            torch.testing.assert_close(layer(x), alone(x))
-            torch.testing.assert_close(layer.gate.routing.weights_TE, alone.gate.routing.weights_TE)
-        if not inference:  # these tell nobody that they were written over
-            with torch.no_grad():
-                q(one)
-                one.mul_(2)
-                torch.testing.assert_close(k(one), apart[1](one))
+    x = torch.randn(T, D, dtype=torch.float64)
+    with torch.no_grad():
+        q(x)
+    assert k(x).requires_grad
+    with torch.no_grad():
+        q(x)
+        x.mul_(2)
+        torch.testing.assert_close(v(x), apart[2](x))
+
+
+def test_a_forward_that_failed_between_siblings_leaves_nothing_behind():
+    model, _ = adapted("mole", Compute.fast, target_modules="all-linear")
+    seen = []
+    model.model.layers[0].mlp.register_forward_hook(lambda module, args, out: seen.append(weakref.ref(out)))
+    model.model.layers[1].mlp.act_fn.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        model(IDS)
+    clear_records(model)
+    gc.collect()
+    assert [ref() for ref in seen] == [None]
+    assert copy.deepcopy(model) is not model
+
+
+def test_a_model_that_is_let_go_is_gone_at_once():
+    model, _ = adapted("mole", Compute.fast, target_modules="all-linear")
+    weight = weakref.ref(model.model.layers[0].self_attn.q_proj.base_layer.weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+class CrossAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(8, 8), nn.Linear(4, 8), nn.Linear(4, 8)
+
+
+def test_linears_of_other_widths_are_no_siblings():
+    model = nn.ModuleDict({"attention": CrossAttention()})
+    attach(model, method("mole", Compute.fast, target_modules="all-linear"))
+    q, k, _ = model["attention"].children()
+    q(torch.randn(5, 8))
+    k(torch.randn(3, 4))
+    assert q.ahead is None
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -189,9 +251,10 @@ def test_a_model_s_linears_that_read_one_input_are_siblings(name):
         model, _ = adapted(name, Compute.fast)
     found = set()
     for module in model.modules():
-        if isinstance(module, Fused) and module.siblings is not None:
-            assert module in module.siblings.layers
-            found.add(tuple(n for n, m in model.named_modules() if m in module.siblings.layers))
+        if isinstance(module, Fused) and module.siblings:
+            layers = [module, *module.siblings]
+            assert all(layer.ahead is module.ahead for layer in layers)
+            found.add(tuple(n for n, m in model.named_modules() if m in layers))
     assert found == {tuple(f"model.layers.{i}.{child}" for child in family) for family in families for i in (0, 1)}
 
 
@@ -209,7 +272,7 @@ class Tempered(gates.Dense):
 def test_gates_that_hold_what_route_does_not_take_are_not_decided_together(monkeypatch):
     monkeypatch.setitem(gates.KINDS, "dense", Tempered)
     model, _ = adapted("hydralora", Compute.fast, target_modules="all-linear")
-    assert not any(getattr(module, "siblings", None) for module in model.modules())
+    assert not any(getattr(module, "ahead", None) for module in model.modules())
 
 
 @pytest.mark.parametrize("mix", [experts.Fast, experts.Lean])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mixlora import gates
 from mixlora.adapters import targets
 from mixlora.adapters.modules import (
+    Ahead,
     Fused,
     FusedFeedForward,
     FusedGatedLinear,
@@ -18,7 +19,6 @@ from mixlora.adapters.modules import (
     GatedLinear,
     LeanFeedForward,
     LoraLinear,
-    Siblings,
     Wrapper,
 )
 from mixlora.config.load import check_method, plain
@@ -94,10 +94,15 @@ def introduce(built: Mapping[str, Wrapper], names: Model) -> None:
         for parent in dict.fromkeys(name.rpartition(".")[0] for name in built):
             found = [built.get(f"{parent}.{child}") for child in family]
             layers: list[Any] = [layer for layer in found if isinstance(layer, Fused)]
-            if len(layers) > 1 and all(gates.of_one_rule(layers[0].gate, layer.gate) for layer in layers):
-                siblings = Siblings(layers)
+            if len(layers) > 1 and all(related(layers[0], layer) for layer in layers):
+                layers[0].siblings, ahead = layers[1:], Ahead()
                 for layer in layers:
-                    layer.siblings = siblings
+                    layer.ahead = ahead
+
+
+def related(one: Any, other: Any) -> bool:
+    widths = [targets.sizes(layer.base_layer)[0] for layer in (one, other)]
+    return widths[0] == widths[1] and gates.of_one_rule(one.gate, other.gate)
 
 
 def feed_forward_blocks(chosen: list[str], names: Model) -> list[str]:

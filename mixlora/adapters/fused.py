@@ -8,7 +8,7 @@ the gate between them stays ordinary autograd over [T, E], so every gate and eve
     base + s · B (g ⊙ h)                 `Combine`: keeps h and g, neither their product nor base
     base + s · B h                       `Onto`: the same without a gate, for plain LoRA
 
-T tokens   D in   O out   E experts   R rank over all experts   r = R / E   S rows of all that is multiplied with x
+T tokens   D in   O out   E experts   R rank over all experts   r = R / E   S logits   N rows of A and routers
 """
 
 from functools import cache
@@ -56,11 +56,11 @@ class Project(torch.autograd.Function):
         wide = x_TD.to(c)
         dx_TD = sum_of_products(dbases, Ws, c) if ctx.needs_input_grad[0] else None
         if all(isinstance(drop, Whole) for drop in ctx.drops):
-            dz_TS = torch.cat([*dhs, dz_TS], dim=-1)
-            rows = (dz_TS.T @ wide).split([*map(len, As), *map(len, routers)])
+            dhz_TN = torch.cat([*dhs, dz_TS], dim=-1)
+            rows = (dhz_TN.T @ wide).split([*map(len, As), *map(len, routers)])
             dAs, drouters = rows[:n], rows[n:]
             if dx_TD is not None:
-                dx_TD.addmm_(dz_TS, stacked(c, *As, *routers))
+                dx_TD.addmm_(dhz_TN, stacked(c, *As, *routers))
         else:
             dAs = [dh_TR.T @ drop.thin(wide) for drop, dh_TR in zip(ctx.drops, dhs, strict=True)]
             drouters = (dz_TS.T @ wide).split([*map(len, routers)]) if routers else ()
@@ -90,7 +90,7 @@ class Combine(torch.autograd.Function):
         (dy_TO,) = gradients
         h_TR, g_TE, B_OR = ctx.saved_tensors
         c = product_dtype(dy_TO)
-        # The scale goes to g, the smallest of all.
+        # For dB and dh the scale goes to g, the smallest of all.
         wide, h_TEr, sg_TE1 = dy_TO.to(c), h_TR.to(c).unflatten(-1, (-1, ctx.r)), (ctx.scale * g_TE.to(c)).unsqueeze(-1)
         dB_OR = wide.T @ (h_TEr * sg_TE1).flatten(-2)
         dm_TEr = (wide @ B_OR.to(c)).unflatten(-1, (-1, ctx.r))
@@ -160,10 +160,10 @@ def down(x_TD: Tensor, As: Any, routers: Any) -> list[Tensor]:
         return [x_TD.new_empty(len(x_TD), 0)]
     if not routers or routers[0].dtype == x_TD.dtype:
         # Apart from each other, so that the logits are freed when the gates are done with them.
-        parts_TS = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([*sizes, S], dim=-1)
-        return [part_TR.contiguous() for part_TR in parts_TS]
-    rows_SD = stacked(x_TD.dtype, *As, *pieces(torch.cat(routers), x_TD.dtype, 3))
-    *hs, z_TS = torch.mm(x_TD, rows_SD.T, out_dtype=torch.float32).split([*sizes, 3 * S], dim=-1)
+        parts_TN = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([*sizes, S], dim=-1)
+        return [part_TR.contiguous() for part_TR in parts_TN]
+    rows_ND = stacked(x_TD.dtype, *As, *pieces(torch.cat(routers), x_TD.dtype, 3))
+    *hs, z_TS = torch.mm(x_TD, rows_ND.T, out_dtype=torch.float32).split([*sizes, 3 * S], dim=-1)
     return [*(h_TR.to(x_TD.dtype) for h_TR in hs), z_TS.unflatten(-1, (3, -1)).sum(-2)]
 
 

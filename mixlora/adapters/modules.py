@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from mixlora import gates
 from mixlora.adapters import dropout, experts
 from mixlora.adapters.fused import Combine, Onto, Project
-from mixlora.gates import Gate
+from mixlora.gates import Gate, Routing
 from mixlora.lowrank import LowRank
+
+Found = tuple[Tensor, Routing | None]  # y, and what the gate decided
 
 
 class LoraLinear(nn.Module):
@@ -46,22 +48,69 @@ class GatedLinear(nn.Module):
         return self.delta(self.base_layer(x_TD), x_TD, self.gate(x_TD))
 
 
+class Ahead:
+    """What the first of several linears that read one input has computed for the others, until each asks for its own.
+
+    It holds nothing from the last of them to the next forward. Weights must not move in between.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.x_TD: Tensor | None = None
+        self.found: dict[nn.Module, Found] = {}
+
+    def keep(self, x_TD: Tensor, layers: Sequence[nn.Module], found: Sequence["Found"]) -> None:
+        self.x_TD, self.state = x_TD, state(x_TD)
+        self.found = dict(zip(layers, found, strict=True))
+
+    def take(self, layer: nn.Module, x_TD: Tensor) -> "Found | None":
+        """The layer's part, if it was computed for this very input."""
+        if self.x_TD is not x_TD or self.state != state(x_TD):
+            self.forget()
+        found = self.found.pop(layer, None)
+        if not self.found:
+            self.forget()
+        return found
+
+
+def state(x_TD: Tensor) -> tuple[int, bool]:
+    """What may change between two calls with one tensor: how often it was written over, and whether a graph is kept."""
+    return 0 if x_TD.is_inference() else x_TD._version, torch.is_grad_enabled()
+
+
 class Fused(nn.Module):
     """The same function as the class beside it with a hand-written backward, for a plain linear (see fused.py).
 
-    Siblings are the linears that read the same input, this one among them: the first that is called computes all.
+    The first of several linears that read one input holds the others, its siblings, and computes theirs with its own:
+    they are one node of the graph, and one that nobody asks gets a gradient of zero. A model that gives a sibling
+    another input gets what that makes, and has paid for the other.
     """
 
     path = "fused"
-    siblings: "Siblings | None" = None
+    siblings: Sequence["Fused"] = ()
+    ahead: Ahead | None = None  # the same for all of them
     delta: LowRank
+    gate: Any  # a Gate, or None for plain LoRA
 
     def forward(self, x_TD: Tensor) -> Tensor:
         if dropout.untraceable(self.delta.dropout):
             return super().forward(x_TD)
-        if self.siblings is None or torch.compiler.is_compiling():
-            return side_by_side([self], x_TD)[0]
-        return self.siblings.output(self, x_TD)
+        if self.ahead is None or torch.compiler.is_compiling():
+            (own,) = side_by_side([self], x_TD)
+        else:
+            own = self.ahead.take(self, x_TD) or self.with_siblings(x_TD)
+        y_TO, routing = own
+        if self.gate is not None:
+            self.gate.routing = routing
+        return y_TO
+
+    def with_siblings(self, x_TD: Tensor) -> "Found":
+        own, *others = side_by_side([self, *self.siblings], x_TD)
+        if others and self.ahead is not None:
+            self.ahead.keep(x_TD, self.siblings, others)
+        return own
 
 
 class FusedLoraLinear(Fused, LoraLinear):
@@ -72,51 +121,28 @@ class FusedGatedLinear(Fused, GatedLinear):
     """y = W x + s B (g(x) ⊙ A x)."""
 
 
-class Siblings:
-    """Linears that read one input, without gates or with gates of one rule: what they share is computed once for all.
-
-    It holds results from the first call to the last of a round. A model that gives one of them another input gets the
-    right result and pays for those that nobody asked for.
-    """
-
-    def __init__(self, layers: Sequence[Any]):
-        self.layers = layers
-        self.x_TD: Tensor | None = None
-        self.version = 0  # x may be written over between two calls
-        self.outputs: dict[nn.Module, Tensor] = {}
-
-    def output(self, layer: Fused, x_TD: Tensor) -> Tensor:
-        version = 0 if x_TD.is_inference() else x_TD._version
-        if self.x_TD is not x_TD or self.version != version or layer not in self.outputs:
-            self.outputs = dict(zip(self.layers, side_by_side(self.layers, x_TD), strict=True))
-            self.x_TD, self.version = x_TD, version
-        y_TO = self.outputs.pop(layer)
-        if not self.outputs:
-            self.x_TD = None
-        return y_TO
-
-
-def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Tensor]:
-    """y = W x + s B (g(x) ⊙ A x) of several linears that read one x: all A and routers are one product."""
+def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Found]:
+    """y = W x + s B (g(x) ⊙ A x) of several linears that read one x, all gated or none: one product for all A and
+    routers, one pass through all gates."""
     lead, dtype = x_TD.shape[:-1], x_TD.dtype
     drops = tuple(dropout.draw(layer.delta.dropout, x_TD) for layer in layers)
     parts: list[Any] = []
     for layer in layers:
         parts += [layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD.to(dtype)]
     choosing = [layer.gate for layer in layers if layer.gate is not None]
-    routers = [gate.weight(dtype) for gate in choosing]
-    *found, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts, *routers)
-    bases, hs = found[: len(layers)], found[len(layers) :]
-    gs = gates.decide(choosing, z_TS.unflatten(0, lead), dtype) if choosing else [None] * len(layers)
-    outputs = []
-    for layer, base_TO, h_TR, g_TE in zip(layers, bases, hs, gs, strict=True):
+    *projected, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts, *(gate.weight(dtype) for gate in choosing))
+    bases, hs = projected[: len(layers)], projected[len(layers) :]
+    routings = gates.routings(choosing, z_TS.unflatten(0, lead)) if choosing else [None] * len(layers)
+    found: list[Found] = []
+    for layer, base_TO, h_TR, routing in zip(layers, bases, hs, routings, strict=True):
         B_OR, scale = layer.delta.B_OR.to(dtype), layer.delta.scale
-        if g_TE is None:
+        if routing is None:
             y_TO = Onto.apply(base_TO, h_TR, B_OR, scale)
         else:
-            y_TO = Combine.apply(base_TO, h_TR, g_TE.flatten(0, -2), B_OR, scale, layer.delta.r)
-        outputs.append(y_TO.unflatten(0, lead))
-    return outputs
+            g_TE = routing.weights_TE.to(dtype).flatten(0, -2)
+            y_TO = Combine.apply(base_TO, h_TR, g_TE, B_OR, scale, layer.delta.r)
+        found.append((y_TO.unflatten(0, lead), routing))
+    return found
 
 
 class GatedFeedForward(nn.Module):

@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mixlora import gates, ranks, signals
-from mixlora.adapters.attach import adapter_tensors
+from mixlora.adapters.attach import adapted, adapter_tensors
+from mixlora.adapters.modules import Fused
 from mixlora.config.schema import Train
 from mixlora.console import say
 from mixlora.errors import CheckpointError, Interrupted, NumericsError, ResourceError
@@ -389,9 +390,12 @@ def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> N
 
 
 def clear_records(model: nn.Module) -> None:
-    """Recomputation under checkpointing leaves a record behind, with its graph."""
+    """Recomputation under checkpointing leaves a record behind, with its graph; a forward that failed, outputs too."""
     for gate in gates.gates_of(model).values():
         gate.routing = None
+    for wrapper in adapted(model).values():
+        if isinstance(wrapper, Fused) and wrapper.ahead is not None:
+            wrapper.ahead.forget()
 
 
 def mixed(*numbers: int) -> int:
