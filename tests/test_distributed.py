@@ -211,7 +211,7 @@ def test_a_signal_to_one_rank_saves_on_all(configs, tmp_path):
     done = [rank.done() for rank in started]
     assert [rank.returncode for rank in done] == [128 + signal.SIGTERM] * 2, done
     assert "saved after step 2" in done[0].stderr
-    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
 
 
 @pytest.mark.full
