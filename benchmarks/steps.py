@@ -31,9 +31,8 @@ GOALS = {"smora": 1.05, "mixlora": 1.10}
 DROPOUT = 0.05
 WITH_DROPOUT = ["mola", "mixlora"]
 RUNS = 3
-SHAPES = {
-    "smollm2_135m": "smollm2_135m_shape"
-}  # for memory, which knows no weights: a GGUF file takes a minute to read
+# For memory, where weights do not matter: a GGUF file takes a minute to read.
+SHAPES = {"smollm2_135m": "smollm2_135m_shape"}
 
 Where = tuple[str, str, str]  # model, device, dtype
 
@@ -132,16 +131,8 @@ def memory(method: str, dropout: float, options) -> list[Row]:
     for _ in range(1 if options.quick or options.device.startswith("cuda") else RUNS):
         for name in names:
             command = [sys.executable, "-W", "ignore", __file__, "--worker", name, "--methods", method]
-            command += [
-                "--model",
-                where[0],
-                "--device",
-                options.device,
-                "--threads",
-                str(options.threads),
-                "--dropout",
-                str(dropout),
-            ]
+            command += ["--model", where[0], "--device", options.device]
+            command += ["--threads", str(options.threads), "--dropout", str(dropout)]
             done = subprocess.run(command + ["--quick"] * options.quick, stdout=subprocess.PIPE, text=True, check=True)
             peaks.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
     gpu, described, rows = options.device.startswith("cuda"), setting(method, dropout, where), []

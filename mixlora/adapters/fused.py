@@ -42,7 +42,9 @@ class Project(torch.autograd.Function):
             *hs, z_TS = down(wide, As, routers)
         else:
             hs = [linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)]
-            (z_TS,) = down(x_TD if widens(x_TD, router_dtype) else x_TD.to(router_dtype), (), routers)
+            z_TS = x_TD.new_empty(len(x_TD), 0)
+            if routers:
+                (z_TS,) = down(x_TD if widens(x_TD, router_dtype) else x_TD.to(router_dtype), (), routers)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
         return *bases, *(h_TR.to(x_TD.dtype) for h_TR in hs), z_TS
@@ -156,8 +158,6 @@ def down(x_TD: Tensor, As: Any, routers: Any) -> list[Tensor]:
     of float64, relative; a float32 product within 3e-7).
     """
     sizes, S = [*map(len, As)], sum(map(len, routers))
-    if not (As or routers):
-        return [x_TD.new_empty(len(x_TD), 0)]
     if not routers or routers[0].dtype == x_TD.dtype:
         # Apart from each other, so that the logits are freed when the gates are done with them.
         parts_TN = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([*sizes, S], dim=-1)
