@@ -227,12 +227,12 @@ class BalancedTopK(Gate):
 
     def route(self, logits_TS: Tensor, bias_E: Tensor) -> Routing:
         scores_TS = logits_TS.sigmoid() if self.options.score is Score.sigmoid else logits_TS.softmax(-1)
-        probs_TE = scores_TS.repeat_interleave(self.options.rank_partition, -1)
+        probs_TE = repeated(scores_TS, self.options.rank_partition)
         biased_TE = probs_TE + bias_E
         k = self.top_k or self.num_experts
         chosen_TE = largest(biased_TE, k)
         kept_TE = (biased_TE if self.options.bias_in_value else probs_TE) * chosen_TE
-        return Routing(logits_TS, probs_TE, k * kept_TE / kept_TE.sum(-1, keepdim=True), chosen_TE)
+        return Routing(logits_TS, probs_TE, kept_TE * (k / kept_TE.sum(-1, keepdim=True)), chosen_TE)
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
@@ -275,6 +275,11 @@ def of_one_rule(one: Gate | None, other: Gate | None) -> bool:
     rules = [(type(gate), gate.options, gate.num_experts, gate.top_k) for gate in (one, other)]
     held = [{name for name, _ in (*gate.named_parameters(), *gate.named_buffers())} for gate in (one, other)]
     return rules[0] == rules[1] and all(names == {"router.weight", *one.state()} for names in held)
+
+
+def repeated(scores_TS: Tensor, times: int) -> Tensor:
+    """Every score `times` in a row: [T, S] -> [T, S · times]; for one time a view, where repeat_interleave copies."""
+    return scores_TS.unsqueeze(-1).expand(*scores_TS.shape, times).flatten(-2)
 
 
 def largest(scores_TE: Tensor, k: int) -> Tensor:
