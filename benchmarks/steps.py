@@ -3,8 +3,8 @@
 Every linear is adapted and all sides have one dropout. CPU: SmolLM2-135M in float32, eight commonsense rows, packed.
 GPU: a LLaMA of about 1B with random weights in bfloat16, 8 rows of 1024 tokens. Peak memory is read in processes of its
 own, three for each variant on a CPU (of the same shape with random weights, which are there at once, and rows of 128
-random tokens) and one on a GPU, whose allocator counts every byte. On a GPU the decoder layers are also compiled,
-PEFT's and ours.
+random tokens) and one on a GPU, whose allocator counts every byte. On a GPU mole and PEFT's LoRA are also measured with
+train.torch_compile; elsewhere the methods that --compiled names.
 """
 
 import ctypes
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from common import Row, arguments, interleaved, ratio, rounds_within, write
-from torch import nn
 from training import loaded, long_rows, lora_like, ours, peft_like, total_ranks, trainer, training_rows
 
 from mixlora.adapters import targets
@@ -39,9 +38,10 @@ Where = tuple[str, str, str]  # model, device, dtype
 
 def main() -> None:
     options = arguments(
-        __doc__, model="", methods=",".join(METHODS), budget=40.0, only="", compiled="mole", worker="", dropout=0.0
+        __doc__, model="", methods=",".join(METHODS), budget=40.0, only="", compiled="", worker="", dropout=0.0
     )
     gpu = options.device.startswith("cuda")
+    options.compiled = options.compiled or ("mole" if gpu else "")
     options.model = options.model or ("llama_1b" if gpu else "tiny" if options.quick else "smollm2_135m")
     options.where = options.model, options.device, "bfloat16" if gpu else "float32"
     if options.worker:
@@ -74,13 +74,6 @@ def variants(method: str, dropout: float, where: Where) -> dict:
     return found
 
 
-def compiled(parts: tuple) -> tuple:
-    """With every decoder layer compiled; the rows have one length, for another one would be another graph."""
-    for layer in next(m.layers for m in parts[0].modules() if isinstance(getattr(m, "layers", None), nn.ModuleList)):
-        layer.compile()
-    return parts
-
-
 def setting(method: str, dropout: float, where: Where) -> str:
     ranks = total_ranks(*where, method, f"method.lora_dropout={dropout}", *EVERY_LINEAR.get(method, []))
     every, rank = targets.linears(loaded(*where).model), "/".join(map(str, sorted(set(ranks.values()))))
@@ -92,9 +85,10 @@ def times(method: str, dropout: float, options) -> list[Row]:
     gpu = options.device.startswith("cuda")
     examples = long_rows(1024, 64, 512) if gpu else training_rows(*options.where, 64)
     loops = {name: trainer(build(), examples, 8) for name, build in variants(method, dropout, options.where).items()}
-    if gpu and method in options.compiled.split(","):
-        built = variants(method, dropout, options.where)
-        loops |= {f"compiled {name}": trainer(compiled(built[name]()), examples, 8) for name in ("fast", "peft")}
+    if method in options.compiled.split(",") and not dropout:
+        for name, build in variants(method, dropout, options.where).items():
+            if name in ("fast", "peft"):
+                loops[f"compiled {name}"] = trainer(build(), examples, 8, torch_compile=True)
     counts = dict.fromkeys(loops, 0)
 
     def run(name: str) -> None:

@@ -15,12 +15,17 @@ AS_THEY_ARE = "no"
 
 
 def check(config: Config) -> None:
-    """Raise a ConfigError for the first of surroundings, gate, losses and protocol that cannot be."""
+    """Raise a ConfigError for the first of surroundings, gate, losses, protocol and ways to compute that cannot be."""
     check_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", AS_THEY_ARE).lower())
     losses.build(config.aux_loss)
     if config.method.gate is not None:
         gates.check(config.method.gate)
     protocols.check(config)
+    if config.train.torch_compile and config.model.gradient_checkpointing:
+        raise ConfigError(
+            "train.torch_compile=true compiles nothing of layers that model.gradient_checkpointing=true computes "
+            "twice. Set one of them to false"
+        )
 
 
 def check_precision(asked: str) -> None:

@@ -25,7 +25,7 @@ from mixlora.console import bar, say
 from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError, ResourceError
 from mixlora.evaluation.report import print_results
 from mixlora.failpoints import reach
-from mixlora.models import base
+from mixlora.models import base, compiled
 from mixlora.parts import Parts
 from mixlora.provenance import changes, peak_memory, same_origin, surroundings, with_earlier
 from mixlora.records import (
@@ -180,6 +180,8 @@ class Experiment:
         """
         config = self.config
         self.parts.formatter  # noqa: B018  the tokenizer is quick to load and shows many mistakes
+        if config.train.torch_compile:
+            compiled.require(self.parts.accelerator.device)
         say(f"Loading {config.model.name} ...")
         loaded = base.load(config.model, device=self.parts.accelerator.device, tokenizer=self.parts.tokenizer)
         torch.manual_seed(config.seed)
@@ -258,7 +260,7 @@ class Experiment:
     def made_with(self, loaded: base.Base) -> dict[str, Any]:
         """What may change the last bits of a run that goes on, and no more than that."""
         kept = {key: self.surroundings[key] for key in ("git_commit", "packages", "python", "device", "threads")}
-        return kept | {"sharded": ranks.sharded(loaded.model)}
+        return kept | {"sharded": ranks.sharded(loaded.model), "torch_compile": self.config.train.torch_compile}
 
     def train(self, trainer: Trainer) -> Totals:
         """Go on from the newest whole checkpoint, or from the one that `resume` names, or start."""
@@ -362,6 +364,7 @@ class Experiment:
             "sharded": ranks.sharded(loaded.model),
             "parameters": sizes,
             "computed": paths(loaded.model),
+            "torch_compile": self.config.train.torch_compile,
             "packed": trainer.packed,
             "chunked_head": trainer.answer_losses.head is not None,
             "tokens": totals.tokens,

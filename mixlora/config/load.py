@@ -30,7 +30,7 @@ NAMELESS = (
 )
 # A point is told that it is none of a sweep any more, where a file (a config of the group `sweep`) says that it is.
 A_POINT = "hydra.mode=RUN"
-NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps")
+NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps", "torch_compile")
 
 
 def config_of(composed: DictConfig) -> Config:

@@ -262,6 +262,7 @@ class Train:
     max_tokens: int | None = (
         None  # with packing: as few micro-batches as keep within this, instead of so many rows each
     )
+    torch_compile: bool = False  # decoder layers of training steps through torch.compile
     logging_steps: int = 1
     save_steps: int = 50
     save_total_limit: int = 2

@@ -137,6 +137,12 @@ def quantization(kind: Quantization, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks that a model repeats, as transformers names them; none where it names none. Wrapped ones as well."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [m for m in model.modules() if names & {kind.__name__ for kind in type(m).__mro__}]
+
+
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over names, sizes and bytes, in the dtype that the tensors have."""
     digest = hashlib.sha256()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixlora.models.packing import Segments
 from mixlora.tasks.collate import IGNORED, Batch
 
 CHUNK = 2**23  # logits at a time
@@ -101,7 +102,7 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     """What a model is called with. A pack has no padding: its rows are told apart by their positions."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids_BS, "position_ids": batch.position_ids_BS}
     if batch.segments:
-        return inputs | {"segments": batch.segments}
+        return inputs | {"segments": Segments(batch.segments)}
     return inputs | {"attention_mask": batch.attention_mask_BS}
 
 

@@ -7,7 +7,7 @@ block-diagonal mask as well: a model that does not hand `segments` to its attent
     H heads   S positions   s positions of one row
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,13 +20,27 @@ from transformers.masking_utils import sdpa_mask
 NAME = "sdpa_by_row"
 
 
+class Segments:
+    """Lengths of the rows of a pack: an object, for a compiler makes the numbers of a tuple a part of its graph."""
+
+    def __init__(self, lengths: Sequence[int]):
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.lengths)
+
+
+@torch.compiler.disable  # or every number of rows would be another graph
 def attention_by_row(
     module: nn.Module,
     query_1HSd: Tensor,
     key_1HSd: Tensor,
     value_1HSd: Tensor,
     attention_mask: Tensor | None,
-    segments: Sequence[int] = (),
+    segments: Collection[int] = (),
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:

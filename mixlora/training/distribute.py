@@ -14,6 +14,7 @@ from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from mixlora.errors import ConfigError
+from mixlora.models.base import decoder_layers
 
 
 def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
@@ -33,10 +34,8 @@ def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/distributed/fsdp2.yaml")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     reshard = switched_on("FSDP_RESHARD_AFTER_FORWARD", "true")
-    blocks = set(getattr(model, "_no_split_modules", None) or ())
-    for module in list(model.modules()):
-        if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
     return model
 

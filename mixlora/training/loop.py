@@ -9,7 +9,8 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from mixlora.errors import CheckpointError, Interrupted, NumericsError, Resource
 from mixlora.failpoints import reach
 from mixlora.losses import AuxLoss
 from mixlora.models import packing
+from mixlora.models.compiled import compiled
 from mixlora.models.likelihood import AnswerLosses, packs_rows
 from mixlora.records import append_line, read_lines, sync_file, write_lines
 from mixlora.tasks.collate import Batch, Row, collate, pack, packs_for, packs_within, padded_batches
@@ -95,6 +97,7 @@ class Trainer:
             self.packed = train.packing and packs_rows(self.model)
         clear_records(self.model)
         self.wrapped = distribute(self.model, self.accelerator)
+        self.compiled = compiled(self.model) if train.torch_compile else nullcontext
         # FSDP puts parameters of its own into the model, so they are looked up after it.
         self.adapter = adapter_tensors(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -184,7 +187,7 @@ class Trainer:
             reach("step.forward")
             torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
             last = i == len(batches) - 1
-            with packing.by_row(self.model), synchronised(self.wrapped, self.accelerator, last=last):
+            with self.ways_to_compute(), synchronised(self.wrapped, self.accelerator, last=last):
                 nats_B, count_B = self.answer_losses(self.wrapped, batch)
                 self.at(f"step {step}, losses {i + 1} of {len(batches)}")
                 routings = gates.pop_routings(self.model)
@@ -200,6 +203,12 @@ class Trainer:
             tally.add(batch, nats_B, count_B, routings)
         clear_records(self.model)
         return batches, tally, aux_losses
+
+    @contextmanager
+    def ways_to_compute(self) -> Iterator[None]:
+        """How the model computes in training: attention row by row, layers compiled where that is asked for."""
+        with packing.by_row(self.model), self.compiled():
+            yield
 
     def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
