@@ -104,6 +104,20 @@ def test_a_model_in_shards_trains_as_one(configs, tmp_path, method):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("sharded", [False, True])
+def test_compiled_layers_train_as_one(configs, tmp_path, sharded):
+    """Against one process that compiles nothing. Machine code rounds otherwise within norms, which are in float32."""
+    alone = train(configs, tmp_path / "one" / "run", "method=lora", *STEPS, *PRECISE, *ONE)
+    assert alone.returncode == 0, alone.stderr
+    compiled = ("method=lora", *STEPS, *PRECISE, *TWO, "train.torch_compile=true")
+    both = ranks(configs, tmp_path / "two" / "run", *compiled, **(FSDP if sharded else {}))
+    ended([rank.done(600) for rank in both])  # minutes of compiling on a busy machine
+    agree(tmp_path / "one" / "run", tmp_path / "two" / "run", rel=1e-4)
+    record = json.loads((tmp_path / "two" / "run" / "run.json").read_text())
+    assert (record["torch_compile"], record["sharded"]) == (True, sharded)
+
+
+@pytest.mark.full
 def test_a_model_in_shards_goes_on_and_mixes_dtypes(configs, tmp_path):
     """A bfloat16 base under float32 adapters, killed and resumed."""
     job = ("method=mola", *TWO, "model.dtype=bfloat16", "train.max_steps=4", "train.save_steps=2", "rank_timeout=20")

@@ -85,8 +85,8 @@ class Started:
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def done(self) -> Done:
-        status = self.wait()
+    def done(self, seconds: float = 150) -> Done:
+        status = self.wait(seconds)
         if status is None:
             self.send(signal.SIGKILL)
             self.wait()
