@@ -169,5 +169,5 @@ def test_without_a_compiler_a_run_ends_before_anything_is_loaded(tmp_path):
     assert done.returncode == ConfigError.status
     assert "train.torch_compile=true does not work here" in done.stderr
     assert "Install g++, or set it to false" in done.stderr
-    assert "before arc_easy" not in done.stdout + done.stderr
+    assert "Loading" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

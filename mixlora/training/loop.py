@@ -9,8 +9,8 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ class Trainer:
             reach("step.forward")
             torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
             last = i == len(batches) - 1
-            with self.ways_to_compute(), synchronised(self.wrapped, self.accelerator, last=last):
+            with packing.by_row(self.model), self.compiled(), synchronised(self.wrapped, self.accelerator, last=last):
                 nats_B, count_B = self.answer_losses(self.wrapped, batch)
                 self.at(f"step {step}, losses {i + 1} of {len(batches)}")
                 routings = gates.pop_routings(self.model)
@@ -203,12 +203,6 @@ class Trainer:
             tally.add(batch, nats_B, count_B, routings)
         clear_records(self.model)
         return batches, tally, aux_losses
-
-    @contextmanager
-    def ways_to_compute(self) -> Iterator[None]:
-        """How the model computes in training: attention row by row, layers compiled where that is asked for."""
-        with packing.by_row(self.model), self.compiled():
-            yield
 
     def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
