@@ -44,7 +44,7 @@ def rows(*lengths: tuple[int, int], on_prompt: bool = False) -> list[Row]:
     return [Row(f"r{i}", "ab"[i % 2], ids(p), ids(a), on_prompt) for i, (p, a) in enumerate(lengths)]
 
 
-ROWS = rows((5, 3), (1, 1), (9, 4), (2, 7), (6, 1))
+ROWS = rows((5, 3), (1, 1), (9, 4), (2, 7), (6, 3))  # two neighbours of one length
 
 
 def llama(dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:
@@ -145,11 +145,11 @@ def test_no_token_sees_another_row(name, attention):
         assert torch.all(gradient[0, places != changed].abs().sum(-1) > 0)
 
 
-def test_a_pack_costs_attention_within_rows_alone(monkeypatch):
+def test_a_pack_costs_attention_within_rows_alone_and_neighbours_of_one_length_one_call(monkeypatch):
     seen = []
 
     def spy(module, query, *rest, **options):
-        seen.append(query.shape[2])
+        seen.append((len(query), query.shape[2]))
         return real(module, query, *rest, **options)
 
     real = packing.sdpa_attention_forward
@@ -157,7 +157,7 @@ def test_a_pack_costs_attention_within_rows_alone(monkeypatch):
     model = llama()
     with packing.by_row(model):
         model(**likelihood.model_inputs(pack(ROWS)))
-        assert seen == 2 * list(map(len, ROWS))
+        assert seen == 2 * [(1, 8), (1, 2), (1, 13), (2, 9)]
     seen.clear()
     model(**likelihood.model_inputs(pack(ROWS)))
     assert seen == []
@@ -280,4 +280,4 @@ def test_packs_keep_within_a_budget_and_are_as_many_on_every_rank(ranks):
 
 def test_padded_batches_hold_rows_of_like_length():
     found = padded_batches(ROWS, 2)
-    assert [[len(row) for row in batch] for batch in found] == [[2, 7], [8, 9], [13]]
+    assert [[len(row) for row in batch] for batch in found] == [[2, 8], [9, 9], [13]]
