@@ -99,6 +99,7 @@ def test_the_question_of_mbpp_gives_the_functions_name():
     assert example.entry_point == "twice"
 
 
+@pytest.mark.full
 @needs_hub
 def test_the_commonsense_mixture_of_the_mirror():
     """Row counts are those of the published sets; HellaSwag has no training rows there, and none are made up."""
