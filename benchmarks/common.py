@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -40,6 +41,8 @@ class Row:
     at_least: bool = False  # the goal is a lower bound
     low: float | None = None  # quartiles over the rounds
     high: float | None = None
+    least: float | None = None  # where the median of more such rounds would lie
+    most: float | None = None
     rounds: int | None = None
     noisy: bool = False
     note: str = ""
@@ -48,10 +51,15 @@ class Row:
         self.goal = None if QUICK else self.goal
 
     @property
-    def met(self) -> bool | None:
+    def verdict(self) -> str:
+        """Against the goal: met or not met where the whole interval of the median says so, or there is none."""
         if self.goal is None:
-            return None
-        return self.value >= self.goal if self.at_least else self.value <= self.goal
+            return ""
+        if self.noisy:
+            return "too noisy"
+        ends = [end for end in (self.least, self.most) if end is not None] or [self.value]
+        reached = {end >= self.goal if self.at_least else end <= self.goal for end in ends}
+        return "undecided" if len(reached) > 1 else "met" if reached.pop() else "not met"
 
 
 def arguments(doc: str | None, **extra: Any) -> argparse.Namespace:
@@ -99,11 +107,12 @@ def comparable(dtype: str, device: str, goal: float | None) -> dict[str, Any]:
 
 def rounds_within(seconds: float, variants: Mapping[str, Callable[[], Any]], most: int, device: str) -> int:
     """As many rounds as take `seconds`, 5 at least, by the time of one round now; 2 with --quick."""
-    synchronize(device)
-    began = time.perf_counter()
-    for run in variants.values():
-        run()
-    synchronize(device)
+    for _ in range(2):  # the first time of all is longer: memory is asked for, kernels are looked up
+        synchronize(device)
+        began = time.perf_counter()
+        for run in variants.values():
+            run()
+        synchronize(device)
     return 2 if QUICK else int(min(most, max(5, seconds / (time.perf_counter() - began))))
 
 
@@ -113,28 +122,42 @@ def synchronize(device: str) -> None:
 
 
 def ratio(figure: str, setting: str, ours: Sequence[float], reference: Sequence[float], **options: Any) -> Row:
-    """The median over rounds of ours / reference, with its quartiles; noisy where they are far apart."""
+    """The median over rounds of ours / reference, with its spread; noisy where the quartiles are far apart."""
     ratios = [a / b for a, b in zip(ours, reference, strict=True)]
-    low, high = quartiles(ratios)
-    value = statistics.median(ratios)
-    noisy = (high - low) / value > TOO_NOISY
-    row = Row(figure, setting, value, low=low, high=high, rounds=len(ratios), noisy=noisy, **options)
+    value, found = statistics.median(ratios), spread(ratios)
+    noisy = (found["high"] - found["low"]) / value > TOO_NOISY
+    row = Row(figure, setting, value, **found, rounds=len(ratios), noisy=noisy, **options)
     say(row)
     return row
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4 - (len(ordered) == 4)]
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The quartiles, and an interval of the median."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * list(values)
+    least, most = interval(values)
+    return {"low": low, "high": high, "least": least, "most": most}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median of what `values` are drawn from lies, with 95 % certainty whatever its distribution.
+
+    The k-th value from below and from above, by the sign test; from fewer than six values the first and the last,
+    which is less certain (94 % for five, 88 % for four).
+    """
+    ordered, n, k, below = sorted(values), len(values), 0, 0.5 ** len(values)
+    while below <= 0.025:
+        k += 1
+        below += math.comb(n, k) * 0.5**n
+    k = max(k, 1)
+    return ordered[k - 1], ordered[n - k]
 
 
 def say(row: Row) -> None:
-    spread = "" if row.low is None else f"  [{row.low:.3f}, {row.high:.3f}]"
-    mark = {None: "", True: "met", False: "NOT MET"}[row.met]
-    goal = "" if row.goal is None else f"  goal {'>=' if row.at_least else '<='} {row.goal:g} {mark}"
-    noisy = "  (too noisy to believe)" if row.noisy else ""
+    quartiles = "" if row.low is None else f"  [{row.low:.3f}, {row.high:.3f}]"
+    goal = "" if row.goal is None else f"  goal {'>=' if row.at_least else '<='} {row.goal:g}: {row.verdict.upper()}"
+    noisy = "  (too noisy to believe)" if row.noisy and row.goal is None else ""
     note = f"  ({row.note})" if row.note else ""
-    print(f"{row.figure:58} {row.setting:34} {row.value:8.3f}{spread}{goal}{noisy}{note}", flush=True)
+    print(f"{row.figure:58} {row.setting:34} {row.value:8.3f}{quartiles}{goal}{noisy}{note}", flush=True)
 
 
 def saved_bytes(run: Callable[[], Any], *left_out: torch.Tensor) -> int:
@@ -165,7 +188,7 @@ def write(name: str, rows: Sequence[Row], options: argparse.Namespace, **extra: 
         "date": time.strftime("%Y-%m-%d"),
         "quick": options.quick,
         "machine": machine(options),
-        "rows": [asdict(row) | {"met": row.met} for row in rows],
+        "rows": [asdict(row) | {"verdict": row.verdict} for row in rows],
         **extra,
     }
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -204,5 +227,8 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    done = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
     return done.stdout.strip() or None

@@ -14,7 +14,7 @@ from mixlora.config.schema import Compute
 
 # dtype, d, hidden, tokens that are timed
 SHAPES = [("float32", 576, 1536, TOKENS), ("float32", 1024, 2816, TOKENS), ("bfloat16", 4096, 11008, TOKENS)]
-EMULATED = [*SHAPES[:2], ("bfloat16", 4096, 11008, 4), ("float32", 2048, 5504, 512)]
+EMULATED = [*SHAPES[:2], ("bfloat16", 4096, 11008, 4), ("float32", 2048, 5504, TOKENS)]
 QUICK = [("float32", 64, 96, 64), ("bfloat16", 64, 96, 64)]
 
 
@@ -40,7 +40,7 @@ def measure(name: str, d: int, ff: int, tokens: int, options) -> list[Row]:
         del models["eager"], goals["eager"]  # a minute a step
     x_TD, dy_TD = rows_of(tokens, d, dtype, device), rows_of(tokens, d, dtype, device)
     variants = {key: partial(step, model, x_TD, dy_TD) for key, model in models.items()}
-    rounds = 2 if emulated(name, device) else rounds_within(options.budget, variants, 31, device)
+    rounds = 2 if emulated(name, device) else rounds_within(options.budget, variants, 61, device)
     seconds = interleaved(variants, rounds, device)
     setting = f"{name} d {d} ff {ff}, {tokens} tokens"
     rows = []

@@ -70,7 +70,7 @@ class GatherLoop(nn.Module):
             token_n, slot_n = (expert_TK == e).nonzero(as_tuple=True)
             low_nr = F.linear(self.dropout(x_TD[token_n]), self.A[e])
             part_nO = F.linear(low_nr, self.B[e]) * weight_TK[token_n, slot_n, None].to(x_TD.dtype)
-            y_TO = y_TO.index_add(0, token_n, part_nO)
+            y_TO.index_add_(0, token_n, part_nO)
         return y_TO
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"
-# Goals that only a GPU can answer: the figures of steps.py that have them, and the goal.
+# Goals that only a GPU can answer, by figure.
 GPU_GOALS = {
+    "feed-forward: fast / PEFT LoRA": 1.05,
+    "feed-forward: lean / PEFT LoRA": 1.15,
     **{f"step: {method} / PEFT LoRA": 0.85 for method in ("mole", "mola", "dynmole", "hydralora", "smora")},
     "step: mixlora / our own LoRA": 1.10,
     "peak memory of a step: * / PEFT LoRA": 0.6,
@@ -47,9 +49,7 @@ def section(result: dict[str, Any]) -> str:
         "| figure | setting | median | quartiles | goal | |",
         "|---|---|---|---|---|---|",
     ]
-    for row in result["rows"]:
-        spread = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        lines.append(f"| {row['figure']} | {row['setting']} | {value(row)} | {spread} | {goal(row)} | {verdict(row)} |")
+    lines += [line(row) for row in result["rows"]]
     return "\n".join(lines)
 
 
@@ -72,28 +72,41 @@ def with_summary(readme: str, results: list[dict[str, Any]]) -> str:
 
 
 def summary(results: list[dict[str, Any]]) -> list[str]:
-    machines = {
-        f"{result['machine']['device']}, {result['machine']['threads']} threads, {result['date']}" for result in results
-    }
-    lines = [
-        f"Measured on: {'; '.join(sorted(machines))}.",
-        "",
-        "| figure | setting | median | goal | |",
-        "|---|---|---|---|---|",
-    ]
+    """One table for the CPUs and one for the GPUs, each with where and when it was measured."""
+    lines: list[str] = []
+    for kind, title in (("cpu", "On a CPU"), ("cuda", "On a GPU")):
+        of_kind = [result for result in results if result["machine"]["kind"] == kind]
+        rows = [row for result in of_kind for row in result["rows"] if row["goal"] is not None]
+        lines += [f"**{title}.** {'; '.join(places(of_kind)) or 'Nothing has been measured yet'}.", ""]
+        lines += ["| figure | setting | median | quartiles | goal | |", "|---|---|---|---|---|---|"]
+        lines += [line(row) for row in rows]
+        if kind == "cuda":
+            seen = [row["figure"] for result in of_kind for row in result["rows"]]
+            missing = {figure: most for figure, most in GPU_GOALS.items() if not fnmatch.filter(seen, figure)}
+            lines += [f"| {figure} | bfloat16 | not measured | | ≤ {most:g} | |" for figure, most in missing.items()]
+        lines.append("")
+    return lines[:-1]
+
+
+def places(results: list[dict[str, Any]]) -> list[str]:
+    """Each machine with the day and the commit of every script that ran on it."""
+    runs: dict[str, list[str]] = {}
     for result in results:
-        where = "GPU, " if result["machine"]["kind"] == "cuda" else ""
-        for row in (row for row in result["rows"] if row["goal"] is not None):
-            lines.append(f"| {row['figure']} | {where}{row['setting']} | {value(row)} | {goal(row)} | {verdict(row)} |")
-    seen = [row["figure"] for result in results if result["machine"]["kind"] == "cuda" for row in result["rows"]]
-    open_goals = {figure: most for figure, most in GPU_GOALS.items() if not fnmatch.filter(seen, figure)}
-    lines += [f"| {figure} | GPU, bfloat16 | not measured | ≤ {most:g} | |" for figure, most in open_goals.items()]
-    return lines
+        machine = result["machine"]
+        where = f"{machine['device']}, {machine['threads']} threads"
+        runs.setdefault(where, []).append(f"{result['benchmark']} {result['date']} at {machine['commit']}")
+    return [f"{where}: {', '.join(found)}" for where, found in runs.items()]
+
+
+def line(row: dict[str, Any]) -> str:
+    spread = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+    return f"| {row['figure']} | {row['setting']} | {value(row)} | {spread} | {goal(row)} | {verdict(row)} |"
 
 
 def value(row: dict[str, Any]) -> str:
-    near_one = row["goal"] and row["goal"] > 0.999 > row["value"] > 0.99
-    return f"{row['value']:.5f}" if near_one else f"{row['value']:.3f}"
+    """Three digits, and two more where three would be on the other side of the goal."""
+    v, most = row["value"], row["goal"]
+    return f"{v:.5f}" if most is not None and (round(v, 3) <= most) != (v <= most) else f"{v:.3f}"
 
 
 def goal(row: dict[str, Any]) -> str:
@@ -101,8 +114,7 @@ def goal(row: dict[str, Any]) -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    words = [{None: "", True: "met", False: "not met"}[row["met"]], "noisy" if row["noisy"] else "", row["note"]]
-    return ", ".join(filter(None, words))
+    return ", ".join(filter(None, [row["verdict"], row["note"]]))
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
@@ -122,14 +134,14 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 1 + 0.28 * len(rows)), layout="constrained")
     for y, row in enumerate(rows):
         low, high = (row["value"] if row[side] is None else row[side] for side in ("low", "high"))
-        color = "tab:gray" if row["noisy"] else "tab:green" if row["met"] else "tab:red"
+        color = {"met": "tab:green", "not met": "tab:red"}.get(row["verdict"], "tab:gray")
         axes.plot([low, high], [y, y], color=color, linewidth=2)
         axes.plot(row["value"], y, "o", color=color)
         axes.plot(row["goal"], y, "|", color="black", markersize=12)
     axes.set_yticks(
         range(len(rows)), [f"{row['figure']}, {row['setting']}, {row['device']}" for row in rows], fontsize=7
     )
-    axes.set_xlabel("ratio; the tick is the goal, grey is too noisy to believe")
+    axes.set_xlabel("ratio; the tick is the goal; grey: undecided, or too noisy to believe")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path)
     print(f"drawn: {path}", file=sys.stderr)

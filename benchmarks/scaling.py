@@ -1,6 +1,8 @@
 """Step time of a gated linear against tokens, experts, rank and k, and of a small model against adapted linears.
 
-A curve is as good as its worst point: time over the line between its neighbours in the same round (1 is straight).
+A curve is as good as its worst point: time over the line through its two nearest neighbours in the same round (1 is
+straight). They lie on both sides of a point, but for the first and the last one: a curve that grows faster and faster
+lies under the line between its neighbours, and is found by its end.
 """
 
 from functools import partial
@@ -48,12 +50,13 @@ def slowest(name: str, seconds: dict[int, list[float]], setting: str) -> Row:
 
 
 def worst(name: str, seconds: dict[int, list[float]], setting: str) -> Row:
-    """The point that is highest over the line between its neighbours."""
+    """The point that is highest over the line through its two nearest neighbours."""
     points, sides = list(seconds), []
-    for a, b, c in zip(points[:-2], points[1:-1], points[2:], strict=True):
-        part = (b - a) / (c - a)
-        line = [first + part * (last - first) for first, last in zip(seconds[a], seconds[c], strict=True)]
-        sides.append((seconds[b], line))
+    for i, n in enumerate(points):
+        first = min(max(i - 1, 0), len(points) - 3)
+        a, b = (point for point in points[first : first + 3] if point != n)
+        lines = [t + (n - a) / (b - a) * (u - t) for t, u in zip(seconds[a], seconds[b], strict=True)]
+        sides.append((seconds[n], lines))
     time, line = max(sides, key=lambda side: median(map(truediv, *side)))
     return ratio(f"scaling: {name}, worst point / its neighbours' line", setting, time, line, goal=1.3)
 

@@ -13,8 +13,8 @@ from statistics import median
 
 import common
 import torch
-from common import Row, arguments, quartiles, ratio, say, write
-from training import loaded, lora_like, ours, peft_like, trainer, training_rows
+from common import Row, arguments, ratio, say, spread, write
+from training import loaded, lora_like, ours, peft_like, rows_from, trainer, training_rows
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -42,14 +42,13 @@ def main() -> None:
             mine, theirs = speeds[name, kind], speeds["HF", kind]
             found.append(ratio(figure, setting, mine, theirs, goal=goal, at_least=True))
     for (name, kind), values in speeds.items():
-        low, high = quartiles(values)
         figure = f"tokens/s: {name}, {kind} (depends on the machine)"
-        found.append(Row(figure, setting, median(values), low=low, high=high))
+        found.append(Row(figure, setting, median(values), **spread(values)))
         say(found[-1])
     for kind, chosen in rows.items():
         found.append(Row(f"tokens/s: share of padding in the {kind} batches", setting, padding(chosen)))
         say(found[-1])
-    print(f"written: {write('tokens', found, options)}")
+    print(f"written: {write('tokens', found, options, rows_from=rows_from())}")
 
 
 def grouped(pool: list[Example], options) -> list[Example]:

@@ -43,6 +43,11 @@ def data_source() -> str:
     return str(SHARED) if SHARED.is_dir() else "sample"
 
 
+def rows_from() -> str:
+    """What a result file says of its rows: their lengths decide how much a padding collator pads."""
+    return "public sets" if SHARED.is_dir() else "sample"
+
+
 @cache
 def config(method: str, model: str, *overrides: str) -> Config:
     with initialize_config_dir(str(CONFIGS), version_base=None):
@@ -127,7 +132,8 @@ def lora_like(
 def peft_like(
     model: str, device: str, dtype: str, method: str, dropout: float, *overrides: str
 ) -> tuple[nn.Module, dict, dict]:
-    """PEFT's LoRA on the same linears with the same total ranks, adapters in float32 masters as ours are."""
+    """PEFT's LoRA on the same linears with the same total ranks; on a bfloat16 base its adapters are bfloat16, and ours
+    are float32 masters."""
     ranks = total_ranks(model, device, dtype, method, *overrides)
     most = max(ranks.values())
     lora = LoraConfig(r=most, lora_alpha=2 * most, lora_dropout=dropout, target_modules=list(ranks), rank_pattern=ranks)
@@ -140,10 +146,11 @@ def peft_like(
 def trainer(parts: tuple[nn.Module, dict, dict], rows: list[Row], size: int, micro: int = 1, **options: Any) -> Trainer:
     """Our loop over `rows`, again and again; the learning rate is too small to change anything."""
     model, _, aux = parts
+    on_cpu = next(model.parameters()).device.type == "cpu"  # or Accelerate would take the GPU of a machine that has one
     settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": micro, "learning_rate": 1e-6}
     return Trainer(
         model=model, aux=aux, tasks=sorted({row.task for row in rows}),
         train=Train(**settings, **options),
         rows=lambda first, number: [rows[(first + i) % len(rows)] for i in range(number)],
-        steps=10**6, seed=0, pad_id=0, folder=Path(tempfile.gettempdir()), accelerator=Accelerator(),
+        steps=10**6, seed=0, pad_id=0, folder=Path(tempfile.gettempdir()), accelerator=Accelerator(cpu=on_cpu),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Where a whole training step spends what it takes more, or less, than PEFT's LoRA: products, or what is between them.
 
 The operators of a step as PyTorch's profiler counts them, each kind's time as a part of PEFT's whole step. What is left
-over is Python and the engine of autograd. The profiler makes small operators dearer than they are.
+over is Python and the engine of autograd. The profiler makes small operators dearer than they are. On a CPU alone.
 """
 
 import time
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from common import Row, arguments, quartiles, say, write
+from common import Row, arguments, say, spread, write
 from steps import setting, variants
 from torch.profiler import ProfilerActivity, profile
 from training import trainer, training_rows
@@ -26,6 +26,9 @@ OTHERS, REST = "other operators", "Python and autograd's engine"
 
 def main() -> None:
     options = arguments(__doc__, model="", methods="mole,smora", rounds=3)
+    if options.device.startswith("cuda"):
+        print("Left out: where.py, whose times are those of a CPU's operators (--device cpu).")
+        return
     options.model = options.model or ("tiny" if options.quick else "smollm2_135m")
     options.rounds = 2 if options.quick else options.rounds
     options.where = options.model, options.device, "float32"
@@ -50,9 +53,8 @@ def differences(method: str, options) -> list[Row]:
     for kind in (*KINDS, OTHERS, REST, "all"):
         pairs = list(zip(found["fast"], found["peft"], strict=True))
         parts = [(ours[0][kind] - peft[0][kind]) / peft[0]["all"] for ours, peft in pairs]
-        low, high = quartiles(parts)
         note = f"{pairs[0][0][1][kind]} / {pairs[0][1][1][kind]} operators"
-        rows.append(Row(f"{method} - PEFT LoRA: {kind}", where, median(parts), low=low, high=high, note=note))
+        rows.append(Row(f"{method} - PEFT LoRA: {kind}", where, median(parts), **spread(parts), note=note))
         say(rows[-1])
     return rows
 
