@@ -44,7 +44,7 @@ lint: venv  ## format, lint and types
 	$(BIN)/mypy
 
 bench: venv  ## all performance comparisons but bench-peers (about 45 minutes on 2 cores, an estimate), the table and its drawing
-	$(BIN)/python -m pip install -q matplotlib
+	-$(BIN)/python -m pip install -q -c constraints.txt matplotlib
 	$(BIN)/python benchmarks/run.py
 
 bench-linear: venv  ## one linear against PEFT and a loop over experts, under 5 minutes; the last line has the ratios

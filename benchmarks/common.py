@@ -52,14 +52,14 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Against the goal: met or not met where the whole interval of the median says so, or there is none."""
+        """Against the goal: met or not met where the whole interval of the median says so, or there is no interval."""
         if self.goal is None:
             return ""
-        if self.noisy:
-            return "too noisy"
         ends = [end for end in (self.least, self.most) if end is not None] or [self.value]
         reached = {end >= self.goal if self.at_least else end <= self.goal for end in ends}
-        return "undecided" if len(reached) > 1 else "met" if reached.pop() else "not met"
+        if len(reached) > 1:
+            return "too noisy" if self.noisy else "undecided"
+        return "met" if reached.pop() else "not met"
 
 
 def arguments(doc: str | None, **extra: Any) -> argparse.Namespace:
@@ -182,7 +182,7 @@ def write(name: str, rows: Sequence[Row], options: argparse.Namespace, **extra: 
     path = options.out / f"{name}-{options.device.partition(':')[0]}{suffix}.json"
     noisy = sum(row.noisy for row in rows)
     if noisy:
-        print(f"{noisy} of {len(rows)} figures have ratios too far apart over the rounds: do not believe them.")
+        print(f"{noisy} of {len(rows)} figures have ratios too far apart over the rounds: do not believe their digits.")
     values = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),

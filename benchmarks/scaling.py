@@ -18,7 +18,7 @@ from mixlora.config.schema import Method
 
 
 def main() -> None:
-    options = arguments(__doc__, budget=15.0, d=1024)
+    options = arguments(__doc__, budget=25.0, d=1024)
     d, T = (64, 32) if options.quick else (options.d, 512)
 
     def linear(r: int = 8, top_k: int = 2, num_experts: int = 8, tokens: int = T) -> Any:
@@ -35,7 +35,7 @@ def main() -> None:
     }
     rows, points = [], {}
     for name, variants in curves.items():
-        rounds = rounds_within(options.budget, variants, 41, options.device)
+        rounds = rounds_within(options.budget, variants, 201, options.device)
         seconds = interleaved(variants, rounds, options.device)
         points[name] = {n: median(values) for n, values in seconds.items()}
         judged = slowest if name == "k" else worst

@@ -10,16 +10,22 @@ from mixlora.evaluation import protocols
 from mixlora.records import finished_as
 from mixlora.tasks import sources
 
-# What Accelerate calls to compute in the dtypes that the tensors have.
+# What Accelerate calls to compute in the dtypes that the tensors have, by the operators that the model names.
 AS_THEY_ARE = "no"
 
 
 def check(config: Config) -> None:
     """Raise a ConfigError for the first of surroundings, gate, losses, protocol and ways to compute that cannot be."""
     check_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", AS_THEY_ARE).lower())
+    check_compiler(os.environ.get("ACCELERATE_DYNAMO_BACKEND", AS_THEY_ARE).lower())
     losses.build(config.aux_loss)
     if config.method.gate is not None:
         gates.check(config.method.gate)
+    elif config.aux_loss:
+        raise ConfigError(
+            f"aux_loss.{next(iter(config.aux_loss))} is a loss of routers, and method={config.method.name} has none. "
+            "Set aux_loss=none, or choose a method with a gate"
+        )
     protocols.check(config)
     if config.train.torch_compile and config.model.gradient_checkpointing:
         raise ConfigError(
@@ -35,6 +41,16 @@ def check_precision(asked: str) -> None:
             f"Accelerate is set to mixed_precision={asked} (its config file, a flag of `accelerate launch`, or "
             "ACCELERATE_MIXED_PRECISION), which is not supported: the base model computes in model.dtype and adapters "
             "stay in method.adapter_dtype. Set model.dtype=bfloat16 or float16, and mixed_precision to 'no'"
+        )
+
+
+def check_compiler(asked: str) -> None:
+    """Accelerate would compile the whole model, with what changes from step to step in it, and say so nowhere."""
+    if asked != AS_THEY_ARE:
+        raise ConfigError(
+            f"Accelerate is set to dynamo_backend={asked} (its config file, a flag of `accelerate launch`, or "
+            "ACCELERATE_DYNAMO_BACKEND), which is not supported. Set it to 'no', and train.torch_compile=true to have "
+            "the decoder layers compiled"
         )
 
 

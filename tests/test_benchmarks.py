@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +32,13 @@ def report(module):
 
 def row(**values):
     blank = {"figure": "step", "setting": "float32", "value": 0.5, "goal": None, "at_least": False, "low": None}
-    blank |= {"high": None, "noisy": False, "met": None, "note": ""}
+    blank |= {"high": None, "verdict": "", "note": ""}
     return blank | values
 
 
 def result(*rows, kind="cpu", quick=False):
-    machine = {"device": "a CPU", "threads": 2, "kind": kind}
-    return {"machine": machine, "date": "2026-01-02", "quick": quick, "rows": list(rows)}
+    machine = {"device": "a CPU", "threads": 2, "kind": kind, "commit": "0123abc"}
+    return {"benchmark": "steps", "machine": machine, "date": "2026-01-02", "quick": quick, "rows": list(rows)}
 
 
 def test_the_readme_has_what_the_results_say(report):
@@ -45,14 +46,21 @@ def test_the_readme_has_what_the_results_say(report):
     assert report.with_summary(text, report.read(report.RESULTS)) == text
 
 
-def test_a_summary_says_what_was_met_missed_and_noisy(report):
-    rows = [row(goal=1.0, met=True), row(goal=2.0, at_least=True, met=False, noisy=True), row(figure="no goal")]
+def test_a_summary_says_what_was_met_missed_and_undecided(report):
+    rows = [
+        row(goal=1.0, verdict="met"),
+        row(goal=2.0, at_least=True, verdict="too noisy", low=0.25, high=3.0, note="a note"),
+        row(figure="no goal"),
+        row(goal=0.5, value=0.5004, verdict="not met"),
+    ]
     made = report.with_summary(MARKED, [result(*rows)])
     assert made.startswith("a\n<!-- made")
     assert made.endswith("<!-- end -->\nb\n")
-    assert "| step | float32 | 0.500 | ≤ 1 | met |" in made
-    assert "| step | float32 | 0.500 | ≥ 2 | not met, noisy |" in made
-    assert "Measured on: a CPU, 2 threads, 2026-01-02." in made
+    assert "| step | float32 | 0.500 | | ≤ 1 | met |".replace("| |", "|  |") in made
+    assert "| step | float32 | 0.500 | 0.250 to 3.000 | ≥ 2 | too noisy, a note |" in made
+    assert "| 0.50040 |" in made  # three digits would be on the other side of the goal
+    assert "**On a CPU.** a CPU, 2 threads: steps 2026-01-02 at 0123abc." in made
+    assert "**On a GPU.** Nothing has been measured yet." in made
     assert "old" not in made
     assert "no goal" not in made
 
@@ -70,6 +78,32 @@ def test_without_results_the_readme_says_so_and_quick_ones_are_none(report, tmp_
     assert "\nNothing has been measured yet.\n" in report.with_summary(MARKED, [])
     (tmp_path / "linear-cpu.json").write_text(json.dumps(result(row())), encoding="utf-8")
     assert len(report.read(tmp_path)) == 1
+
+
+def test_a_goal_is_met_or_not_where_the_interval_of_the_median_says_so(module):
+    common = module("common")
+
+    def verdict(*ratios: float, **options) -> str:
+        return common.ratio("a", "b", ratios, [1.0] * len(ratios), **options).verdict
+
+    rounds = [0.97, 0.98, 0.99, 1.0, 1.01]
+    assert [verdict(*rounds, goal=goal) for goal in (1.02, 1.0, 0.96)] == ["met", "undecided", "not met"]
+    assert [verdict(*rounds, goal=goal, at_least=True) for goal in (1.02, 1.0, 0.96)] == ["not met", "undecided", "met"]
+    assert verdict(0.5, 0.6, 1.0, 1.5, 1.6, goal=1.0) == "too noisy"
+    assert verdict(0.5, 0.6, 1.0, 1.5, 1.6, goal=2.0) == "met"  # noisy, and far below
+    assert verdict(*rounds) == ""
+    assert common.Row("bytes", "b", 0.5, 0.5).verdict == "met"
+
+
+def test_an_interval_of_the_median_holds_it_as_often_as_it_says(module):
+    interval, generator = module("common").interval, random.Random(0)
+    for n, certain in ((5, 0.93), (12, 0.95), (41, 0.95)):
+        held = [
+            least <= 0 <= most for least, most in (interval([generator.gauss() for _ in range(n)]) for _ in range(4000))
+        ]
+        assert certain - 0.01 < sum(held) / len(held) < 0.99
+    assert interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert interval([1.0]) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("scale", [1, 10])
@@ -99,6 +133,8 @@ def test_a_curve_is_judged_round_by_round(module):
     bent = straight | {3: [1.5 * t for t in straight[3]]}
     found = scaling.worst("tokens", bent, "")
     assert (found.value, found.noisy) == (pytest.approx(1.5), False)
+    faster_and_faster = {n: [n**2 * busy for busy in (1.0, 3.0, 9.0)] for n in (2, 4, 8, 16, 32)}
+    assert scaling.worst("tokens", faster_and_faster, "").value > 1.5
 
 
 def test_grouped_rows_are_alike_in_length(module):

@@ -128,6 +128,16 @@ def test_a_model_in_shards_goes_on_and_mixes_dtypes(configs, tmp_path):
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
+@pytest.mark.full
+def test_parameters_of_two_dtypes_in_shards_are_refused_with_the_remedy(configs, tmp_path):
+    job = ("method=mole", *TWO, "model.dtype=bfloat16", "method.adapter_dtype=auto", "train.max_steps=1")
+    done = train_on(configs, tmp_path / "run", *job, **FSDP)
+    assert [rank.returncode for rank in done] == [2, 2]
+    said = "".join(rank.stderr for rank in done)
+    assert said.count("bfloat16 and float32") == 1
+    assert "method.adapter_dtype=float32" in said
+
+
 # ---- how a job ends
 
 

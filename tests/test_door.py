@@ -148,6 +148,23 @@ def test_autocast_is_refused_with_the_key_to_use_instead(told, monkeypatch, aske
     assert list(Path().iterdir()) == []
 
 
+def test_a_compiler_set_by_accelerate_is_refused_with_the_key_to_use_instead(told, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    status, message = told(train, "+method=smora", *ARC)
+    assert status == 2
+    assert "dynamo_backend=inductor" in message
+    assert "train.torch_compile=true" in message
+    assert list(Path().iterdir()) == []
+
+
+def test_a_loss_of_routers_without_routers_is_refused(told):
+    status, message = told(train, "+method=lora", "aux_loss=load_balance", *ARC)
+    assert status == 2
+    assert "aux_loss.load_balance" in message
+    assert "Set aux_loss=none" in message
+    assert list(Path().iterdir()) == []
+
+
 def test_a_target_that_no_linear_has_is_said_before_anything_is_scored_or_written(told):
     status, message = told(train, "+method=lora", *ARC, "method.target_modules=[q_prj]")
     assert status == 2

@@ -1,6 +1,7 @@
 """Packed rows: the same step as padded ones, and no token sees another example."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,22 @@ from torch import nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mixlora import gates
 from mixlora.adapters.attach import attach
@@ -74,7 +84,7 @@ def test_packed_and_padded_rows_give_the_same_losses_gradients_and_loads(name, o
     some = rows((5, 3), (1, 1), (9, 4), (2, 7), on_prompt=on_prompt)
     found = []
     for batch in (pack(some), collate(some, 0)):
-        with packing.by_row(model):
+        with packing.by_row():
             nats_B, count_B = AnswerLosses(model)(model, batch)
         loads = {name: load_of(r, batch.mask_BS) for name, r in gates.pop_routings(model).items()}
         model.zero_grad()
@@ -111,9 +121,8 @@ def test_a_training_step_does_not_depend_on_packing(name, tmp_path):
 # ---- no leak
 
 
-def block_mask(model: nn.Module) -> contextlib.AbstractContextManager:
+def block_mask() -> contextlib.AbstractContextManager:
     """What a model that hands no `segments` to its attention runs by: transformers' mask, from the positions alone."""
-    assert model.config._attn_implementation != packing.NAME
     return contextlib.nullcontext()
 
 
@@ -127,7 +136,7 @@ def test_no_token_sees_another_row(name, attention):
     places = batch.row_BS[0]
 
     def run(x_1SD: torch.Tensor) -> torch.Tensor:
-        with attention(model):
+        with attention():
             return model.get_decoder()(
                 inputs_embeds=x_1SD, position_ids=batch.position_ids_BS, segments=batch.segments
             )[0]
@@ -155,7 +164,7 @@ def test_a_pack_costs_attention_within_rows_alone_and_neighbours_of_one_length_o
     real = packing.sdpa_attention_forward
     monkeypatch.setattr(packing, "sdpa_attention_forward", spy)
     model = llama()
-    with packing.by_row(model):
+    with packing.by_row():
         model(**likelihood.model_inputs(pack(ROWS)))
         assert seen == 2 * [(1, 8), (1, 2), (1, 13), (2, 9)]
     seen.clear()
@@ -163,19 +172,70 @@ def test_a_pack_costs_attention_within_rows_alone_and_neighbours_of_one_length_o
     assert seen == []
 
 
-def test_a_window_shorter_than_a_row_is_kept():
+def narrow(name: str) -> nn.Module:
+    """A model of two layers of which one at least sees four tokens back, or within four, and no further."""
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)).double().eval()
-    batch = pack(ROWS)
-    with packing.by_row(model):
-        together = model(**likelihood.model_inputs(batch)).logits[0]
-    alone = torch.cat([model(input_ids=torch.tensor([row.tokens])).logits[0] for row in ROWS])
-    torch.testing.assert_close(together, alone)
+    experts = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    sizes = SIZES | {"use_cache": False}  # as base models are loaded
+    made: dict[str, Callable[[], nn.Module]] = {
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**sizes, sliding_window=4)),
+        "gemma3": lambda: Gemma3ForCausalLM(
+            Gemma3TextConfig(**sizes, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+        ),
+        "qwen2_moe": lambda: Qwen2MoeForCausalLM(  # its attention is not told of the window
+            Qwen2MoeConfig(**sizes, **experts, use_sliding_window=True, sliding_window=4, max_window_layers=2)
+        ),
+        "llama4": lambda: Llama4ForCausalLM(  # chunks
+            Llama4TextConfig(**sizes, intermediate_size_mlp=48, head_dim=8, attention_chunk_size=4, moe_layers=[])
+        ),
+    }
+    return made[name]().eval()
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "qwen2_moe", "llama4"])
+def test_a_window_or_chunk_shorter_than_a_row_is_kept(name):
+    model, batch = narrow(name), pack(ROWS)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def found(logits: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+        return logits.detach(), torch.autograd.grad((logits * weights).sum(), parameters, allow_unused=True)
+
+    with packing.by_row():
+        together = found(model(**likelihood.model_inputs(batch)).logits[0])
+    alone = found(torch.cat([model(input_ids=torch.tensor([row.tokens])).logits[0] for row in ROWS]))
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_transformers_sees_no_other_attention_than_before():
+    """Its models ask whether their attention is "sdpa", and would compute something else under another name."""
+    model = llama()
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with packing.by_row():
+        assert model.config._attn_implementation == "sdpa"
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is packing.attention_by_row
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_every_gate_sees_every_token_where_last_layers_could_leave_some_out(packed):
+    """Gemma 4's last layers read the keys of earlier ones; told how many positions to keep, they compute no others."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"use_cache": False, "layer_types": 2 * ["full_attention"]}
+    model = Gemma4ForCausalLM(
+        Gemma4TextConfig(**sizes, head_dim=8, num_kv_shared_layers=1, hidden_size_per_layer_input=0)
+    ).eval()
+    attach(model, Method(name="m", r=2, num_experts=3, top_k=2, gate={"kind": "topk"}, target_modules=["up_proj"]))
+    batch = pack(ROWS) if packed else collate(ROWS, 0)
+    with packing.by_row():
+        likelihood.answer_losses(model, batch, keep_logits=True)
+    seen = {r.logits_TS.shape[:-1].numel() for r in gates.pop_routings(model).values()}
+    assert seen == {batch.input_ids_BS.numel()}
 
 
 def test_models_that_cannot_pack_are_found_by_trying():
-    with packing.by_row(model := llama()):
-        assert packs_rows(model)
+    with packing.by_row():
+        assert packs_rows(llama())
     mamba = MambaConfig(vocab_size=256, hidden_size=32, state_size=4, num_hidden_layers=1)
     assert not packs_rows(MambaForCausalLM(mamba).eval())
     assert packs_rows(llama())  # transformers' own block mask
@@ -195,7 +255,7 @@ def test_a_leak_is_told_from_rounding(monkeypatch, dtype, noise):
     def leaky(input_ids, position_ids=None, segments=(), **options):
         return forward(input_ids, **options)
 
-    with packing.by_row(model):
+    with packing.by_row():
         monkeypatch.setattr(model, "forward", noisy)
         assert packs_rows(model)
         monkeypatch.setattr(model, "forward", leaky)

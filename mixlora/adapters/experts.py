@@ -28,14 +28,14 @@ class Lean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, scales, act, drops = inputs
+        tensors, counts, scales, act, drops = with_rows(*inputs)
         ctx.save_for_backward(*tensors)
-        ctx.scales, ctx.act, ctx.drops = scales, act, drops
-        return mixed(Block(*tensors, scales=scales), act, drops, lambda u_nF, v_nF: None)
+        ctx.counts, ctx.scales, ctx.act, ctx.drops = counts, scales, act, drops
+        return mixed(Block(*tensors, counts=counts, scales=scales), act, drops, lambda u_nF, v_nF: None)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        block = Block(*ctx.saved_tensors, scales=ctx.scales)
+        block = Block(*ctx.saved_tensors, counts=ctx.counts, scales=ctx.scales)
         return *unmixed(block, ctx.act, ctx.drops, block.hidden, *gradients), None, None, None
 
 
@@ -44,11 +44,11 @@ class Fast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, scales, act, drops = inputs
+        tensors, counts, scales, act, drops = with_rows(*inputs)
         kept: list[Tensor] = []
-        out = mixed(Block(*tensors, scales=scales), act, drops, lambda *pair: kept.extend(pair))
+        out = mixed(Block(*tensors, counts=counts, scales=scales), act, drops, lambda *pair: kept.extend(pair))
         ctx.save_for_backward(*tensors[2:], *kept)
-        ctx.scales, ctx.act, ctx.drops = scales, act, drops
+        ctx.counts, ctx.scales, ctx.act, ctx.drops = counts, scales, act, drops
         return out
 
     @staticmethod
@@ -56,13 +56,22 @@ class Fast(torch.autograd.Function):
         saved = ctx.saved_tensors
         tensors, kept = saved[:7], iter(saved[7:])
         like = gradients[0]  # [T, F] in the dtype of u0 and v0, which are not kept
-        block = Block(like, like, *tensors, scales=ctx.scales)
+        block = Block(like, like, *tensors, counts=ctx.counts, scales=ctx.scales)
         return (
             *unmixed(block, ctx.act, ctx.drops, lambda e, t_n: (next(kept), next(kept)), *gradients),
             None,
             None,
             None,
         )
+
+
+def with_rows(*inputs: Any) -> tuple[tuple[Tensor, ...], list[int], tuple[float, float], Any, tuple[Dropout, ...]]:
+    """What came in, with the rows of all experts [N] in place of `chosen`, one expert after the other, and how many
+    each has: a device is waited for here, and not in backward."""
+    u0_TF, v0_TF, a1_TR, a3_TR, g_TE, chosen_TE, B1_FR, B3_FR, A2_RF, scales, act, drops = inputs
+    e_N, t_N = chosen_TE.T.nonzero(as_tuple=True)
+    counts = torch.bincount(e_N, minlength=g_TE.shape[1]).tolist()
+    return (u0_TF, v0_TF, a1_TR, a3_TR, g_TE, t_N, B1_FR, B3_FR, A2_RF), counts, scales, act, drops
 
 
 class Block:
@@ -75,11 +84,12 @@ class Block:
         a1_TR: Tensor,
         a3_TR: Tensor,
         g_TE: Tensor,
-        chosen_TE: Tensor,
+        t_N: Tensor,
         B1_FR: Tensor,
         B3_FR: Tensor,
         A2_RF: Tensor,
         *,
+        counts: list[int],
         scales: tuple[float, float],
     ):
         self.r, self.dtype = B1_FR.shape[1] // g_TE.shape[1], product_dtype(u0_TF)
@@ -88,9 +98,7 @@ class Block:
         # Rows of Bᵀ lie together. Columns of B do not, and products with r of them take five times as long.
         self.BTs = [B_FR.to(self.dtype).T.contiguous().unflatten(0, (-1, self.r)) for B_FR in (B1_FR, B3_FR)]
         self.A2_ErF = A2_RF.to(self.dtype).unflatten(0, (-1, self.r))
-        # One pass for the places of all experts; the counts are read once.
-        e_N, t_N = chosen_TE.T.nonzero(as_tuple=True)
-        self.experts = list(enumerate(t_N.split(torch.bincount(e_N, minlength=g_TE.shape[1]).tolist())))
+        self.experts = list(enumerate(t_N.split(counts)))
 
     def hidden(self, e: int, t_n: Tensor) -> tuple[Tensor, Tensor]:
         """u and v of the rows of expert e."""

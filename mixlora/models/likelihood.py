@@ -42,7 +42,7 @@ class AnswerLosses:
         target_N, first = batch.labels_BS[row_N, place_N], int(place_N.min()) - 1
         inputs = model_inputs(batch)
         if self.keep_logits:
-            inputs["logits_to_keep"] = batch.labels_BS.shape[1] - first
+            inputs["logits_to_keep"] = places_from(first, batch)
 
         def nats(hidden_BKD: Tensor) -> Tensor:
             before = batch.labels_BS.shape[1] - hidden_BKD.shape[1]
@@ -106,6 +106,12 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     return inputs | {"attention_mask": batch.attention_mask_BS}
 
 
+def places_from(first: int, batch: Batch) -> Tensor:
+    """The positions from `first` to the end, as `logits_to_keep` takes them: where it is a number instead, some models
+    leave positions out of their last layers, whose gates would see fewer tokens."""
+    return torch.arange(first, batch.labels_BS.shape[1], device=batch.labels_BS.device)
+
+
 @torch.no_grad()
 def plain_head(model: Any) -> nn.Linear | None:
     """The model's head, if the logits are what it returns and nothing is done to them after: tried on two tokens."""
@@ -127,7 +133,8 @@ def plain_head(model: Any) -> nn.Linear | None:
 def packs_rows(model: Any) -> bool:
     """Whether rows that are packed are each computed as if alone: tried on two short rows.
 
-    Not with recurrent layers or positions that the model makes itself, for example.
+    Not with recurrent layers or positions that the model makes itself, for example. What such short rows cannot show
+    is what a model does by place in the line and only far from its beginning.
     """
     if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()):
         return False
@@ -170,12 +177,12 @@ def answer_losses(model: nn.Module, batch: Batch, *, keep_logits: bool) -> tuple
     """Summed cross-entropy in nats and number of label tokens of each row: [B], [B]."""
     if batch.segments:
         return packed_losses(model, batch, keep_logits=keep_logits)
-    first = int((batch.labels_BS != IGNORED).any(0).nonzero()[0])
-    keep = batch.labels_BS.shape[1] - first + 1  # the label at t is predicted at t - 1
-    extra = {"logits_to_keep": keep} if keep_logits else {}
+    first = int((batch.labels_BS != IGNORED).any(0).nonzero()[0]) - 1  # the label at t is predicted at t - 1
+    extra = {"logits_to_keep": places_from(first, batch)} if keep_logits else {}
     logits = model(**model_inputs(batch), **extra).logits
-    labels_BK = batch.labels_BS[:, first:]
-    nats_BK = cross_entropy(logits[:, -keep:-1].flatten(0, 1), labels_BK.flatten()).view_as(labels_BK)
+    labels_BK = batch.labels_BS[:, first + 1 :]
+    logits_BKV = logits[:, -labels_BK.shape[1] - 1 : -1]
+    nats_BK = cross_entropy(logits_BKV.flatten(0, 1), labels_BK.flatten()).view_as(labels_BK)
     return nats_BK.sum(-1), (labels_BK != IGNORED).sum(-1)
 
 

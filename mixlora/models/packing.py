@@ -1,13 +1,14 @@
 """Attention over packed rows: each row attends to itself alone.
 
 A packed batch is one line of rows. Its attention is computed row by row, so no pair of tokens of two rows is ever
-multiplied, and a pack costs what its rows cost; neighbours of one length are a batch. transformers sees the restart of
-the positions and makes a block-diagonal mask as well: a model that does not hand `segments` to its attention is slower,
+multiplied; neighbours of one length are a batch. transformers sees the restart of the positions and makes a
+block-diagonal mask of [S, S] as well: a model that does not hand `segments` to its attention goes by that, slower and
 not wrong.
 
     H heads   S positions   n rows of one length   s positions of one row
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -15,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "sdpa_by_row"
+REACH = "_reach_within_row"  # an attribute of masks, see `mask_with_reach`
 
 
 class Segments:
@@ -43,23 +44,24 @@ def attention_by_row(
     value_1HSd: Tensor,
     attention_mask: Tensor | None,
     segments: Collection[int] = (),
-    sliding_window: int | None = None,
+    position_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' own sdpa attention, on each row of the pack; without `segments` it is that attention."""
-    if not segments:
-        return sdpa_attention_forward(module, query_1HSd, key_1HSd, value_1HSd, attention_mask, **options)
+    """transformers' own sdpa attention, on each row of the pack; without `segments`, or with a bias for every pair of
+    positions of the pack, it is that attention."""
+    qkv = query_1HSd, key_1HSd, value_1HSd
+    if not segments or position_bias is not None:
+        return sdpa_attention_forward(module, *qkv, attention_mask, position_bias=position_bias, **options)
+    reach = math.inf if attention_mask is None else getattr(attention_mask, REACH, 0)
     runs = [(length, len(list(same))) for length, same in groupby(segments)]
     # Split, not sliced run by run: the gradients of all rows are then joined once, where each slice's would be spread
     # over the whole pack and added.
     sizes = [length * n for length, n in runs]
-    parts = zip(*(x_1HSd.split(sizes, dim=2) for x_1HSd in (query_1HSd, key_1HSd, value_1HSd)), strict=True)
     outputs, start = [], 0
-    for (length, n), part in zip(runs, parts, strict=True):
+    for (length, n), part in zip(runs, zip(*(x_1HSd.split(sizes, dim=2) for x_1HSd in qkv), strict=True), strict=True):
         first = slice(start, start + length)
-        # Within one row the mask says no more than "causal", unless a window is shorter than the row.
-        narrow = attention_mask is not None and sliding_window is not None and length > sliding_window
-        mask = attention_mask[..., first, first] if narrow and attention_mask is not None else None
+        # Within a row that is no longer than its reach the mask says no more than "causal".
+        mask = None if attention_mask is None or length <= reach else attention_mask[..., first, first]
         rows_nHsd = (x_1HSd.unflatten(2, (n, length))[0].transpose(0, 1) for x_1HSd in part)
         y_nsHd, _ = sdpa_attention_forward(module, *rows_nHsd, mask, **options)
         outputs.append(y_nsHd.flatten(0, 1))
@@ -67,19 +69,23 @@ def attention_by_row(
     return torch.cat(outputs)[None], None
 
 
-AttentionInterface.register(NAME, attention_by_row)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def mask_with_reach(*args: Any, local_size: int | None = None, use_vmap: bool = False, **options: Any) -> Tensor | None:
+    """transformers' own mask, which bears how many tokens of its row a token sees: itself and those before, or those of
+    a window or a chunk. A mask that a model makes or changes by itself does not, and is taken as it is."""
+    mask: Tensor | None = sdpa_mask(*args, local_size=local_size, use_vmap=use_vmap, **options)
+    if mask is not None and not use_vmap:  # transformers' mark of patterns that are a model's own
+        setattr(mask, REACH, math.inf if local_size is None else local_size)
+    return mask
 
 
 @contextmanager
-def by_row(model: Any) -> Iterator[None]:
-    """Attention by row inside the block, where the model's attention is sdpa."""
-    before = model.config._attn_implementation
-    if before != "sdpa":
-        yield
-        return
-    model.set_attn_implementation(NAME)
+def by_row() -> Iterator[None]:
+    """Attention by row inside the block, for every model whose attention is sdpa.
+
+    The name stays "sdpa": transformers' models ask for it, and would compute something else under another.
+    """
+    ALL_ATTENTION_FUNCTIONS["sdpa"], ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = attention_by_row, mask_with_reach
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        del ALL_ATTENTION_FUNCTIONS["sdpa"], ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]

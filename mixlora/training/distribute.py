@@ -32,6 +32,11 @@ def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         return accelerator.prepare(model)
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/distributed/fsdp2.yaml")
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad})
+    if len(dtypes) > 1:  # routers stay in float32
+        raise ConfigError(
+            f"FSDP cuts parameters of one dtype, not {' and '.join(dtypes)}. Set method.adapter_dtype=float32"
+        )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     reshard = switched_on("FSDP_RESHARD_AFTER_FORWARD", "true")
     for layer in decoder_layers(model):

@@ -93,7 +93,7 @@ class Trainer:
         train = self.train
         # What the model can do is tried before it is spread over devices.
         self.answer_losses = AnswerLosses(self.model)
-        with packing.by_row(self.model):
+        with packing.by_row():
             self.packed = train.packing and packs_rows(self.model)
         clear_records(self.model)
         self.wrapped = distribute(self.model, self.accelerator)
@@ -187,17 +187,16 @@ class Trainer:
             reach("step.forward")
             torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
             last = i == len(batches) - 1
-            with packing.by_row(self.model), self.compiled(), synchronised(self.wrapped, self.accelerator, last=last):
+            with packing.by_row(), self.compiled(), synchronised(self.wrapped, self.accelerator, last=last):
                 nats_B, count_B = self.answer_losses(self.wrapped, batch)
                 self.at(f"step {step}, losses {i + 1} of {len(batches)}")
                 routings = gates.pop_routings(self.model)
                 # Gradients are averaged over ranks; the loss is a sum over all ranks' tokens.
                 loss = nats_B.sum() / label_tokens * self.accelerator.num_processes
                 for name, aux in self.aux.items():
-                    if routings:
-                        value = aux(routings, batch.mask_BS) / len(batches)
-                        loss = loss + aux.coef * value
-                        aux_losses[name] += value.item()
+                    value = aux(routings, batch.mask_BS) / len(batches)
+                    loss = loss + aux.coef * value
+                    aux_losses[name] += value.item()
                 self.at(f"step {step}, backward {i + 1} of {len(batches)}")
                 self.accelerator.backward(loss)
             tally.add(batch, nats_B, count_B, routings)
