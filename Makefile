@@ -43,7 +43,7 @@ lint: venv  ## format, lint and types
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-bench: venv  ## all performance comparisons but bench-peers (about 45 minutes on 2 cores, an estimate), the table and its drawing
+bench: venv  ## all performance comparisons but bench-peers (about 70 minutes on 2 cores), the table and its drawing
 	-$(BIN)/python -m pip install -q -c constraints.txt matplotlib
 	$(BIN)/python benchmarks/run.py
 
