@@ -288,12 +288,13 @@ def test_the_mixture_in_a_block_is_differentiated_right(mix, drop, shared):
 
     own = r if shared else E * r
     chosen_TE = torch.rand(n, E) < 0.6
+    t_N, counts = experts.rows_of_experts(chosen_TE)
     tensors = random(n, F), random(n, F), random(n, own), random(n, own), random(n, E), random(F, E * r)
     tensors += random(F, E * r), random(own, F)
 
     def run(u0, v0, a1, a3, g, B1, B3, A2):
         act = torch.nn.functional.silu
-        return mix.apply(u0, v0, a1, a3, g * chosen_TE, chosen_TE, B1, B3, A2, (0.5, 2.0), act, (drop,) * E)
+        return mix.apply(u0, v0, a1, a3, g * chosen_TE, t_N, B1, B3, A2, counts, (0.5, 2.0), act, (drop,) * E)
 
     assert torch.autograd.gradcheck(run, tensors)
 

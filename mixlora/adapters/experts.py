@@ -19,16 +19,19 @@ from torch import Tensor
 from mixlora.adapters.dropout import Dropout
 from mixlora.adapters.fused import product_dtype
 
+NO_GRADIENTS = (None,) * 4  # of counts, scales, act and drops
+
 
 class Lean(torch.autograd.Function):
-    """u0, v0 [T, F], a1, a3 [T, R], g [T, E], chosen [T, E], B1, B3 [F, R], A2 [R, F] -> H [T, F], P [T, R].
+    """u0, v0 [T, F], a1, a3 [T, R], g [T, E], rows [N], B1, B3 [F, R], A2 [R, F] -> H [T, F], P [T, R].
 
-    Keeps what came in; u and v of every pair are computed again in backward.
+    Rows, and counts behind them, are those of `rows_of_experts`. Keeps what came in; u and v of every pair are computed
+    again in backward.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        tensors, counts, scales, act, drops = with_rows(*inputs)
+        *tensors, counts, scales, act, drops = inputs
         ctx.save_for_backward(*tensors)
         ctx.counts, ctx.scales, ctx.act, ctx.drops = counts, scales, act, drops
         return mixed(Block(*tensors, counts=counts, scales=scales), act, drops, lambda u_nF, v_nF: None)
@@ -36,7 +39,7 @@ class Lean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         block = Block(*ctx.saved_tensors, counts=ctx.counts, scales=ctx.scales)
-        return *unmixed(block, ctx.act, ctx.drops, block.hidden, *gradients), None, None, None
+        return *unmixed(block, ctx.act, ctx.drops, block.hidden, *gradients), *NO_GRADIENTS
 
 
 class Fast(torch.autograd.Function):
@@ -44,7 +47,7 @@ class Fast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        tensors, counts, scales, act, drops = with_rows(*inputs)
+        *tensors, counts, scales, act, drops = inputs
         kept: list[Tensor] = []
         out = mixed(Block(*tensors, counts=counts, scales=scales), act, drops, lambda *pair: kept.extend(pair))
         ctx.save_for_backward(*tensors[2:], *kept)
@@ -57,21 +60,15 @@ class Fast(torch.autograd.Function):
         tensors, kept = saved[:7], iter(saved[7:])
         like = gradients[0]  # [T, F] in the dtype of u0 and v0, which are not kept
         block = Block(like, like, *tensors, counts=ctx.counts, scales=ctx.scales)
-        return (
-            *unmixed(block, ctx.act, ctx.drops, lambda e, t_n: (next(kept), next(kept)), *gradients),
-            None,
-            None,
-            None,
-        )
+        found = unmixed(block, ctx.act, ctx.drops, lambda e, t_n: (next(kept), next(kept)), *gradients)
+        return *found, *NO_GRADIENTS
 
 
-def with_rows(*inputs: Any) -> tuple[tuple[Tensor, ...], list[int], tuple[float, float], Any, tuple[Dropout, ...]]:
-    """What came in, with the rows of all experts [N] in place of `chosen`, one expert after the other, and how many
-    each has: a device is waited for here, and not in backward."""
-    u0_TF, v0_TF, a1_TR, a3_TR, g_TE, chosen_TE, B1_FR, B3_FR, A2_RF, scales, act, drops = inputs
+def rows_of_experts(chosen_TE: Tensor) -> tuple[Tensor, list[int]]:
+    """The rows that chose each expert, one expert after the other [N], and how many each has. A device is waited for
+    here, once a forward."""
     e_N, t_N = chosen_TE.T.nonzero(as_tuple=True)
-    counts = torch.bincount(e_N, minlength=g_TE.shape[1]).tolist()
-    return (u0_TF, v0_TF, a1_TR, a3_TR, g_TE, t_N, B1_FR, B3_FR, A2_RF), counts, scales, act, drops
+    return t_N, torch.bincount(e_N, minlength=chosen_TE.shape[1]).tolist()
 
 
 class Block:

@@ -200,11 +200,11 @@ class FusedFeedForward(GatedFeedForward):
         *inputs, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts, self.gate.weight(dtype))
 
         g_TE = self.gate.decide(z_TS.unflatten(0, lead), dtype).flatten(0, -2)
-        chosen_TE = self.gate.chosen().flatten(0, -2)
+        t_N, counts = experts.rows_of_experts(self.gate.chosen().flatten(0, -2))
         factors = *(delta.B_OR.to(dtype) for delta in up), down.A_RD.to(dtype)
         scales = tuple(delta.scale for delta in up)
         drops = tuple(dropout.draw(down.dropout, x_TD) for _ in range(self.gate.num_experts))
-        h_TF, z_TR = self.mix.apply(*inputs, g_TE, chosen_TE, *factors, scales, act, drops)
+        h_TF, z_TR = self.mix.apply(*inputs, g_TE, t_N, *factors, counts, scales, act, drops)
         return down.onto(self.base("down")(h_TF), z_TR).unflatten(0, lead)
 
 
