@@ -1,6 +1,7 @@
 """What can be seen to be wrong before transformers is imported and any data is read."""
 
 import os
+from collections.abc import Mapping
 
 from mixlora import gates, losses
 from mixlora.config.load import digest, run_folder
@@ -12,12 +13,19 @@ from mixlora.tasks import sources
 
 # What Accelerate calls to compute in the dtypes that the tensors have, by the operators that the model names.
 AS_THEY_ARE = "no"
+# Settings of Accelerate that are refused, and what is there in their place. Autocast would compute routers in the lower
+# dtype, and training otherwise than the scores before and after it; a compiler would get the whole model, with what
+# changes in it from step to step.
+INSTEAD = {
+    "mixed_precision": "the base model computes in model.dtype and adapters stay in method.adapter_dtype. Set "
+    "model.dtype=bfloat16 or float16",
+    "dynamo_backend": "decoder layers alone are compiled. Set train.torch_compile=true",
+}
 
 
 def check(config: Config) -> None:
     """Raise a ConfigError for the first of surroundings, gate, losses, protocol and ways to compute that cannot be."""
-    check_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", AS_THEY_ARE).lower())
-    check_compiler(os.environ.get("ACCELERATE_DYNAMO_BACKEND", AS_THEY_ARE).lower())
+    check_accelerate(os.environ)
     losses.build(config.aux_loss)
     if config.method.gate is not None:
         gates.check(config.method.gate)
@@ -34,24 +42,16 @@ def check(config: Config) -> None:
         )
 
 
-def check_precision(asked: str) -> None:
-    """Autocast would compute routers in the lower dtype, and training otherwise than the scores before and after it."""
-    if asked != AS_THEY_ARE:
-        raise ConfigError(
-            f"Accelerate is set to mixed_precision={asked} (its config file, a flag of `accelerate launch`, or "
-            "ACCELERATE_MIXED_PRECISION), which is not supported: the base model computes in model.dtype and adapters "
-            "stay in method.adapter_dtype. Set model.dtype=bfloat16 or float16, and mixed_precision to 'no'"
-        )
-
-
-def check_compiler(asked: str) -> None:
-    """Accelerate would compile the whole model, with what changes from step to step in it, and say so nowhere."""
-    if asked != AS_THEY_ARE:
-        raise ConfigError(
-            f"Accelerate is set to dynamo_backend={asked} (its config file, a flag of `accelerate launch`, or "
-            "ACCELERATE_DYNAMO_BACKEND), which is not supported. Set it to 'no', and train.torch_compile=true to have "
-            "the decoder layers compiled"
-        )
+def check_accelerate(environment: Mapping[str, str]) -> None:
+    """Nothing that Accelerate would change in how a model computes, beside what a run is told and records."""
+    for key, instead in INSTEAD.items():
+        name = f"ACCELERATE_{key.upper()}"
+        asked = environment.get(name, AS_THEY_ARE).lower()
+        if asked != AS_THEY_ARE:
+            raise ConfigError(
+                f"Accelerate is set to {key}={asked} (its config file, a flag of `accelerate launch`, or {name}), "
+                f"which is not supported: {instead}, and {key} to '{AS_THEY_ARE}'"
+            )
 
 
 def check_run(config: Config, world_size: int) -> None:
