@@ -121,12 +121,8 @@ def test_a_training_step_does_not_depend_on_packing(name, tmp_path):
 # ---- no leak
 
 
-def block_mask() -> contextlib.AbstractContextManager:
-    """What a model that hands no `segments` to its attention runs by: transformers' mask, from the positions alone."""
-    return contextlib.nullcontext()
-
-
-@pytest.mark.parametrize("attention", [packing.by_row, block_mask])
+# By row, and by transformers' mask from the positions alone, as a model computes that hands no `segments` on.
+@pytest.mark.parametrize("attention", [packing.by_row, contextlib.nullcontext])
 @pytest.mark.parametrize("name", METHODS)
 def test_no_token_sees_another_row(name, attention):
     """Perturb each row: every other row's hidden states stay bit for bit, and their gradient on it is exactly zero."""

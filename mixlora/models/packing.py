@@ -56,9 +56,9 @@ def attention_by_row(
     runs = [(length, len(list(same))) for length, same in groupby(segments)]
     # Split, not sliced run by run: the gradients of all rows are then joined once, where each slice's would be spread
     # over the whole pack and added.
-    sizes = [length * n for length, n in runs]
+    parts = zip(*(x_1HSd.split([length * n for length, n in runs], dim=2) for x_1HSd in qkv), strict=True)
     outputs, start = [], 0
-    for (length, n), part in zip(runs, zip(*(x_1HSd.split(sizes, dim=2) for x_1HSd in qkv), strict=True), strict=True):
+    for (length, n), part in zip(runs, parts, strict=True):
         first = slice(start, start + length)
         # Within a row that is no longer than its reach the mask says no more than "causal".
         mask = None if attention_mask is None or length <= reach else attention_mask[..., first, first]
@@ -69,12 +69,13 @@ def attention_by_row(
     return torch.cat(outputs)[None], None
 
 
-def mask_with_reach(*args: Any, local_size: int | None = None, use_vmap: bool = False, **options: Any) -> Tensor | None:
+def mask_with_reach(**options: Any) -> Tensor | None:
     """transformers' own mask, which bears how many tokens of its row a token sees: itself and those before, or those of
     a window or a chunk. A mask that a model makes or changes by itself does not, and is taken as it is."""
-    mask: Tensor | None = sdpa_mask(*args, local_size=local_size, use_vmap=use_vmap, **options)
-    if mask is not None and not use_vmap:  # transformers' mark of patterns that are a model's own
-        setattr(mask, REACH, math.inf if local_size is None else local_size)
+    mask: Tensor | None = sdpa_mask(**options)
+    if mask is not None and not options.get("use_vmap"):  # transformers' mark of patterns that are a model's own
+        size = options.get("local_size")
+        setattr(mask, REACH, math.inf if size is None else size)
     return mask
 
 
