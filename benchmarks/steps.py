@@ -30,7 +30,7 @@ GOALS = {"smora": 1.05, "mixlora": 1.10}
 DROPOUT = 0.05
 WITH_DROPOUT = ["mola", "mixlora"]
 # A CPU's memory is the kernel's count of pages, so what is freed must go back at once. glibc keeps it in its heap
-# otherwise: a step of mole was 0.85 of PEFT's that way, and is 1.01 of it by what both ask for.
+# otherwise: a step of mole was 0.83 to 0.87 of PEFT's that way, and is 1.01 of it by what both ask for.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 # For memory, where weights do not matter: a GGUF file takes a minute to read.
 SHAPES = {"smollm2_135m": "smollm2_135m_shape"}
