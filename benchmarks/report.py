@@ -43,14 +43,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def section(result: dict[str, Any]) -> str:
     """All figures of one benchmark, with where they were measured."""
-    lines = [
-        measured(result),
-        "",
-        "| figure | setting | median | quartiles | goal | |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [line(row) for row in result["rows"]]
-    return "\n".join(lines)
+    return "\n".join([measured(result), "", *table(result["rows"])])
 
 
 def measured(result: dict[str, Any]) -> str:
@@ -78,8 +71,7 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
         of_kind = [result for result in results if result["machine"]["kind"] == kind]
         rows = [row for result in of_kind for row in result["rows"] if row["goal"] is not None]
         lines += [f"**{title}.** {'; '.join(places(of_kind)) or 'Nothing has been measured yet'}.", ""]
-        lines += ["| figure | setting | median | quartiles | goal | |", "|---|---|---|---|---|---|"]
-        lines += [line(row) for row in rows]
+        lines += table(rows)
         if kind == "cuda":
             seen = [row["figure"] for result in of_kind for row in result["rows"]]
             missing = {figure: most for figure, most in GPU_GOALS.items() if not fnmatch.filter(seen, figure)}
@@ -96,6 +88,10 @@ def places(results: list[dict[str, Any]]) -> list[str]:
         where = f"{machine['device']}, {machine['threads']} threads"
         runs.setdefault(where, []).append(f"{result['benchmark']} {result['date']} at {machine['commit']}")
     return [f"{where}: {', '.join(found)}" for where, found in runs.items()]
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    return ["| figure | setting | median | quartiles | goal | |", "|---|---|---|---|---|---|", *map(line, rows)]
 
 
 def line(row: dict[str, Any]) -> str:

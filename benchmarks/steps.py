@@ -59,9 +59,8 @@ def main() -> None:
     rows: list[Row] = []
     for measure in measured:
         rows += measure()
-        path = write(
-            "steps", rows, options, rows_from=rows_from()
-        )  # after each: the whole takes long, and may be cut off
+        # After each: the whole takes long, and may be cut off.
+        path = write("steps", rows, options, rows_from=rows_from())
     print(f"written: {path}")
 
 
@@ -132,12 +131,8 @@ def memory(method: str, dropout: float, options) -> list[Row]:
         command += ["--quick"] * options.quick
         done = subprocess.run(command, env=os.environ | EXACT, stdout=subprocess.PIPE, text=True, check=True)
         found[name] = json.loads(done.stdout.splitlines()[-1])
-    gpu, described, rows, peft = (
-        options.device.startswith("cuda"),
-        setting(method, dropout, where),
-        [],
-        found.pop("peft"),
-    )
+    gpu, described = options.device.startswith("cuda"), setting(method, dropout, where)
+    peft, rows = found.pop("peft"), list[Row]()
     for name, own in found.items():
         goal = 0.6 if gpu else {"mixlora lean": 1.0, "mixlora fast": None}.get(f"{method} {name}", 1.02)
         for figure, what, its in (("peak memory", "peak", goal), ("growth to the peak", "growth", None)):
