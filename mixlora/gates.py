@@ -84,7 +84,7 @@ class Gate(nn.Module):
 
     def decide(self, logits_TS: Tensor, dtype: torch.dtype) -> Tensor:
         """From the router's logits to g, leaving the record."""
-        (self.routing,) = routings([self], logits_TS)
+        self.routing = self.route(logits_TS, **self.state())
         return self.routing.weights_TE.to(dtype)
 
     def chosen(self) -> Tensor:
@@ -232,13 +232,32 @@ class BalancedTopK(Gate):
         k = self.top_k or self.num_experts
         chosen_TE = largest(biased_TE, k)
         kept_TE = (biased_TE if self.options.bias_in_value else probs_TE) * chosen_TE
-        return Routing(logits_TS, probs_TE, kept_TE * (k / kept_TE.sum(-1, keepdim=True)), chosen_TE)
+        return Routing(logits_TS, probs_TE, Shares.apply(kept_TE, k), chosen_TE)
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
         # In whole numbers where the load is counted in them: a mean would be rounded, and its sign with it.
         moved_E = self.options.bias_rate * (load_E.sum() - self.num_experts * load_E).sign()
         self.bias_E += moved_E.to(self.bias_E.device)
+
+
+class Shares(torch.autograd.Function):
+    """x [T, E] -> y = k x / Σ_E x. Keeps y, which its readers keep too, and the sum; autograd would keep x besides."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TE: Tensor, k: int) -> Tensor:
+        factor_T1 = k / x_TE.sum(-1, keepdim=True)
+        y_TE = x_TE * factor_T1
+        ctx.save_for_backward(y_TE, factor_T1)
+        ctx.k = k
+        return y_TE
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        y_TE, factor_T1 = ctx.saved_tensors
+        (dy_TE,) = gradients
+        mean_T1 = (dy_TE * y_TE).sum(-1, keepdim=True) / ctx.k
+        return (dy_TE - mean_T1).mul_(factor_T1), None
 
 
 KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}
@@ -253,22 +272,24 @@ def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
     return KINDS[kind], typed(KINDS[kind].Options, options, "method.gate")
 
 
-def routings(gates: Sequence[Gate], logits_TS: Tensor) -> list[Routing]:
-    """What gates `of_one_rule` make of their logits, which lie side by side in the last dimension.
+def together(gates: Sequence[Gate], logits_TS: Tensor) -> Routing:
+    """What N gates `of_one_rule` make of their logits, which lie side by side in the last dimension: all [T, N, E].
 
     A gate looks at one token at a time, so N gates over T tokens are one over T · N.
     """
-    first = gates[0]
-    if len(gates) == 1:
-        return [first.route(logits_TS, **first.state())]
-    state = {name: torch.stack([gate.state()[name] for gate in gates]) for name in first.state()}
-    all_TNE = first.route(logits_TS.unflatten(-1, (len(gates), -1)), **state)
-    parts = [getattr(all_TNE, field.name).unbind(-2) for field in fields(Routing)]
+    state = {name: torch.stack([gate.state()[name] for gate in gates]) for name in gates[0].state()}
+    return gates[0].route(logits_TS.unflatten(-1, (len(gates), -1)), **state)
+
+
+def apart(all_TNE: Routing) -> list[Routing]:
+    """The record of each of the gates that were asked together."""
+    tensors = [getattr(all_TNE, field.name) for field in fields(all_TNE)]
+    parts = [tensor.unbind(-2) if tensor.shape[-2] > 1 else (tensor.squeeze(-2),) for tensor in tensors]
     return [Routing(*part) for part in zip(*parts, strict=True)]
 
 
 def of_one_rule(one: Gate | None, other: Gate | None) -> bool:
-    """Whether `routings` may take two gates together: one kind with the same options, which holds no tensor but its
+    """Whether two gates may be asked together: one kind with the same options, which holds no tensor but its
     router and `state`. Two linears without gates are of one rule too."""
     if one is None or other is None:
         return one is other
@@ -285,7 +306,7 @@ def repeated(scores_TS: Tensor, times: int) -> Tensor:
 def largest(scores_TE: Tensor, k: int) -> Tensor:
     """Bool mask of the k largest scores of each token."""
     index_TK = scores_TE.detach().topk(k, dim=-1).indices
-    return torch.zeros_like(scores_TE, dtype=torch.bool).scatter(-1, index_TK, True)
+    return torch.zeros_like(scores_TE, dtype=torch.bool).scatter_(-1, index_TK, True)
 
 
 def prefix(probs_TE: Tensor, top_p: float, *, at_least: int, crossing: Crossing) -> Tensor:
@@ -294,7 +315,7 @@ def prefix(probs_TE: Tensor, top_p: float, *, at_least: int, crossing: Crossing)
     sums_TE = sorted_TE.cumsum(-1)
     before_TE = sums_TE if crossing is Crossing.exclude else sums_TE - sorted_TE
     rank_E = torch.arange(probs_TE.shape[-1], device=probs_TE.device)
-    return torch.zeros_like(probs_TE, dtype=torch.bool).scatter(
+    return torch.zeros_like(probs_TE, dtype=torch.bool).scatter_(
         -1, index_TE, (before_TE <= top_p) | (rank_E < at_least)
     )
 

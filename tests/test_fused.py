@@ -289,12 +289,12 @@ def test_the_mixture_in_a_block_is_differentiated_right(mix, drop, shared):
     own = r if shared else E * r
     chosen_TE = torch.rand(n, E) < 0.6
     t_N, counts = experts.rows_of_experts(chosen_TE)
-    tensors = random(n, F), random(n, F), random(n, own), random(n, own), random(n, E), random(F, E * r)
+    tensors = random(n, F), random(n, F), random(n, 2, own), random(n, E), random(F, E * r)
     tensors += random(F, E * r), random(own, F)
 
-    def run(u0, v0, a1, a3, g, B1, B3, A2):
+    def run(u0, v0, a, g, B1, B3, A2):
         act = torch.nn.functional.silu
-        return mix.apply(u0, v0, a1, a3, g * chosen_TE, t_N, B1, B3, A2, counts, (0.5, 2.0), act, (drop,) * E)
+        return mix.apply(u0, v0, a, g * chosen_TE, t_N, B1, B3, A2, counts, (0.5, 2.0), act, (drop,) * E)
 
     assert torch.autograd.gradcheck(run, tensors)
 
@@ -472,8 +472,8 @@ def test_one_product_for_a_and_a_float32_router_over_bfloat16(monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda x, W, *, out_dtype: x.to(out_dtype) @ W.to(out_dtype))
     x_TD, router_ED = torch.randn(50, 64).bfloat16(), torch.randn(8, 64)
     As = [torch.randn(r, 64).bfloat16() for r in (6, 4)]
-    *hs, z_TE = fused.down(x_TD, As, [router_ED])
-    for h_TR, A in zip(hs, As, strict=True):
+    h_TN, z_TE = fused.down(x_TD, As, [router_ED])
+    for h_TR, A in zip(h_TN.split([6, 4], dim=-1), As, strict=True):
         assert h_TR.dtype is torch.bfloat16
         torch.testing.assert_close(h_TR, (x_TD.float() @ A.float().T).bfloat16())
     torch.testing.assert_close(z_TE, x_TD.float() @ router_ED.T)

@@ -169,6 +169,12 @@ def test_a_record_is_popped_once():
 # ---- mistakes
 
 
+def test_shares_of_k_are_differentiated_right():
+    x_TE = torch.rand(3, 2, 5, dtype=torch.float64).add_(0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: gates.Shares.apply(x, 2), x_TE)
+    torch.testing.assert_close(gates.Shares.apply(x_TE, 2), 2 * x_TE / x_TE.sum(-1, keepdim=True))
+
+
 @pytest.mark.parametrize(
     ("options", "top_k", "message"),
     [

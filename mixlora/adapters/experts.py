@@ -23,7 +23,7 @@ NO_GRADIENTS = (None,) * 4  # of counts, scales, act and drops
 
 
 class Lean(torch.autograd.Function):
-    """u0, v0 [T, F], a1, a3 [T, R], g [T, E], rows [N], B1, B3 [F, R], A2 [R, F] -> H [T, F], P [T, R].
+    """u0, v0 [T, F], a [T, 2, R] (a1, a3), g [T, E], rows [N], B1, B3 [F, R], A2 [R, F] -> H [T, F], P [T, R].
 
     Rows, and counts behind them, are those of `rows_of_experts`. Keeps what came in; u and v of every pair are computed
     again in backward.
@@ -57,7 +57,7 @@ class Fast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         saved = ctx.saved_tensors
-        tensors, kept = saved[:7], iter(saved[7:])
+        tensors, kept = saved[:6], iter(saved[6:])
         like = gradients[0]  # [T, F] in the dtype of u0 and v0, which are not kept
         block = Block(like, like, *tensors, counts=ctx.counts, scales=ctx.scales)
         found = unmixed(block, ctx.act, ctx.drops, lambda e, t_n: (next(kept), next(kept)), *gradients)
@@ -78,8 +78,7 @@ class Block:
         self,
         u0_TF: Tensor,
         v0_TF: Tensor,
-        a1_TR: Tensor,
-        a3_TR: Tensor,
+        a_T2R: Tensor,
         g_TE: Tensor,
         t_N: Tensor,
         B1_FR: Tensor,
@@ -91,9 +90,10 @@ class Block:
     ):
         self.r, self.dtype = B1_FR.shape[1] // g_TE.shape[1], product_dtype(u0_TF)
         self.x0s, self.g_TE, self.scales = (u0_TF, v0_TF), g_TE, scales
-        self.lows = [a_TR.unflatten(-1, (-1, self.r)) for a_TR in (a1_TR, a3_TR)]
+        self.low_T2Er = a_T2R.unflatten(-1, (-1, self.r))
         # Rows of Bᵀ lie together. Columns of B do not, and products with r of them take five times as long.
         self.BTs = [B_FR.to(self.dtype).T.contiguous().unflatten(0, (-1, self.r)) for B_FR in (B1_FR, B3_FR)]
+        self.factors = B1_FR, B3_FR, A2_RF
         self.A2_ErF = A2_RF.to(self.dtype).unflatten(0, (-1, self.r))
         self.experts = list(enumerate(t_N.split(counts)))
 
@@ -107,7 +107,7 @@ class Block:
 
     def low(self, i: int, e: int, t_n: Tensor) -> Tensor:
         """s · a of the rows of expert e, in the gate (0) or the up (1) projection."""
-        return self.scales[i] * column(self.lows[i], e).index_select(0, t_n).to(self.dtype)
+        return self.scales[i] * column(self.low_T2Er[:, i], e).index_select(0, t_n).to(self.dtype)
 
 
 def mixed(
@@ -130,7 +130,7 @@ def unmixed(block: Block, act: Any, drops: tuple[Dropout, ...], hidden: Any, dH_
     dtype, dP_TEr = block.dtype, dP_TR.unflatten(-1, (-1, block.r))
     dA2_ErF, dg_TE = torch.zeros_like(block.A2_ErF), torch.zeros_like(block.g_TE)
     dx0s = [torch.zeros_like(dH_TF) for _ in block.x0s]
-    dlows, dBTs = [torch.zeros_like(low) for low in block.lows], [torch.zeros_like(BT) for BT in block.BTs]
+    dlow_T2Er, dBTs = torch.zeros_like(block.low_T2Er), [torch.zeros_like(BT) for BT in block.BTs]
     for e, t_n in block.experts:
         u_nF, v_nF = (x_nF.to(dtype) for x_nF in hidden(e, t_n))
         w_n1, dp_nr = block.g_TE[t_n, e, None].to(dtype), dP_TEr[t_n, e].to(dtype)
@@ -145,10 +145,11 @@ def unmixed(block: Block, act: Any, drops: tuple[Dropout, ...], hidden: Any, dH_
         for i, dx_nF in enumerate(dx_nFs):
             of(dBTs[i], e).addmm_(block.low(i, e, t_n).T, dx_nF)
             dlow_nr = block.scales[i] * (dx_nF @ of(block.BTs[i], e).T)
-            column(dlows[i], e).index_add_(0, t_n, dlow_nr.to(dlows[i].dtype))
+            column(dlow_T2Er[:, i], e).index_add_(0, t_n, dlow_nr.to(dlow_T2Er.dtype))
             dx0s[i].index_add_(0, t_n, dx_nF.to(dx0s[i].dtype))
-    dBs = [dBT_ErF.flatten(0, 1).T.to(dH_TF.dtype) for dBT_ErF in dBTs]
-    return *dx0s, *(d.flatten(-2) for d in dlows), dg_TE, None, *dBs, dA2_ErF.flatten(0, 1).to(dH_TF.dtype)
+    dfactors = *(dBT_ErF.flatten(0, 1).T for dBT_ErF in dBTs), dA2_ErF.flatten(0, 1)
+    found = [gradient.to(factor.dtype) for gradient, factor in zip(dfactors, block.factors, strict=True)]
+    return *dx0s, dlow_T2Er.flatten(-2), dg_TE, None, *found
 
 
 def activated(act: Callable[[Tensor], Tensor], u_nF: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

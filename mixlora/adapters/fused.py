@@ -3,14 +3,18 @@
 Autograd alone would keep three copies of A x and add the gradient of x up in three passes. These functions replace it;
 the gate between them stays ordinary autograd over [T, E], so every gate and every auxiliary loss works unchanged.
 
-    W x + b, A x, W_r x                  `Project`: one input, kept once, its gradient added up in place, for one linear
-                                         or several that read it
+    W x + b, A x, W_r x                  `Project`: one input, kept once, its gradient added up in place
     base + s · B (g ⊙ h)                 `Combine`: keeps h and g, neither their product nor base
     base + s · B h                       `Onto`: the same without a gate, for plain LoRA
 
-T tokens   D in   O out   E experts   R rank over all experts   r = R / E   S logits   N rows of A and routers
+The first two serve one linear, or n that read the same input: what is as wide as R or E is one tensor for all of them.
+Factors come in their own dtype and are cast here, so that no cast copy is kept and autograd has no casts to undo.
+
+T tokens   D in   O out   n linears   E experts   R rank over all experts   r = R / E   S logits
+N rows of A and routers
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -22,7 +26,7 @@ from mixlora.adapters.dropout import Dropout, Whole
 
 
 class Project(torch.autograd.Function):
-    """x [T, D], n times frozen W [O, D], b and A [R, D], m routers W_r [E, D] -> n of [T, O], n of [T, R], [T, S].
+    """x [T, D], n times frozen W [O, D], b and A [R, D], routers W_r [E, D] -> n of [T, O], h [T, n, R], logits [T, S].
 
     S are the logits of all routers, computed in the routers' dtype (float32 at least). Where the products are in that
     dtype too, all A and W_r are one product, and so they are where the device multiplies half floats into float32 (see
@@ -34,144 +38,153 @@ class Project(torch.autograd.Function):
     def forward(ctx: Any, x_TD: Tensor, drops: tuple[Dropout, ...], *parts: Any) -> Any:
         n = len(drops)
         Ws, bs, As, routers = parts[0 : 3 * n : 3], parts[1 : 3 * n : 3], parts[2 : 3 * n : 3], parts[3 * n :]
-        wide, c = x_TD.to(product_dtype(x_TD)), product_dtype(x_TD)
-        bases = [linear(wide, W, b).to(x_TD.dtype) for W, b in zip(Ws, bs, strict=True)]
-        whole = all(isinstance(drop, Whole) for drop in drops)
+        wide, c = cast(x_TD, product_dtype(x_TD)), product_dtype(x_TD)
+        bases = [cast(linear(wide, W, b), x_TD.dtype) for W, b in zip(Ws, bs, strict=True)]
         router_dtype = routers[0].dtype if routers else c
-        if whole and (router_dtype == c or widens(x_TD, router_dtype)):
-            *hs, z_TS = down(wide, As, routers)
+        if whole(drops) and (router_dtype == c or widens(x_TD, router_dtype)):
+            h_TN, z_TS = down(wide, As, routers)
         else:
-            hs = [linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)]
-            z_TS = x_TD.new_empty(len(x_TD), 0)
-            if routers:
-                (z_TS,) = down(x_TD if widens(x_TD, router_dtype) else x_TD.to(router_dtype), (), routers)
+            h_TN = joined([linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)])
+            _, z_TS = down(x_TD if widens(x_TD, router_dtype) else cast(x_TD, router_dtype), (), routers)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
-        return *bases, *(h_TR.to(x_TD.dtype) for h_TR in hs), z_TS
+        return *bases, cast(h_TN, x_TD.dtype).unflatten(-1, (n, -1)), z_TS
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x_TD, *weights = ctx.saved_tensors
         n, c = len(ctx.drops), product_dtype(x_TD)
         Ws, As, routers = weights[:n], weights[n : 2 * n], weights[2 * n :]
-        dbases, dhs, dz_TS = gradients[:n], [dh_TR.to(c) for dh_TR in gradients[n:-1]], gradients[-1].to(c)
-        wide = x_TD.to(c)
+        *dbases, dh_TnR, dz_TS = gradients
+        dh_TnR, dz_TS, wide = cast(dh_TnR, c), cast(dz_TS, c), cast(x_TD, c)
         dx_TD = sum_of_products(dbases, Ws, c) if ctx.needs_input_grad[0] else None
-        if all(isinstance(drop, Whole) for drop in ctx.drops):
-            dhz_TN = torch.cat([*dhs, dz_TS], dim=-1)
+        if whole(ctx.drops):
+            dhz_TN = joined([dh_TnR.flatten(1), *([dz_TS] if routers else ())])
             rows = (dhz_TN.T @ wide).split([*map(len, As), *map(len, routers)])
             dAs, drouters = rows[:n], rows[n:]
             if dx_TD is not None:
                 dx_TD.addmm_(dhz_TN, stacked(c, *As, *routers))
         else:
+            dhs = dh_TnR.unbind(1)
             dAs = [dh_TR.T @ drop.thin(wide) for drop, dh_TR in zip(ctx.drops, dhs, strict=True)]
             drouters = (dz_TS.T @ wide).split([*map(len, routers)]) if routers else ()
             if dx_TD is not None:
                 if routers:
                     dx_TD.addmm_(dz_TS, stacked(c, *routers))
                 for drop, dh_TR, A in zip(ctx.drops, dhs, As, strict=True):
-                    drop.add(dx_TD, dh_TR, A.to(c))
-        triples = [part for dA, A in zip(dAs, As, strict=True) for part in (None, None, dA.to(A.dtype))]
-        found = [dW.to(W.dtype) for dW, W in zip(drouters, routers, strict=True)]
-        return None if dx_TD is None else dx_TD.to(x_TD.dtype), None, *triples, *found
+                    drop.add(dx_TD, dh_TR, cast(A, c))
+        triples = [part for dA, A in zip(dAs, As, strict=True) for part in (None, None, cast(dA, A.dtype))]
+        found = [cast(dW, W.dtype) for dW, W in zip(drouters, routers, strict=True)]
+        return None if dx_TD is None else cast(dx_TD, x_TD.dtype), None, *triples, *found
 
 
 class Combine(torch.autograd.Function):
-    """base [T, O] (written over), h [T, R], gate g [T, E], B [O, R], s -> base + s · B (g ⊙ h)."""
+    """h [T, n, R], gates g [T, n, E], s, r, n times base [T, O] (written over), n times B [O, R]
+    -> n of base + s · B (g ⊙ h)."""
 
     @staticmethod
-    def forward(ctx: Any, base_TO: Tensor, h_TR: Tensor, g_TE: Tensor, B_OR: Tensor, scale: float, r: int) -> Tensor:
-        add_product(base_TO, weighed(h_TR, g_TE, r), B_OR, scale)
-        ctx.mark_dirty(base_TO)
-        ctx.save_for_backward(h_TR, g_TE, B_OR)
+    def forward(ctx: Any, h_TnR: Tensor, g_TnE: Tensor, scale: float, r: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        n = h_TnR.shape[1]
+        bases, Bs = parts[:n], parts[n:]
+        for base_TO, m_TR, B_OR in zip(bases, weighed(h_TnR, g_TnE, r).unbind(1), Bs, strict=True):
+            add_product(base_TO, m_TR, B_OR, scale)
+        ctx.mark_dirty(*bases)
+        ctx.save_for_backward(h_TnR, g_TnE, *Bs)
         ctx.scale, ctx.r = scale, r
-        return base_TO
+        return bases
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (dy_TO,) = gradients
-        h_TR, g_TE, B_OR = ctx.saved_tensors
-        c = product_dtype(dy_TO)
+    def backward(ctx: Any, *dys: Tensor) -> Any:
+        h_TnR, g_TnE, *Bs = ctx.saved_tensors
+        c, n = product_dtype(h_TnR), len(Bs)
+        wides = [cast(dy_TO, c) for dy_TO in dys]
         # For dB and dh the scale goes to g, the smallest of all.
-        wide, h_TEr, sg_TE1 = dy_TO.to(c), h_TR.to(c).unflatten(-1, (-1, ctx.r)), (ctx.scale * g_TE.to(c)).unsqueeze(-1)
-        dB_OR = wide.T @ (h_TEr * sg_TE1).flatten(-2)
-        dm_TEr = (wide @ B_OR.to(c)).unflatten(-1, (-1, ctx.r))
-        dg_TE = (dm_TEr * h_TEr).sum(-1).mul_(ctx.scale)
-        dh_TEr = dm_TEr.mul_(sg_TE1)
-        shared_a = h_TEr.shape[-2] < dh_TEr.shape[-2]
-        dh_TR = dh_TEr.sum(-2) if shared_a else dh_TEr.flatten(-2)
-        return dy_TO, dh_TR.to(h_TR.dtype), dg_TE.to(g_TE.dtype), dB_OR.to(B_OR.dtype), None, None
+        h_TnEr, sg_TnE = cast(h_TnR, c).unflatten(-1, (-1, ctx.r)), ctx.scale * cast(g_TnE, c)
+        ms = weighed(cast(h_TnR, c), sg_TnE, ctx.r).unbind(1)
+        dBs = [cast(wide.T @ m_TR, B_OR.dtype) for wide, m_TR, B_OR in zip(wides, ms, Bs, strict=True)]
+        dm_TN = joined([wide @ cast(B_OR, c) for wide, B_OR in zip(wides, Bs, strict=True)])
+        dm_TnEr = dm_TN.unflatten(-1, (n, -1, ctx.r))
+        dg_TnE = (dm_TnEr * h_TnEr).sum(-1).mul_(ctx.scale)
+        dh_TnEr = dm_TnEr.mul_(sg_TnE.unsqueeze(-1))
+        shared_a = h_TnEr.shape[-2] < dh_TnEr.shape[-2]
+        dh_TnR = dh_TnEr.sum(-2) if shared_a else dh_TnEr.flatten(-2)
+        return cast(dh_TnR, h_TnR.dtype), cast(dg_TnE, g_TnE.dtype), None, None, *dys, *dBs
 
 
 class Onto(torch.autograd.Function):
-    """base [T, O] (written over), h [T, R], B [O, R], s -> base + s · B h."""
+    """h [T, n, R], s, n times base [T, O] (written over), n times B [O, R] -> n of base + s · B h."""
 
     @staticmethod
-    def forward(ctx: Any, base_TO: Tensor, h_TR: Tensor, B_OR: Tensor, scale: float) -> Tensor:
-        add_product(base_TO, h_TR, B_OR, scale)
-        ctx.mark_dirty(base_TO)
-        ctx.save_for_backward(h_TR, B_OR)
+    def forward(ctx: Any, h_TnR: Tensor, scale: float, *parts: Tensor) -> tuple[Tensor, ...]:
+        n = h_TnR.shape[1]
+        bases, Bs = parts[:n], parts[n:]
+        for base_TO, h_TR, B_OR in zip(bases, h_TnR.unbind(1), Bs, strict=True):
+            add_product(base_TO, h_TR, B_OR, scale)
+        ctx.mark_dirty(*bases)
+        ctx.save_for_backward(h_TnR, *Bs)
         ctx.scale = scale
-        return base_TO
+        return bases
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (dy_TO,) = gradients
-        h_TR, B_OR = ctx.saved_tensors
-        wide = dy_TO.to(product_dtype(dy_TO))
-        dB_OR = (wide.T @ h_TR.to(wide.dtype)).mul_(ctx.scale)
-        dh_TR = (wide @ B_OR.to(wide.dtype)).mul_(ctx.scale)
-        return dy_TO, dh_TR.to(h_TR.dtype), dB_OR.to(B_OR.dtype), None
+    def backward(ctx: Any, *dys: Tensor) -> Any:
+        h_TnR, *Bs = ctx.saved_tensors
+        c, n = product_dtype(h_TnR), len(Bs)
+        wides, hs = [cast(dy_TO, c) for dy_TO in dys], cast(h_TnR, c).unbind(1)
+        dBs = [cast((wide.T @ h_TR).mul_(ctx.scale), B.dtype) for wide, h_TR, B in zip(wides, hs, Bs, strict=True)]
+        dh_TN = joined([wide @ cast(B_OR, c) for wide, B_OR in zip(wides, Bs, strict=True)]).mul_(ctx.scale)
+        return cast(dh_TN, h_TnR.dtype).unflatten(-1, (n, -1)), None, *dys, *dBs
 
 
-def weighed(h_TR: Tensor, g_TE: Tensor, r: int) -> Tensor:
+def weighed(h_TnR: Tensor, g_TnE: Tensor, r: int) -> Tensor:
     """g ⊙ h, one weight for each block of r; an A that all experts share is broadcast."""
-    return (h_TR.unflatten(-1, (-1, r)) * g_TE.unsqueeze(-1)).flatten(-2)
+    return (h_TnR.unflatten(-1, (-1, r)) * g_TnE.unsqueeze(-1)).flatten(-2)
 
 
 def add_product(y_TO: Tensor, h_TR: Tensor, B_OR: Tensor, scale: float) -> None:
     """y += s · h Bᵀ."""
     c = product_dtype(y_TO)
     if c == y_TO.dtype:
-        y_TO.addmm_(h_TR.to(c), B_OR.to(c).T, alpha=scale)
+        y_TO.addmm_(cast(h_TR, c), cast(B_OR, c).T, alpha=scale)
     else:
-        y_TO.add_(h_TR.to(c) @ B_OR.to(c).T, alpha=scale)
+        y_TO.add_(cast(h_TR, c) @ cast(B_OR, c).T, alpha=scale)
 
 
 def sum_of_products(dys: Any, Ws: Any, c: torch.dtype) -> Tensor:
     """Σ dy W."""
-    total = dys[0].to(c) @ Ws[0].to(c)
+    total = cast(dys[0], c) @ cast(Ws[0], c)
     for dy_TO, W in zip(dys[1:], Ws[1:], strict=True):
-        total.addmm_(dy_TO.to(c), W.to(c))
+        total.addmm_(cast(dy_TO, c), cast(W, c))
     return total
 
 
 def linear(x_TD: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
-    return F.linear(x_TD, W.to(x_TD.dtype), None if b is None else b.to(x_TD.dtype))
+    return F.linear(x_TD, cast(W, x_TD.dtype), None if b is None else cast(b, x_TD.dtype))
 
 
-def down(x_TD: Tensor, As: Any, routers: Any) -> list[Tensor]:
-    """A x of every A, and the routers' logits side by side, in one product that reads x once.
+def down(x_TD: Tensor, As: Any, routers: Any) -> tuple[Tensor, Tensor]:
+    """x times all A side by side, and the routers' logits side by side, in one product that reads x once.
 
     A float32 router over half floats becomes three rows of half floats for each expert, hi + mid + lo, which hold its
     24 bits between them; products of half floats are exact in float32, where they are added up (on an H100 within 2e-6
     of float64, relative; a float32 product within 3e-7).
     """
-    sizes, S = [*map(len, As)], sum(map(len, routers))
+    R, S = sum(map(len, As)), sum(map(len, routers))
+    if not As and not routers:
+        return x_TD.new_empty(len(x_TD), 0), x_TD.new_empty(len(x_TD), 0)
     if not routers or routers[0].dtype == x_TD.dtype:
         # Apart from each other, so that the logits are freed when the gates are done with them.
-        parts_TN = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([*sizes, S], dim=-1)
-        return [part_TR.contiguous() for part_TR in parts_TN]
-    rows_ND = stacked(x_TD.dtype, *As, *pieces(torch.cat(routers), x_TD.dtype, 3))
-    *hs, z_TS = torch.mm(x_TD, rows_ND.T, out_dtype=torch.float32).split([*sizes, 3 * S], dim=-1)
-    return [*(h_TR.to(x_TD.dtype) for h_TR in hs), z_TS.unflatten(-1, (3, -1)).sum(-2)]
+        h_TN, z_TS = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([R, S], dim=-1)
+        return h_TN.contiguous(), z_TS.contiguous()
+    rows_ND = torch.cat([*(cast(A, x_TD.dtype) for A in As), *pieces(torch.cat(routers), x_TD.dtype, 3)])
+    h_TN, z_TN = torch.mm(x_TD, rows_ND.T, out_dtype=torch.float32).split([R, 3 * S], dim=-1)
+    return cast(h_TN, x_TD.dtype), z_TN.unflatten(-1, (3, -1)).sum(-2)
 
 
 def pieces(W: Tensor, dtype: torch.dtype, number: int) -> list[Tensor]:
     """Matrices of `dtype` whose sum is W, each the rounding of what the ones before leave."""
     found = []
     for _ in range(number):
-        found.append(W.to(dtype))
+        found.append(cast(W, dtype))
         W = W - found[-1]
     return found
 
@@ -185,7 +198,21 @@ def widens(x_TD: Tensor, router_dtype: torch.dtype) -> bool:
 
 
 def stacked(dtype: torch.dtype, *matrices: Tensor) -> Tensor:
-    return torch.cat([matrix.to(dtype) for matrix in matrices])
+    return cast(torch.cat(matrices), dtype)
+
+
+def joined(parts_TN: list[Tensor]) -> Tensor:
+    """Side by side in one tensor, which a single part is already."""
+    return parts_TN[0] if len(parts_TN) == 1 else torch.cat(parts_TN, dim=-1)
+
+
+def whole(drops: Sequence[Dropout]) -> bool:
+    return all(isinstance(drop, Whole) for drop in drops)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), which needs 2 µs to find that there is nothing to do, fifty times for q, k and v."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

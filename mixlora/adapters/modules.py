@@ -4,6 +4,7 @@ T tokens (any leading shape)   D in   O out   F hidden   E experts   R rank over
 """
 
 import functools
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -122,27 +123,23 @@ class FusedGatedLinear(Fused, GatedLinear):
 
 
 def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Found]:
-    """y = W x + s B (g(x) ⊙ A x) of several linears that read one x, all gated or none: one product for all A and
-    routers, one pass through all gates."""
+    """y = W x + s B (g(x) ⊙ A x) of several linears that read one x, all gated or none, and alike but for W and its
+    width: one product for all A and routers, one pass through all gates."""
     lead, dtype = x_TD.shape[:-1], x_TD.dtype
-    drops = tuple(dropout.draw(layer.delta.dropout, x_TD) for layer in layers)
-    parts: list[Any] = []
-    for layer in layers:
-        parts += [layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD.to(dtype)]
-    choosing = [layer.gate for layer in layers if layer.gate is not None]
-    *projected, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts, *(gate.weight(dtype) for gate in choosing))
-    bases, hs = projected[: len(layers)], projected[len(layers) :]
-    routings = gates.routings(choosing, z_TS.unflatten(0, lead)) if choosing else [None] * len(layers)
-    found: list[Found] = []
-    for layer, base_TO, h_TR, routing in zip(layers, bases, hs, routings, strict=True):
-        B_OR, scale = layer.delta.B_OR.to(dtype), layer.delta.scale
-        if routing is None:
-            y_TO = Onto.apply(base_TO, h_TR, B_OR, scale)
-        else:
-            g_TE = routing.weights_TE.to(dtype).flatten(0, -2)
-            y_TO = Combine.apply(base_TO, h_TR, g_TE, B_OR, scale, layer.delta.r)
-        found.append((y_TO.unflatten(0, lead), routing))
-    return found
+    deltas, choosing = [layer.delta for layer in layers], [layer.gate for layer in layers if layer.gate is not None]
+    drops = tuple(dropout.draw(delta.dropout, x_TD) for delta in deltas)
+    frozen = [(layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD) for layer in layers]
+    routers = [gate.weight(dtype) for gate in choosing]
+    *bases, h_TnR, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *itertools.chain(*frozen), *routers)
+    Bs, scale, r = [delta.B_OR for delta in deltas], deltas[0].scale, deltas[0].r
+    if choosing:
+        decided = gates.together(choosing, z_TS.unflatten(0, lead))
+        g_TnE = decided.weights_TE.to(dtype).flatten(0, -3)
+        ys = Combine.apply(h_TnR, g_TnE, scale, r, *bases, *Bs)
+        routings: Sequence[Routing | None] = gates.apart(decided)
+    else:
+        ys, routings = Onto.apply(h_TnR, scale, *bases, *Bs), [None] * len(layers)
+    return [(y_TO.unflatten(0, lead), routing) for y_TO, routing in zip(ys, routings, strict=True)]
 
 
 class GatedFeedForward(nn.Module):
@@ -196,12 +193,12 @@ class FusedFeedForward(GatedFeedForward):
         drops = tuple(dropout.draw(delta.dropout, x_TD) for delta in up)
         parts: list[Any] = []
         for base, delta in zip((self.base("gate"), self.base("up")), up, strict=True):
-            parts += [base.weight, base.bias, delta.A_RD.to(dtype)]
+            parts += [base.weight, base.bias, delta.A_RD]
         *inputs, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts, self.gate.weight(dtype))
 
         g_TE = self.gate.decide(z_TS.unflatten(0, lead), dtype).flatten(0, -2)
         t_N, counts = experts.rows_of_experts(self.gate.chosen().flatten(0, -2))
-        factors = *(delta.B_OR.to(dtype) for delta in up), down.A_RD.to(dtype)
+        factors = *(delta.B_OR for delta in up), down.A_RD
         scales = tuple(delta.scale for delta in up)
         drops = tuple(dropout.draw(down.dropout, x_TD) for _ in range(self.gate.num_experts))
         h_TF, z_TR = self.mix.apply(*inputs, g_TE, t_N, *factors, counts, scales, act, drops)
