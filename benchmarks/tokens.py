@@ -18,9 +18,9 @@ from training import loaded, lora_like, ours, peft_like, rows_from, trainer, tra
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from mixlora.tasks.collate import IGNORED
 from mixlora.tasks.collate import Row as Example
 
+IGNORED = -100  # a label without loss, in transformers
 SIZE = 8
 MEGA_BATCHES = 50  # as many as the Trainer sorts at a time
 POOL = 4 * SIZE * MEGA_BATCHES
@@ -121,7 +121,7 @@ class Clock(TrainerCallback):
 def hugging_face(model, tokenizer, rows: list[Example], options) -> float:
     """Seconds of one pass over `rows`, in their order, by transformers' Trainer."""
     clock = Clock(options.device)
-    examples = [{"input_ids": row.tokens, "labels": row.labels} for row in rows]
+    examples = [{"input_ids": row.tokens, "labels": [IGNORED] * row.silent + row.tokens[row.silent :]} for row in rows]
 
     def padded(batch: list[dict]) -> dict[str, torch.Tensor]:
         """What DataCollatorForSeq2Seq does: to the longest of the batch."""

@@ -4,7 +4,7 @@ A gate never looks at another token, so every method is causal and independent o
 state in `forward` (recomputation under checkpointing would change it twice); it leaves a `Routing` on itself, which the
 training step pops. Gates with state move it in `after_step`, once for each optimizer step.
 
-    T tokens (any leading shape)   D in   E experts   K chosen experts   S router outputs
+    T tokens (any leading shape)   D in   E experts   K chosen experts   S router outputs   n gates
 """
 
 import math
@@ -273,17 +273,17 @@ def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
 
 
 def together(gates: Sequence[Gate], logits_TS: Tensor) -> Routing:
-    """What N gates `of_one_rule` make of their logits, which lie side by side in the last dimension: all [T, N, E].
+    """What n gates `of_one_rule` make of their logits, which lie side by side in the last dimension: all [T, n, E].
 
-    A gate looks at one token at a time, so N gates over T tokens are one over T · N.
+    A gate looks at one token at a time, so n gates over T tokens are one over T · n.
     """
     state = {name: torch.stack([gate.state()[name] for gate in gates]) for name in gates[0].state()}
     return gates[0].route(logits_TS.unflatten(-1, (len(gates), -1)), **state)
 
 
-def apart(all_TNE: Routing) -> list[Routing]:
+def apart(all_TnE: Routing) -> list[Routing]:
     """The record of each of the gates that were asked together."""
-    tensors = [getattr(all_TNE, field.name) for field in fields(all_TNE)]
+    tensors = [getattr(all_TnE, field.name) for field in fields(all_TnE)]
     parts = [tensor.unbind(-2) if tensor.shape[-2] > 1 else (tensor.squeeze(-2),) for tensor in tensors]
     return [Routing(*part) for part in zip(*parts, strict=True)]
 

@@ -100,6 +100,12 @@ def test_an_expert_that_is_not_chosen_weighs_nothing_and_most_active_bounds_the_
     assert gate.routing.probs_TE.dtype == torch.float32
 
 
+def test_shares_of_k_are_differentiated_right():
+    x_TE = torch.rand(3, 2, 5, dtype=torch.float64).add_(0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: gates.Shares.apply(x, 2), x_TE)
+    torch.testing.assert_close(gates.Shares.apply(x_TE, 2), 2 * x_TE / x_TE.sum(-1, keepdim=True))
+
+
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("bias_in_value", [True, False])
 def test_balanced_gates_sum_to_k(score, bias_in_value):
@@ -167,12 +173,6 @@ def test_a_record_is_popped_once():
 
 
 # ---- mistakes
-
-
-def test_shares_of_k_are_differentiated_right():
-    x_TE = torch.rand(3, 2, 5, dtype=torch.float64).add_(0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: gates.Shares.apply(x, 2), x_TE)
-    torch.testing.assert_close(gates.Shares.apply(x_TE, 2), 2 * x_TE / x_TE.sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
 def objective(model: nn.Module, config: Config, batch: Batch) -> Tensor:
     """Cross-entropy plus the method's own auxiliary losses, these at full size so that a wrong one shows."""
     torch.manual_seed(3)  # the same dropout masks each time
-    nats_B, count_B = answer_losses(model, batch, keep_logits=True)
+    nats_B = answer_losses(model, batch, keep_logits=True)
     routings = gates.pop_routings(model)
     aux = [loss(routings, batch.mask_BS) for loss in losses.build(config.aux_loss).values()]
-    return nats_B.sum() / count_B.sum() + sum(aux)
+    return nats_B.sum() / sum(batch.label_tokens) + sum(aux)
 
 
 def gradients(model: nn.Module, config: Config, batch: Batch) -> dict[str, Tensor]:

@@ -1,15 +1,19 @@
 """Packed rows: the same step as padded ones, and no token sees another example."""
 
 import contextlib
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 from accelerate import Accelerator
 from built import load_of
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -30,19 +34,21 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mixlora import gates
+import mixlora
+from mixlora import gates, losses
 from mixlora.adapters.attach import attach
 from mixlora.config.schema import Method, Train
 from mixlora.config.typed import typed
 from mixlora.models import likelihood, packing
 from mixlora.models.likelihood import AnswerLosses, ChunkedNats, packs_rows, plain_head
-from mixlora.tasks.collate import IGNORED, Row, collate, pack, packs, packs_within, padded_batches
+from mixlora.tasks.collate import Row, collate, pack, packs, packs_within, padded_batches
 from mixlora.training.loop import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "method"
 METHODS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 SIZES = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+OURS, THEIRS = str(Path(mixlora.__file__).parent), str(Path(transformers.__file__).parent)
 
 
 def rows(*lengths: tuple[int, int], on_prompt: bool = False) -> list[Row]:
@@ -85,13 +91,13 @@ def test_packed_and_padded_rows_give_the_same_losses_gradients_and_loads(name, o
     found = []
     for batch in (pack(some), collate(some, 0)):
         with packing.by_row():
-            nats_B, count_B = AnswerLosses(model)(model, batch)
+            nats_B = AnswerLosses(model)(model, batch)
         loads = {name: load_of(r, batch.mask_BS) for name, r in gates.pop_routings(model).items()}
         model.zero_grad()
-        (nats_B.sum() / count_B.sum()).backward()
-        found.append((nats_B, count_B, loads, {n: t.grad for n, t in adapter.items() if t.requires_grad}))
+        (nats_B.sum() / sum(batch.label_tokens)).backward()
+        found.append((nats_B, batch.label_tokens, loads, {n: t.grad for n, t in adapter.items() if t.requires_grad}))
     (nats, count, loads, gradients), (nats_padded, count_padded, loads_padded, gradients_padded) = found
-    assert torch.equal(count, count_padded)
+    assert count == count_padded
     torch.testing.assert_close(nats, nats_padded, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradients, gradients_padded, rtol=1e-7, atol=1e-12)
     assert all(torch.equal(loads[gate], loads_padded[gate]) for gate in loads)
@@ -110,12 +116,75 @@ def test_a_training_step_does_not_depend_on_packing(name, tmp_path):
         )  # fmt: skip
         assert trainer.packed is packed
         assert {len(b.ids) for b in trainer.batches(1)} == {5}
-        assert all(bool(b.segments) is packed for b in trainer.batches(1))
+        assert all(b.packed is packed for b in trainer.batches(1))
         lines.append(trainer.step(1)[0])
     for key in ("loss", "grad_norm", "task_losses"):
         assert lines[0][key] == pytest.approx(lines[1][key], rel=1e-5)
     for key in ("tokens", "label_tokens", "expert_load"):
         assert lines[0][key] == lines[1][key]
+
+
+READS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "repeat_interleave"}
+
+
+class Waiting(TorchDispatchMode):
+    """Where our own code asks for what a device would have to be waited for. No device is at hand, so it is told by the
+    operators and calls that read from one, or bring it a tensor from the host. transformers' own are not counted: it
+    asks of each forward whether its mask is needed."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.lines: list[str] = []
+        for owner, name in [(torch.Tensor, "cpu"), (torch.Tensor, "tolist"), (torch.Tensor, "to"), (torch, "tensor")]:
+            monkeypatch.setattr(owner, name, self.heard(getattr(owner, name)))
+
+    def heard(self, call):
+        def noted(*args, **options):
+            moves = any(isinstance(value, torch.device) for value in (*args, *options.values()))
+            if moves or call.__name__ in ("cpu", "tolist"):
+                self.note()
+            return call(*args, **options)
+
+        return noted
+
+    def __torch_dispatch__(self, operator, types, args=(), options=None):
+        name = operator.name().removeprefix("aten::").split(".")[0]
+        picked = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype is torch.bool for index in args[1]
+        )
+        if name in READS or picked:
+            self.note()
+        return operator(*args, **(options or {}))
+
+    def note(self) -> None:
+        frame = next(f for f in reversed(traceback.extract_stack()) if f.filename.startswith((OURS, THEIRS)))
+        if frame.filename.startswith(OURS):
+            self.lines.append(f"{Path(frame.filename).name} {frame.name}")
+
+
+@pytest.mark.parametrize(("name", "packed"), [*((name, True) for name in METHODS), ("mole", False)])
+def test_a_step_waits_for_the_device_as_often_however_it_is_cut(name, packed, tmp_path, monkeypatch):
+    found = {}
+    for micro_batches in (1, 3):
+        model, _ = adapted(name, torch.float32)
+        train = Train(
+            packing=packed, per_device_train_batch_size=6 // micro_batches, gradient_accumulation_steps=micro_batches
+        )
+        some = rows((5, 3), (1, 1), (9, 4), (2, 7), (6, 3), (4, 2))
+        aux = losses.build({"load_balance": {}, "router_z": {}} if gates.gates_of(model) else {})
+        trainer = Trainer(
+            model=model, aux=aux, rows=lambda first, number, some=some: some, tasks=["a", "b"], train=train,
+            steps=1, seed=0, pad_id=0, folder=tmp_path, accelerator=Accelerator(cpu=True),
+        )  # fmt: skip
+        given = trainer.batches(1)  # brought to the device before the first forward
+        monkeypatch.setattr(trainer, "batches", lambda step, given=given: given)
+        assert len(given) == micro_batches
+        with monkeypatch.context() as patch, Waiting(patch) as seen:
+            trainer.step(1)
+        # A feed-forward mixture counts the rows of its experts in each forward: they are the shapes of its products.
+        found[micro_batches] = Counter(line for line in seen.lines if not line.endswith(" rows_of_experts"))
+    assert found[3] == found[1]
+    assert found[1]["tally.py reduce"] > 0
 
 
 # ---- no leak
@@ -129,13 +198,13 @@ def test_no_token_sees_another_row(name, attention):
     model, _ = adapted(name)
     batch = pack(ROWS)
     embedded = model.get_input_embeddings()(batch.input_ids_BS).detach()
-    places = batch.row_BS[0]
+    places = torch.arange(len(ROWS)).repeat_interleave(torch.tensor(batch.lengths))
 
     def run(x_1SD: torch.Tensor) -> torch.Tensor:
         with attention():
-            return model.get_decoder()(
-                inputs_embeds=x_1SD, position_ids=batch.position_ids_BS, segments=batch.segments
-            )[0]
+            return model.get_decoder()(inputs_embeds=x_1SD, position_ids=batch.position_ids_BS, segments=batch.lengths)[
+                0
+            ]
 
     before = run(embedded)
     for changed in range(len(ROWS)):
@@ -293,6 +362,33 @@ def test_full_logits_never_exist(monkeypatch):
     assert widest == [4] * 8
 
 
+def test_labels_stand_where_they_are_predicted():
+    """By hand, for a row with loss on its answer, one with loss on all of it, and one of a single token."""
+    some = [Row("a", "t", (5, 6), (7, 8)), Row("b", "t", (9,), (10, 11), True), Row("c", "t", (12,), (13,))]
+    line, padded = pack(some), collate(some, 0)
+    assert line.input_ids_BS.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13]]
+    assert padded.input_ids_BS.tolist() == [[5, 6, 7, 8], [0, 9, 10, 11], [0, 0, 12, 13]]
+    for batch in (line, padded):
+        assert batch.target_N.tolist() == [7, 8, 10, 11, 13]
+        assert batch.row_N.tolist() == [0, 0, 1, 1, 2]
+        assert (batch.lengths, batch.label_tokens) == ((4, 3, 2), (2, 2, 1))
+    assert (line.kept_K.tolist(), line.source_N.tolist()) == ([1, 2, 4, 5, 7], [0, 1, 2, 3, 4])
+    assert (padded.kept_K.tolist(), padded.source_N.tolist()) == ([1, 2], [0, 1, 2, 3, 5])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_models_that_cannot_leave_positions_out_give_the_same_losses(packed, keeps):
+    model, batch = llama(), pack(ROWS) if packed else collate(ROWS, 0)
+    losses = AnswerLosses(model)
+    assert losses.keep_logits
+    with packing.by_row():
+        expected = losses(model, batch)
+        losses.keep_logits = keeps
+        torch.testing.assert_close(losses(model, batch), expected)
+        torch.testing.assert_close(likelihood.answer_losses(model, batch, keep_logits=keeps), expected)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_soft_cap_on_the_logits_is_kept(packed):
     torch.manual_seed(0)
@@ -302,13 +398,14 @@ def test_a_soft_cap_on_the_logits_is_kept(packed):
     assert plain_head(model) is None
     batch = pack(ROWS) if packed else collate(ROWS, 0)
     with torch.no_grad():
-        found, count = AnswerLosses(model)(model, batch)
+        found = AnswerLosses(model)(model, batch)
     for i, row in enumerate(ROWS):
         logits = model(input_ids=torch.tensor([row.tokens])).logits[0]
-        labels = torch.tensor(row.labels)
-        nats = nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORED, reduction="sum")
+        nats = nn.functional.cross_entropy(
+            logits[row.silent - 1 : -1], torch.tensor(row.tokens[row.silent :]), reduction="sum"
+        )
         assert float(found[i]) == pytest.approx(float(nats.detach()), rel=1e-5)
-        assert int(count[i]) == len(row.answer_ids)
+        assert batch.label_tokens[i] == len(row.answer_ids)
 
 
 # ---- which rows stand together

@@ -101,9 +101,8 @@ def introduce(built: Mapping[str, Wrapper], names: Model) -> None:
 
 
 def related(one: Any, other: Any) -> bool:
-    """Whether two layers may be computed side by side: of one rank and scale, with gates of one rule."""
-    like = [(layer.delta.A_RD.shape, layer.delta.r, layer.delta.scale) for layer in (one, other)]
-    return like[0] == like[1] and gates.of_one_rule(one.gate, other.gate)
+    """Whether two layers of one module may be computed side by side."""
+    return one.delta.A_RD.shape == other.delta.A_RD.shape and gates.of_one_rule(one.gate, other.gate)
 
 
 def feed_forward_blocks(chosen: list[str], names: Model) -> list[str]:

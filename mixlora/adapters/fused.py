@@ -7,11 +7,12 @@ the gate between them stays ordinary autograd over [T, E], so every gate and eve
     base + s · B (g ⊙ h)                 `Combine`: keeps h and g, neither their product nor base
     base + s · B h                       `Onto`: the same without a gate, for plain LoRA
 
-The first two serve one linear, or n that read the same input: what is as wide as R or E is one tensor for all of them.
-Factors come in their own dtype and are cast here, so that no cast copy is kept and autograd has no casts to undo.
+Each serves one linear, or n that read the same input: what is as wide as R or E is one tensor for all of them. Factors
+come in their own dtype and are cast here to that of the products, so that no cast copy is kept and autograd has no
+casts to undo.
 
 T tokens   D in   O out   n linears   E experts   R rank over all experts   r = R / E   S logits
-N rows of A and routers
+N rows or columns that stand side by side
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ class Project(torch.autograd.Function):
             h_TN, z_TS = down(wide, As, routers)
         else:
             h_TN = joined([linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)])
-            _, z_TS = down(x_TD if widens(x_TD, router_dtype) else cast(x_TD, router_dtype), (), routers)
+            read = wide if router_dtype == c else x_TD if widens(x_TD, router_dtype) else cast(x_TD, router_dtype)
+            _, z_TS = down(read, (), routers)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
         return *bases, cast(h_TN, x_TD.dtype).unflatten(-1, (n, -1)), z_TS
@@ -97,12 +99,9 @@ class Combine(torch.autograd.Function):
     def backward(ctx: Any, *dys: Tensor) -> Any:
         h_TnR, g_TnE, *Bs = ctx.saved_tensors
         c, n = product_dtype(h_TnR), len(Bs)
-        wides = [cast(dy_TO, c) for dy_TO in dys]
         # For dB and dh the scale goes to g, the smallest of all.
         h_TnEr, sg_TnE = cast(h_TnR, c).unflatten(-1, (-1, ctx.r)), ctx.scale * cast(g_TnE, c)
-        ms = weighed(cast(h_TnR, c), sg_TnE, ctx.r).unbind(1)
-        dBs = [cast(wide.T @ m_TR, B_OR.dtype) for wide, m_TR, B_OR in zip(wides, ms, Bs, strict=True)]
-        dm_TN = joined([wide @ cast(B_OR, c) for wide, B_OR in zip(wides, Bs, strict=True)])
+        dBs, dm_TN = products(dys, weighed(cast(h_TnR, c), sg_TnE, ctx.r), Bs, c)
         dm_TnEr = dm_TN.unflatten(-1, (n, -1, ctx.r))
         dg_TnE = (dm_TnEr * h_TnEr).sum(-1).mul_(ctx.scale)
         dh_TnEr = dm_TnEr.mul_(sg_TnE.unsqueeze(-1))
@@ -129,9 +128,8 @@ class Onto(torch.autograd.Function):
     def backward(ctx: Any, *dys: Tensor) -> Any:
         h_TnR, *Bs = ctx.saved_tensors
         c, n = product_dtype(h_TnR), len(Bs)
-        wides, hs = [cast(dy_TO, c) for dy_TO in dys], cast(h_TnR, c).unbind(1)
-        dBs = [cast((wide.T @ h_TR).mul_(ctx.scale), B.dtype) for wide, h_TR, B in zip(wides, hs, Bs, strict=True)]
-        dh_TN = joined([wide @ cast(B_OR, c) for wide, B_OR in zip(wides, Bs, strict=True)]).mul_(ctx.scale)
+        dBs, dh_TN = products(dys, ctx.scale * cast(h_TnR, c), Bs, c)
+        dh_TN.mul_(ctx.scale)
         return cast(dh_TN, h_TnR.dtype).unflatten(-1, (n, -1)), None, *dys, *dBs
 
 
@@ -147,6 +145,16 @@ def add_product(y_TO: Tensor, h_TR: Tensor, B_OR: Tensor, scale: float) -> None:
         y_TO.addmm_(cast(h_TR, c), cast(B_OR, c).T, alpha=scale)
     else:
         y_TO.add_(cast(h_TR, c) @ cast(B_OR, c).T, alpha=scale)
+
+
+def products(dys: Any, m_TnR: Tensor, Bs: Any, c: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """dB = dyᵀ m of each linear, and dm = dy B of all side by side."""
+    dBs, dms = [], []
+    for dy_TO, m_TR, B_OR in zip(dys, m_TnR.unbind(1), Bs, strict=True):
+        wide = cast(dy_TO, c)
+        dBs.append(cast(wide.T @ m_TR, B_OR.dtype))
+        dms.append(wide @ cast(B_OR, c))
+    return dBs, joined(dms)
 
 
 def sum_of_products(dys: Any, Ws: Any, c: torch.dtype) -> Tensor:

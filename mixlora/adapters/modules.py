@@ -1,6 +1,7 @@
 """The visible wrappers: low-rank layers beside a linear, and inside a feed-forward block.
 
-T tokens (any leading shape)   D in   O out   F hidden   E experts   R rank over all experts   j slot
+T tokens (any leading shape)   D in   O out   F hidden   E experts   R rank over all experts   j slot   n linears
+S logits of all their routers
 """
 
 import functools
@@ -128,9 +129,9 @@ def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Found]:
     lead, dtype = x_TD.shape[:-1], x_TD.dtype
     deltas, choosing = [layer.delta for layer in layers], [layer.gate for layer in layers if layer.gate is not None]
     drops = tuple(dropout.draw(delta.dropout, x_TD) for delta in deltas)
-    frozen = [(layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD) for layer in layers]
+    parts = [(layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD) for layer in layers]
     routers = [gate.weight(dtype) for gate in choosing]
-    *bases, h_TnR, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *itertools.chain(*frozen), *routers)
+    *bases, h_TnR, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *itertools.chain(*parts), *routers)
     Bs, scale, r = [delta.B_OR for delta in deltas], deltas[0].scale, deltas[0].r
     if choosing:
         decided = gates.together(choosing, z_TS.unflatten(0, lead))

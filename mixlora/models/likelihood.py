@@ -2,7 +2,7 @@
 
 Logits are computed where a label is predicted and nowhere else, a few rows at a time, and their gradient with them:
 full logits over a large vocabulary never exist. A model whose logits are more than its head's product (a soft cap, a
-scale) is asked for its last positions instead.
+scale) is asked for those positions instead.
 
     B rows   S positions   N labels   K kept positions   D hidden   V vocabulary
 """
@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlora.models.packing import Segments
-from mixlora.tasks.collate import IGNORED, Batch
+from mixlora.tasks.collate import Batch
 
 CHUNK = 2**23  # logits at a time
 
 
 class AnswerLosses:
-    """Summed cross-entropy in nats and number of label tokens of each row: [B], [B].
+    """Summed cross-entropy in nats of each row of a batch: [B].
 
     The model is entered at its front, so that what wraps it for several devices is in effect; inside, its head is told
     to turn hidden states into nats at once.
@@ -33,25 +33,17 @@ class AnswerLosses:
         self.head = plain_head(model)
         self.keep_logits = keeps_logits(model)
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """`model` is the one that this was made for, or a wrapper of it."""
         head = self.head
         if head is None:
             return answer_losses(model, batch, keep_logits=self.keep_logits)
-        row_N, place_N = (batch.labels_BS != IGNORED).nonzero(as_tuple=True)
-        target_N, first = batch.labels_BS[row_N, place_N], int(place_N.min()) - 1
-        inputs = model_inputs(batch)
-        if self.keep_logits:
-            inputs["logits_to_keep"] = places_from(first, batch)
 
-        def nats(hidden_BKD: Tensor) -> Tensor:
-            before = batch.labels_BS.shape[1] - hidden_BKD.shape[1]
-            hidden_ND = hidden_BKD[row_N, place_N - 1 - before]  # the label at t is predicted at t - 1
-            return ChunkedNats.apply(hidden_ND, head.weight, head.bias, target_N)
+        def nats(hidden: Tensor) -> Tensor:
+            return ChunkedNats.apply(predicting(hidden, batch), head.weight, head.bias, batch.target_N)
 
         with instead(head, nats):
-            nats_N = model(**inputs).logits
-        return summed(nats_N, batch.row_BS[row_N, place_N], len(batch.ids))
+            return summed(model(**model_inputs(batch, keep_logits=self.keep_logits)).logits, batch)
 
 
 @contextmanager
@@ -92,24 +84,37 @@ class ChunkedNats(torch.autograd.Function):
         return slope_ND * gradients[0][:, None].to(slope_ND.dtype), None, None, None
 
 
-def summed(nats_N: Tensor, row_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Sum and number of the nats of each row."""
-    sums_B = nats_N.new_zeros(rows).index_add(0, row_N, nats_N)
-    return sums_B, torch.bincount(row_N, minlength=rows)
+def answer_losses(model: nn.Module, batch: Batch, *, keep_logits: bool) -> Tensor:
+    """The same from the model's own logits: [B]."""
+    logits_NV = predicting(model(**model_inputs(batch, keep_logits=keep_logits)).logits, batch)
+    precise = torch.promote_types(logits_NV.dtype, torch.float32)
+    return summed(F.cross_entropy(logits_NV.to(precise), batch.target_N, reduction="none"), batch)
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """What a model is called with. A pack has no padding: its rows are told apart by their positions."""
+def model_inputs(batch: Batch, *, keep_logits: bool = False) -> dict[str, Any]:
+    """What a model is called with. A pack has no padding: its rows are told apart by their positions.
+
+    Positions, not their number, say which logits are kept: told a number, some models leave positions out of their last
+    layers, whose gates would see fewer tokens.
+    """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids_BS, "position_ids": batch.position_ids_BS}
-    if batch.segments:
-        return inputs | {"segments": Segments(batch.segments)}
-    return inputs | {"attention_mask": batch.attention_mask_BS}
+    inputs |= {"segments": Segments(batch.lengths)} if batch.packed else {"attention_mask": batch.attention_mask_BS}
+    return inputs | ({"logits_to_keep": batch.kept_K} if keep_logits else {})
 
 
-def places_from(first: int, batch: Batch) -> Tensor:
-    """The positions from `first` to the end, as `logits_to_keep` takes them: where it is a number instead, some models
-    leave positions out of their last layers, whose gates would see fewer tokens."""
-    return torch.arange(first, batch.labels_BS.shape[1], device=batch.labels_BS.device)
+def predicting(found: Tensor, batch: Batch) -> Tensor:
+    """What stands where labels are predicted, [N, X], of lines of all S positions or of the K kept ones."""
+    S, K, source_N = found.shape[1], len(batch.kept_K), batch.source_N
+    if S > K:
+        source_N = source_N // K * S + batch.kept_K[source_N % K]
+    elif batch.packed:
+        return found[0]  # one label each, in order
+    return found.flatten(0, 1)[source_N]
+
+
+def summed(nats_N: Tensor, batch: Batch) -> Tensor:
+    """The nats of each row: [B]."""
+    return nats_N.new_zeros(len(batch.ids)).index_add(0, batch.row_N, nats_N)
 
 
 @torch.no_grad()
@@ -169,33 +174,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def keeps_logits(model: nn.Module) -> bool:
-    """Whether the model can compute the logits of its last positions alone."""
+    """Whether the model can compute the logits of some positions alone."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def answer_losses(model: nn.Module, batch: Batch, *, keep_logits: bool) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats and number of label tokens of each row: [B], [B]."""
-    if batch.segments:
-        return packed_losses(model, batch, keep_logits=keep_logits)
-    first = int((batch.labels_BS != IGNORED).any(0).nonzero()[0]) - 1  # the label at t is predicted at t - 1
-    extra = {"logits_to_keep": places_from(first, batch)} if keep_logits else {}
-    logits = model(**model_inputs(batch), **extra).logits
-    labels_BK = batch.labels_BS[:, first + 1 :]
-    logits_BKV = logits[:, -labels_BK.shape[1] - 1 : -1]
-    nats_BK = cross_entropy(logits_BKV.flatten(0, 1), labels_BK.flatten()).view_as(labels_BK)
-    return nats_BK.sum(-1), (labels_BK != IGNORED).sum(-1)
-
-
-def packed_losses(model: nn.Module, batch: Batch, *, keep_logits: bool) -> tuple[Tensor, Tensor]:
-    place_N = (batch.labels_BS[0] != IGNORED).nonzero()[:, 0]
-    extra = {"logits_to_keep": place_N - 1} if keep_logits else {}
-    logits_SV = model(**model_inputs(batch), **extra).logits[0]
-    logits_NV = logits_SV if keep_logits else logits_SV[place_N - 1]
-    nats_N = cross_entropy(logits_NV, batch.labels_BS[0, place_N])
-    return summed(nats_N, batch.row_BS[0, place_N], len(batch.ids))
-
-
-def cross_entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    """In nats, in float32 at least; zero where the target is IGNORED."""
-    precise = torch.promote_types(logits_NV.dtype, torch.float32)
-    return F.cross_entropy(logits_NV.to(precise), target_N, ignore_index=IGNORED, reduction="none")

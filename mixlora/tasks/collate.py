@@ -1,16 +1,17 @@
 """From tokenised rows to tensors: padded on the left, so that every answer ends at the last position, or packed into
 one line without padding, each row with positions of its own.
 
-B rows   S positions
+Lengths and labels are counted here, on the host, which then waits for no device to tell it.
+
+    B rows (or one line)   S positions   N labels   K kept positions
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -31,70 +32,80 @@ class Row:
         return [*self.prompt_ids, *self.answer_ids]
 
     @property
-    def labels(self) -> list[int]:
-        # The first token is predicted by nothing, so it can carry no loss.
-        silent = 1 if self.loss_on_prompt else max(1, len(self.prompt_ids))
-        return [IGNORED] * silent + self.tokens[silent:]
+    def silent(self) -> int:
+        """How many tokens at the front carry no loss; the first one is predicted by nothing."""
+        return 1 if self.loss_on_prompt else max(1, len(self.prompt_ids))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch; `labels` is IGNORED where there is no loss.
+    """One micro-batch; a packed one is a single line that holds its rows one after the other.
 
-    A packed batch is one line that holds its rows one after the other; `segments` has their lengths.
+    The label at t is predicted at t - 1. Positions at which any label is predicted are kept, in ascending order;
+    `source`, `target` and `row` have one entry for each label.
     """
 
     ids: tuple[str, ...]
     tasks: tuple[str, ...]
+    lengths: tuple[int, ...]  # tokens of each row
+    label_tokens: tuple[int, ...]  # labels of each row
+    packed: bool
     input_ids_BS: Tensor
     attention_mask_BS: Tensor
     position_ids_BS: Tensor
-    labels_BS: Tensor
-    segments: tuple[int, ...] = ()
-
-    @property
-    def label_tokens(self) -> int:
-        return int((self.labels_BS != IGNORED).sum())
+    kept_K: Tensor
+    source_N: Tensor  # where it is predicted, in the flattened kept positions
+    target_N: Tensor
+    row_N: Tensor  # the row it belongs to
 
     @property
     def mask_BS(self) -> Tensor:
         return self.attention_mask_BS.bool()
 
-    @property
-    def row_BS(self) -> Tensor:
-        """Which row every position belongs to."""
-        index_B = torch.arange(len(self.ids), device=self.input_ids_BS.device)
-        if self.segments:
-            return index_B.repeat_interleave(torch.tensor(self.segments, device=index_B.device))[None]
-        return index_B[:, None].expand_as(self.input_ids_BS)
-
     def to(self, device: torch.device) -> "Batch":
-        names = ("input_ids_BS", "attention_mask_BS", "position_ids_BS", "labels_BS")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **moved)
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     """Pad `rows` on the left into one batch."""
     longest = max(map(len, rows))
-    ids, labels, mask = [], [], []
-    for row in rows:
-        pad = longest - len(row)
-        ids.append([pad_id] * pad + row.tokens)
-        labels.append([IGNORED] * pad + row.labels)
-        mask.append([0] * pad + [1] * len(row))
-    mask_BS = torch.tensor(mask)
-    position_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-    names = tuple(row.id for row in rows), tuple(row.task for row in rows)
-    return Batch(*names, torch.tensor(ids), mask_BS, position_BS, torch.tensor(labels))
+    return batch_of([[row] for row in rows], [longest - len(row) for row in rows], pad_id, packed=False)
 
 
 def pack(rows: Sequence[Row]) -> Batch:
     """One line that holds `rows` one after the other."""
-    ids = torch.tensor([[token for row in rows for token in row.tokens]])
-    labels = torch.tensor([[label for row in rows for label in row.labels]])
-    positions = torch.tensor([[position for row in rows for position in range(len(row))]])
-    names = tuple(row.id for row in rows), tuple(row.task for row in rows)
-    return Batch(*names, ids, torch.ones_like(ids), positions, labels, tuple(map(len, rows)))
+    return batch_of([rows], [0], 0, packed=True)
+
+
+def batch_of(lines: Sequence[Sequence[Row]], pads: Sequence[int], pad_id: int, *, packed: bool) -> Batch:
+    """Each line is its padding and its rows."""
+    rows = [row for line in lines for row in line]
+    ids, mask, positions = [], [], []
+    found: list[tuple[int, int, int, int]] = []  # line and place where a label is predicted, the label, its row
+    number = 0
+    for b, (line, pad) in enumerate(zip(lines, pads, strict=True)):
+        ids.append([pad_id] * pad + [token for row in line for token in row.tokens])
+        mask.append([0] * pad + [1] * (len(ids[-1]) - pad))
+        positions.append([0] * pad + [t for row in line for t in range(len(row))])
+        start = pad
+        for row in line:
+            tokens = row.tokens
+            found += [(b, start + t - 1, tokens[t], number) for t in range(row.silent, len(row))]
+            start += len(row)
+            number += 1
+    kept = sorted({place for _, place, _, _ in found})
+    index = {place: k for k, place in enumerate(kept)}
+    source = [b * len(kept) + index[place] for b, place, _, _ in found]
+    tensors = (ids, mask, positions, kept, source, [label for *_, label, _ in found], [row for *_, row in found])
+    return Batch(
+        tuple(row.id for row in rows),
+        tuple(row.task for row in rows),
+        tuple(map(len, rows)),
+        tuple(len(row) - row.silent for row in rows),
+        packed,
+        *(torch.tensor(values, dtype=torch.int64) for values in tensors),
+    )
 
 
 def padded_batches(rows: Sequence[Row], size: int) -> list[list[Row]]:

@@ -179,16 +179,16 @@ class Trainer:
     def gradients(self, step: int) -> tuple[list[Batch], Tally, dict[str, float]]:
         """Forward and backward over this rank's micro-batches."""
         batches = self.batches(step)
-        own_labels = torch.tensor(float(sum(b.label_tokens for b in batches)), device=self.accelerator.device)
-        label_tokens = ranks.summed(own_labels)
-        tally, aux_losses = Tally(self.tasks), dict.fromkeys(self.aux, 0.0)
+        own_labels = float(sum(sum(batch.label_tokens) for batch in batches))
+        label_tokens = ranks.summed(torch.tensor(own_labels, device=self.accelerator.device))
+        tally, aux_losses = Tally(self.tasks), dict.fromkeys(self.aux, torch.zeros((), dtype=torch.float64))
         for i, batch in enumerate(batches):
             self.at(f"step {step}, forward {i + 1} of {len(batches)}")
             reach("step.forward")
             torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
             last = i == len(batches) - 1
             with packing.by_row(), self.compiled(), synchronised(self.wrapped, self.accelerator, last=last):
-                nats_B, count_B = self.answer_losses(self.wrapped, batch)
+                nats_B = self.answer_losses(self.wrapped, batch)
                 self.at(f"step {step}, losses {i + 1} of {len(batches)}")
                 routings = gates.pop_routings(self.model)
                 # Gradients are averaged over ranks; the loss is a sum over all ranks' tokens.
@@ -196,12 +196,12 @@ class Trainer:
                 for name, aux in self.aux.items():
                     value = aux(routings, batch.mask_BS) / len(batches)
                     loss = loss + aux.coef * value
-                    aux_losses[name] += value.item()
+                    aux_losses[name] = aux_losses[name] + value.detach()
                 self.at(f"step {step}, backward {i + 1} of {len(batches)}")
                 self.accelerator.backward(loss)
-            tally.add(batch, nats_B, count_B, routings)
+            tally.add(batch, nats_B, routings)
         clear_records(self.model)
-        return batches, tally, aux_losses
+        return batches, tally, {name: float(value) for name, value in aux_losses.items()}
 
     def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""

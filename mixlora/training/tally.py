@@ -13,7 +13,10 @@ from mixlora.tasks.collate import Batch
 
 
 class Tally:
-    """Cross-entropy, label tokens, real tokens and rows by task; how many tokens chose each expert of each gate."""
+    """Cross-entropy, label tokens, real tokens and rows by task; how many tokens chose each expert of each gate.
+
+    What a device computes stays there until `reduce`, so that no micro-batch waits for it.
+    """
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = list(tasks)
@@ -21,22 +24,24 @@ class Tally:
         self.nats, self.count, self.rows, self.tokens = zeros
         self.signals = torch.zeros(1, dtype=torch.float64)  # SIGINT and SIGTERM that a rank has received
         self.loads: dict[str, Tensor] = {}
+        self.unread: list[tuple[Tensor, Tensor]] = []  # task and nats of each row
 
-    def add(self, batch: Batch, nats_B: Tensor, count_B: Tensor, routings: Mapping[str, gates.Routing]) -> None:
+    def add(self, batch: Batch, nats_B: Tensor, routings: Mapping[str, gates.Routing]) -> None:
         index_B = torch.tensor([self.tasks.index(task) for task in batch.tasks])
-        self.nats.index_add_(0, index_B, nats_B.detach().double().cpu())
-        self.count.index_add_(0, index_B, count_B.double().cpu())
-        self.rows.index_add_(0, index_B, torch.ones(len(index_B), dtype=torch.float64))
-        tokens_B = torch.bincount(batch.row_BS[batch.mask_BS], minlength=len(batch.ids))
-        self.tokens.index_add_(0, index_B, tokens_B.double().cpu())
+        counted = (self.rows, [1] * len(batch.ids)), (self.tokens, batch.lengths), (self.count, batch.label_tokens)
+        for total, values_B in counted:
+            total.index_add_(0, index_B, torch.tensor(values_B, dtype=torch.float64))
+        self.unread.append((index_B, nats_B.detach()))
         for name, load_E in gates.loads(routings, batch.mask_BS).items():
             self.loads[name] = self.loads[name] + load_E if name in self.loads else load_E
 
     def reduce(self, device: torch.device) -> None:
         """Sum over all ranks; the gates stand in one order on each of them."""
+        index_B, nats_B = (torch.cat(parts) for parts in zip(*self.unread, strict=True))
+        self.nats.index_add_(0, index_B, nats_B.double().cpu())
         here, there = [self.nats, self.count, self.rows, self.tokens, self.signals], list(self.loads.values())
         whole = torch.cat([torch.cat(here).to(device), *there])
-        summed = ranks.summed(whole).cpu()  # one wait for the device, then everything is read here
+        summed = ranks.summed(whole).cpu()
         sizes = [len(part) for part in (*here, *there)]
         self.nats, self.count, self.rows, self.tokens, self.signals, *loads = summed.split(sizes)
         self.loads = dict(zip(self.loads, loads, strict=True))
