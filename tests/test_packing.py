@@ -202,9 +202,8 @@ def test_no_token_sees_another_row(name, attention):
 
     def run(x_1SD: torch.Tensor) -> torch.Tensor:
         with attention():
-            return model.get_decoder()(inputs_embeds=x_1SD, position_ids=batch.position_ids_BS, segments=batch.lengths)[
-                0
-            ]
+            positions, segments = batch.position_ids_BS, batch.lengths
+            return model.get_decoder()(inputs_embeds=x_1SD, position_ids=positions, segments=segments)[0]
 
     before = run(embedded)
     for changed in range(len(ROWS)):
@@ -363,7 +362,7 @@ def test_full_logits_never_exist(monkeypatch):
 
 
 def test_labels_stand_where_they_are_predicted():
-    """By hand, for a row with loss on its answer, one with loss on all of it, and one of a single token."""
+    """By hand, for a row with loss on its answer, one with loss on all of it, and a prompt of one token."""
     some = [Row("a", "t", (5, 6), (7, 8)), Row("b", "t", (9,), (10, 11), True), Row("c", "t", (12,), (13,))]
     line, padded = pack(some), collate(some, 0)
     assert line.input_ids_BS.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13]]

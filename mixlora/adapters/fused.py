@@ -46,8 +46,9 @@ class Project(torch.autograd.Function):
             h_TN, z_TS = down(wide, As, routers)
         else:
             h_TN = joined([linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)])
-            read = wide if router_dtype == c else x_TD if widens(x_TD, router_dtype) else cast(x_TD, router_dtype)
-            _, z_TS = down(read, (), routers)
+            z_TS = x_TD.new_empty(len(x_TD), 0)
+            if routers:
+                _, z_TS = down(x_TD if widens(x_TD, router_dtype) else cast(x_TD, router_dtype), (), routers)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
         return *bases, cast(h_TN, x_TD.dtype).unflatten(-1, (n, -1)), z_TS
@@ -88,8 +89,7 @@ class Combine(torch.autograd.Function):
     def forward(ctx: Any, h_TnR: Tensor, g_TnE: Tensor, scale: float, r: int, *parts: Tensor) -> tuple[Tensor, ...]:
         n = h_TnR.shape[1]
         bases, Bs = parts[:n], parts[n:]
-        for base_TO, m_TR, B_OR in zip(bases, weighed(h_TnR, g_TnE, r).unbind(1), Bs, strict=True):
-            add_product(base_TO, m_TR, B_OR, scale)
+        add_products(bases, weighed(h_TnR, g_TnE, r), Bs, scale)
         ctx.mark_dirty(*bases)
         ctx.save_for_backward(h_TnR, g_TnE, *Bs)
         ctx.scale, ctx.r = scale, r
@@ -117,8 +117,7 @@ class Onto(torch.autograd.Function):
     def forward(ctx: Any, h_TnR: Tensor, scale: float, *parts: Tensor) -> tuple[Tensor, ...]:
         n = h_TnR.shape[1]
         bases, Bs = parts[:n], parts[n:]
-        for base_TO, h_TR, B_OR in zip(bases, h_TnR.unbind(1), Bs, strict=True):
-            add_product(base_TO, h_TR, B_OR, scale)
+        add_products(bases, h_TnR, Bs, scale)
         ctx.mark_dirty(*bases)
         ctx.save_for_backward(h_TnR, *Bs)
         ctx.scale = scale
@@ -138,13 +137,14 @@ def weighed(h_TnR: Tensor, g_TnE: Tensor, r: int) -> Tensor:
     return (h_TnR.unflatten(-1, (-1, r)) * g_TnE.unsqueeze(-1)).flatten(-2)
 
 
-def add_product(y_TO: Tensor, h_TR: Tensor, B_OR: Tensor, scale: float) -> None:
-    """y += s · h Bᵀ."""
-    c = product_dtype(y_TO)
-    if c == y_TO.dtype:
-        y_TO.addmm_(cast(h_TR, c), cast(B_OR, c).T, alpha=scale)
-    else:
-        y_TO.add_(cast(h_TR, c) @ cast(B_OR, c).T, alpha=scale)
+def add_products(ys: Any, m_TnR: Tensor, Bs: Any, scale: float) -> None:
+    """y += s · m Bᵀ of each linear."""
+    c = product_dtype(m_TnR)
+    for y_TO, m_TR, B_OR in zip(ys, cast(m_TnR, c).unbind(1), Bs, strict=True):
+        if c == y_TO.dtype:
+            y_TO.addmm_(m_TR, cast(B_OR, c).T, alpha=scale)
+        else:
+            y_TO.add_(m_TR @ cast(B_OR, c).T, alpha=scale)
 
 
 def products(dys: Any, m_TnR: Tensor, Bs: Any, c: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -177,8 +177,6 @@ def down(x_TD: Tensor, As: Any, routers: Any) -> tuple[Tensor, Tensor]:
     of float64, relative; a float32 product within 3e-7).
     """
     R, S = sum(map(len, As)), sum(map(len, routers))
-    if not As and not routers:
-        return x_TD.new_empty(len(x_TD), 0), x_TD.new_empty(len(x_TD), 0)
     if not routers or routers[0].dtype == x_TD.dtype:
         # Apart from each other, so that the logits are freed when the gates are done with them.
         h_TN, z_TS = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([R, S], dim=-1)
