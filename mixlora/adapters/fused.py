@@ -25,14 +25,16 @@ from torch import Tensor
 
 from mixlora.adapters.dropout import Dropout, Whole
 
+ROWS = 256  # of a float32 copy: 4 MiB for a model of 4096
+
 
 class Project(torch.autograd.Function):
     """x [T, D], n times frozen W [O, D], b and A [R, D], routers W_r [E, D] -> n of [T, O], h [T, n, R], logits [T, S].
 
     S are the logits of all routers, computed in the routers' dtype (float32 at least). Where the products are in that
     dtype too, all A and W_r are one product, and so they are where the device multiplies half floats into float32 (see
-    `down`); else x is copied for the routers alone and the copy is dropped. The routing is exact on a bfloat16 base
-    either way. Dropout acts on what A sees, never on what a router sees.
+    `down`); else x is copied for the routers alone (see `scored`). The routing is exact on a bfloat16 base either way.
+    Dropout acts on what A sees, never on what a router sees.
     """
 
     @staticmethod
@@ -46,9 +48,7 @@ class Project(torch.autograd.Function):
             h_TN, z_TS = down(wide, As, routers)
         else:
             h_TN = joined([linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)])
-            z_TS = x_TD.new_empty(len(x_TD), 0)
-            if routers:
-                _, z_TS = down(x_TD if widens(x_TD, router_dtype) else cast(x_TD, router_dtype), (), routers)
+            z_TS = scored(x_TD, routers, router_dtype)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
         return *bases, cast(h_TN, x_TD.dtype).unflatten(-1, (n, -1)), z_TS
@@ -184,6 +184,21 @@ def down(x_TD: Tensor, As: Any, routers: Any) -> tuple[Tensor, Tensor]:
     rows_ND = torch.cat([*(cast(A, x_TD.dtype) for A in As), *pieces(torch.cat(routers), x_TD.dtype, 3)])
     h_TN, z_TN = torch.mm(x_TD, rows_ND.T, out_dtype=torch.float32).split([R, 3 * S], dim=-1)
     return cast(h_TN, x_TD.dtype), z_TN.unflatten(-1, (3, -1)).sum(-2)
+
+
+def scored(x_TD: Tensor, routers: Any, router_dtype: torch.dtype) -> Tensor:
+    """The logits alone, side by side; [T, 0] without routers.
+
+    On a CPU some rows of x are copied at a time, for such a copy stays in the cache: 2 % of a bfloat16 linear of
+    d 4096, forward and backward.
+    """
+    if not routers:
+        return x_TD.new_empty(len(x_TD), 0)
+    if x_TD.dtype == router_dtype or widens(x_TD, router_dtype):
+        return down(x_TD, (), routers)[1]
+    W_SD = torch.cat(routers)
+    rows = ROWS if x_TD.device.type == "cpu" and not torch.compiler.is_compiling() else len(x_TD)
+    return torch.cat([F.linear(x_ND.to(router_dtype), W_SD) for x_ND in x_TD.split(rows)])
 
 
 def pieces(W: Tensor, dtype: torch.dtype, number: int) -> list[Tensor]:
