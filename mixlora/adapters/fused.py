@@ -219,7 +219,7 @@ def widens(x_TD: Tensor, router_dtype: torch.dtype) -> bool:
 
 
 def stacked(dtype: torch.dtype, *matrices: Tensor) -> Tensor:
-    return cast(torch.cat(matrices), dtype)
+    return cast(matrices[0] if len(matrices) == 1 else torch.cat(matrices), dtype)
 
 
 def joined(parts_TN: list[Tensor]) -> Tensor:
