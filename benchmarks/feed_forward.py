@@ -19,7 +19,7 @@ QUICK = [("float32", 64, 96, 64), ("bfloat16", 64, 96, 64)]
 
 
 def main() -> None:
-    options = arguments(__doc__, budget=35.0)
+    options = arguments(__doc__, budget=90.0)
     shapes = QUICK if options.quick else EMULATED if emulated("bfloat16", options.device) else SHAPES
     rows = [row for shape in shapes for row in measure(*shape, options)]
     print(f"written: {write('feed_forward', rows, options)}")

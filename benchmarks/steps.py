@@ -40,7 +40,7 @@ Where = tuple[str, str, str]  # model, device, dtype
 
 def main() -> None:
     options = arguments(
-        __doc__, model="", methods=",".join(METHODS), budget=80.0, only="", compiled="", worker="", dropout=0.0
+        __doc__, model="", methods=",".join(METHODS), budget=120.0, only="", compiled="", worker="", dropout=0.0
     )
     gpu = options.device.startswith("cuda")
     options.compiled = options.compiled or ("mole" if gpu else "")

@@ -27,7 +27,7 @@ POOL = 4 * SIZE * MEGA_BATCHES
 
 
 def main() -> None:
-    options = arguments(__doc__, model="smollm2_135m", rounds=4, steps=3)
+    options = arguments(__doc__, model="smollm2_135m", rounds=6, steps=3)
     if options.quick:
         options.model, options.rounds, options.steps = "tiny", 2, 2
     where = options.model, options.device, "bfloat16" if options.device.startswith("cuda") else "float32"

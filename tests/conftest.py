@@ -1,6 +1,12 @@
 """The files that take longest come first, so that no worker is left with one of them when the others are done."""
 
+import gc
+
 import pytest
+
+# The tests import a million objects that stay, and Hydra copies trees of them: with Python's own thresholds a seventh
+# of the time goes into looking for garbage there.
+gc.set_threshold(100_000, 50, 100)
 
 LONG = (
     "test_methods", "test_sweeps", "test_resume", "test_distributed", "test_tiny_recipe", "test_door", "test_tables",
