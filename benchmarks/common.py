@@ -23,6 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 RESULTS = HERE / "results"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 CLOCK = [time.perf_counter]
+BEGAN = time.perf_counter()
 QUICK = "--quick" in sys.argv  # goals are for the full sizes
 # Quartiles of a figure's ratios, over their median: further apart they hide a difference of some percent. Ratios are
 # judged, not times: both sides of a round see the same rows and the same other programs, and its part in both cancels.
@@ -153,11 +154,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def say(row: Row) -> None:
-    quartiles = "" if row.low is None else f"  [{row.low:.3f}, {row.high:.3f}]"
+    between = "" if row.least is None else f"  [{row.least:.3f}, {row.most:.3f}]"
     goal = "" if row.goal is None else f"  goal {'>=' if row.at_least else '<='} {row.goal:g}: {row.verdict.upper()}"
-    noisy = "  (too noisy to believe)" if row.noisy and row.goal is None else ""
+    noisy = "  (ratios far apart)" if row.noisy and row.verdict != "too noisy" else ""
     note = f"  ({row.note})" if row.note else ""
-    print(f"{row.figure:58} {row.setting:34} {row.value:8.3f}{quartiles}{goal}{noisy}{note}", flush=True)
+    print(f"{row.figure:58} {row.setting:34} {row.value:8.3f}{between}{goal}{noisy}{note}", flush=True)
 
 
 def saved_bytes(run: Callable[[], Any], *left_out: torch.Tensor) -> int:
@@ -187,6 +188,7 @@ def write(name: str, rows: Sequence[Row], options: argparse.Namespace, **extra: 
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
         "quick": options.quick,
+        "seconds": round(time.perf_counter() - BEGAN),
         "machine": machine(options),
         "rows": [asdict(row) | {"verdict": row.verdict} for row in rows],
         **extra,
@@ -227,8 +229,13 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
+    """What is checked out, and whether the code that is measured was changed since."""
+    git = ["git", "-C", str(HERE.parent)]
     try:
-        done = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     except OSError:  # no git here
         return None
-    return done.stdout.strip() or None
+    changed = subprocess.run(
+        [*git, "diff", "--quiet", "HEAD", "--", "mixlora", "configs", "benchmarks/*.py"]
+    ).returncode
+    return f"{done.stdout.strip()}{' and changes' if changed else ''}" if done.stdout else None

@@ -42,6 +42,7 @@ def measure(name: str, d: int, tokens: int, options) -> list[Row]:
         "gated": gated(base(), 8),
         "lora": lora(base(), 64),
         "loop": GatherLoop(base().lin, 8),
+        "alone": base().requires_grad_(False),
         "peft_dropout": peft(base(), 64, 0.05),
         "gated_dropout": gated(base(), 8, 0.05),
     }
@@ -56,6 +57,8 @@ def measure(name: str, d: int, tokens: int, options) -> list[Row]:
         ("gated", "lora", None, "/ our own LoRA"),
         ("lora", "peft", None, "LoRA / PEFT LoRA"),
         ("gated_dropout", "peft_dropout", None, "dropout / PEFT's"),
+        ("alone", "peft", None, "nothing adapted / PEFT LoRA"),
+        ("alone", "loop", None, "nothing adapted / gather loop"),
     ]
     rows = []
     for ours, reference, goal, figure in pairs:

@@ -75,6 +75,7 @@ def their_step(method: str, recompute: str, sizes: dict[str, int]) -> Callable[[
     from transformers import LlamaForCausalLM as Base
 
     torch.manual_seed(0)
+    # Eager attention is its default; its only other one, flash_attn, needs a GPU.
     config = LlamaConfig(vocab_size=VOCABULARY, attn_implementation="eager", pad_token_id=0, **sizes)
     model = moe_peft.LLMModel(LlamaForCausalLM.from_pretrained(Base(config).requires_grad_(False), device="cpu"))
     adapter = moe_peft.adapter_factory(

@@ -1,4 +1,5 @@
-"""results/*.json as Markdown (on standard output) and, where matplotlib is installed, as results/figures.svg.
+"""results/*.json as Markdown (on standard output) and, where matplotlib is installed, as results/figures.svg, with the
+measured curves in results/curves.svg.
 
 python benchmarks/report.py [FOLDER]     every figure
 python benchmarks/report.py --readme     the figures that have a goal, into the README between its two marks
@@ -32,7 +33,9 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     found = read(folder)
     print("\n\n".join(section(result) for result in found))
-    draw(found, folder / "figures.svg")
+    if matplotlib_draws():
+        draw(found, folder / "figures.svg")
+        draw_curves([result for result in found if "curves" in result], folder / "curves.svg")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -91,12 +94,22 @@ def places(results: list[dict[str, Any]]) -> list[str]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    return ["| figure | setting | median | quartiles | goal | |", "|---|---|---|---|---|---|", *map(line, rows)]
+    return [
+        "| figure | setting | median | 95 % interval of it | goal | |",
+        "|---|---|---|---|---|---|",
+        *map(line, rows),
+    ]
 
 
 def line(row: dict[str, Any]) -> str:
-    spread = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+    least, most = interval(row)
+    spread = "" if least is None else f"{least:.3f} to {most:.3f}"
     return f"| {row['figure']} | {row['setting']} | {value(row)} | {spread} | {goal(row)} | {verdict(row)} |"
+
+
+def interval(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """By which a figure is judged; of results from before it was kept, the quartiles."""
+    return (row["least"], row["most"]) if row.get("least") is not None else (row["low"], row["high"])
 
 
 def value(row: dict[str, Any]) -> str:
@@ -110,17 +123,22 @@ def goal(row: dict[str, Any]) -> str:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    return ", ".join(filter(None, [row["verdict"], row["note"]]))
+    apart = "ratios far apart" if row.get("noisy") and row["verdict"] != "too noisy" else ""
+    return ", ".join(filter(None, [row["verdict"], apart, row["note"]]))
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Every ratio that has a goal: the median with its quartiles, and the goal as a tick."""
+def matplotlib_draws() -> bool:
     try:
         import matplotlib
     except ImportError:
         print("No drawing: matplotlib is not installed (pip install matplotlib).", file=sys.stderr)
-        return
+        return False
     matplotlib.use("svg")
+    return True
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Every ratio that has a goal: the median with its interval, and the goal as a tick."""
     import matplotlib.pyplot as plt
 
     rows = [row | {"device": result["machine"]["device"]} for result in results for row in result["rows"]]
@@ -129,7 +147,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         return
     figure, axes = plt.subplots(figsize=(10, 1 + 0.28 * len(rows)), layout="constrained")
     for y, row in enumerate(rows):
-        low, high = (row["value"] if row[side] is None else row[side] for side in ("low", "high"))
+        low, high = (row["value"] if side is None else side for side in interval(row))
         color = {"met": "tab:green", "not met": "tab:red"}.get(row["verdict"], "tab:gray")
         axes.plot([low, high], [y, y], color=color, linewidth=2)
         axes.plot(row["value"], y, "o", color=color)
@@ -139,6 +157,24 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     )
     axes.set_xlabel("ratio; the tick is the goal; grey: undecided, or too noisy to believe")
     axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path)
+    print(f"drawn: {path}", file=sys.stderr)
+
+
+def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
+    """The median time of every point of a curve, over that of its first point."""
+    import matplotlib.pyplot as plt
+
+    panels = [(result, *curve) for result in results for curve in result["curves"].items()]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.8), layout="constrained", squeeze=False)
+    for (result, name, points), axis in zip(panels, axes.flat, strict=True):
+        places, seconds = [float(n) for n in points], list(points.values())
+        axis.plot(places, [each / seconds[0] for each in seconds], "o-")
+        axis.set(title=f"{name}\n{result['machine']['device']}", ylim=(0, None), xlim=(0, None))
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylabel("time / that of the first point")
     figure.savefig(path)
     print(f"drawn: {path}", file=sys.stderr)
 

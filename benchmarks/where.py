@@ -1,6 +1,6 @@
-"""Where a whole training step spends what it takes more, or less, than PEFT's LoRA: products, or what is between them.
+"""Where a training step, or one linear, spends what it takes more, or less, than PEFT's LoRA: products, or the rest.
 
-The operators of a step as PyTorch's profiler counts them, each kind's time as a part of PEFT's whole step. What is left
+The operators as PyTorch's profiler counts them, each kind's time as a part of PEFT's whole step. What is left
 over is Python and the engine of autograd. The profiler makes small operators dearer than they are. On a CPU alone.
 """
 
@@ -10,7 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
+import torch
 from common import Row, arguments, say, spread, write
+from layers import Linear, gated, peft, step
+from linear import TOKENS, rows_of
 from steps import setting, variants
 from torch.profiler import ProfilerActivity, profile
 from training import trainer, training_rows
@@ -25,7 +28,7 @@ OTHERS, REST = "other operators", "Python and autograd's engine"
 
 
 def main() -> None:
-    options = arguments(__doc__, model="", methods="mole,smora", rounds=3)
+    options = arguments(__doc__, model="", methods="mole,smora", rounds=3, d=1024)
     if options.device.startswith("cuda"):
         print("Left out: where.py, whose times are those of a CPU's operators (--device cpu).")
         return
@@ -33,28 +36,42 @@ def main() -> None:
     options.rounds = 2 if options.quick else options.rounds
     options.where = options.model, options.device, "float32"
     methods = options.methods.split(",")[: 1 if options.quick else None]
-    rows = [row for method in methods for row in differences(method, options)]
+    rows = linear(options.d, options)
+    rows += [row for method in methods for row in steps(method, options)]
     print(f"written: {write('where', rows, options)}")
 
 
-def differences(method: str, options) -> list[Row]:
-    """(ours - PEFT's) / PEFT's whole step, for each kind and in all, with the number of operators of both."""
+def linear(d: int, options) -> list[Row]:
+    """The mixture of linear.py."""
+    d = 64 if options.quick else d
+    ours, theirs = gated(Linear(d), 8), peft(Linear(d), 64)
+    x_TD, dy_TD = rows_of(TOKENS, d, torch.float32, options.device), torch.randn(TOKENS, d)
+    pair = [lambda round_, model=model: step(model, x_TD, dy_TD) for model in (ours, theirs)]
+    return differences("one linear", f"float32 d {d}, {TOKENS} tokens", *pair, 20 * options.rounds)
+
+
+def steps(method: str, options) -> list[Row]:
     examples, built = training_rows(*options.where, 64), variants(method, 0.0, options.where)
-    loops = {name: trainer(built[name](), examples, 8) for name in ("fast", "peft")}
-    found: dict[str, list[tuple[Counter, Counter]]] = {name: [] for name in loops}
-    for loop in loops.values():
+    loops = [trainer(built[name](), examples, 8) for name in ("fast", "peft")]
+    for loop in loops:
         loop.model.train()
-    for step in range(1, options.rounds + 2):
-        for name, loop in loops.items():
-            profiled = operators(partial(loop.step, step))
-            if step > 1:
-                found[name].append(profiled)
-    where, rows = setting(method, 0.0, options.where), []
+    return differences(method, setting(method, 0.0, options.where), *(loop.step for loop in loops), options.rounds)
+
+
+def differences(
+    what: str, where: str, ours: Callable[[int], object], peft: Callable[[int], object], rounds: int
+) -> list[Row]:
+    """(ours - PEFT's) / PEFT's whole time, for each kind and in all, with the number of operators of both."""
+    found: list[tuple[tuple[Counter, Counter], ...]] = []
+    for round_ in range(1, rounds + 2):
+        profiled = tuple(operators(partial(run, round_)) for run in (ours, peft))
+        if round_ > 1:
+            found.append(profiled)
+    rows = []
     for kind in (*KINDS, OTHERS, REST, "all"):
-        pairs = list(zip(found["fast"], found["peft"], strict=True))
-        parts = [(ours[0][kind] - peft[0][kind]) / peft[0]["all"] for ours, peft in pairs]
-        note = f"{pairs[0][0][1][kind]} / {pairs[0][1][1][kind]} operators"
-        rows.append(Row(f"{method} - PEFT LoRA: {kind}", where, median(parts), **spread(parts), note=note))
+        parts = [(mine[kind] - theirs[kind]) / theirs["all"] for (mine, _), (theirs, _) in found]
+        note = " / ".join(str(number[kind]) for _, number in found[0]) + " operators"
+        rows.append(Row(f"{what} - PEFT LoRA: {kind}", where, median(parts), **spread(parts), note=note))
         say(rows[-1])
     return rows
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from mixlora import losses, ranks, signals
 from mixlora.adapters import files
@@ -59,6 +60,7 @@ class Experiment:
         self.parts = Parts(self.config)
         self.folder = self.parts.folder
         self.losses = losses.build(self.config.aux_loss)
+        self.ways: dict[str, Any] = {}  # in which training computes; known once the adapter is in the model
 
     def run(self) -> None:
         """Train and evaluate, or go on, or show what is already there."""
@@ -246,7 +248,21 @@ class Experiment:
         )
         if self.config.train.packing and not made.packed:
             say("train.packing=true has no effect: the model does not compute packed rows as if alone. They are padded")
+        self.ways = self.ways_of(loaded.model, made)
+        if made.main:
+            self.record("running")
         return made
+
+    def ways_of(self, model: nn.Module, trainer: Trainer) -> dict[str, Any]:
+        """Which of its ways training takes: the quick ones are not open to every model, weight and dropout."""
+        through_compiler = self.config.train.torch_compile
+        layers = base.decoder_layers(model) if through_compiler else []
+        return {
+            "computed": paths(model, {module for layer in layers for module in layer.modules()}),
+            "torch_compile": through_compiler,
+            "packed": trainer.packed,
+            "chunked_head": trainer.answer_losses.head is not None,
+        }
 
     def origin(self, weights_sha256: str) -> dict[str, Any]:
         """What a run must share with the checkpoint that it goes on from."""
@@ -353,20 +369,17 @@ class Experiment:
             "incomplete": sorted(name for name, data in self.parts.data.items() if not data.complete),
             "notes": [note for data in self.parts.data.values() for note in data.notes],
             "prompts": self.parts.formatter.fingerprint(),
+            **self.ways,
         }
         write_json(self.folder / "run.json", values | dict(outcome or {}))
 
     def outcome(self, loaded: base.Base, sizes: Mapping[str, int], trainer: Trainer, seconds: float) -> dict[str, Any]:
-        """What a finished run was made with, which ways it computed, and what it took."""
+        """What a finished run was made with, and what it took."""
         drawn, totals = self.parts.plan.drawn(), trainer.totals
         return {
             "weights_sha256": loaded.sha256,
             "sharded": ranks.sharded(loaded.model),
             "parameters": sizes,
-            "computed": paths(loaded.model),
-            "torch_compile": self.config.train.torch_compile,
-            "packed": trainer.packed,
-            "chunked_head": trainer.answer_losses.head is not None,
             "tokens": totals.tokens,
             "tokens_by_task": counted(totals),
             "label_tokens": dict(totals.label_tokens),

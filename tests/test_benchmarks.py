@@ -49,7 +49,8 @@ def test_the_readme_has_what_the_results_say(report):
 def test_a_summary_says_what_was_met_missed_and_undecided(report):
     rows = [
         row(goal=1.0, verdict="met"),
-        row(goal=2.0, at_least=True, verdict="too noisy", low=0.25, high=3.0, note="a note"),
+        row(goal=2.0, at_least=True, verdict="too noisy", least=0.25, most=3.0, note="a note", noisy=True),
+        row(goal=1.0, verdict="met", low=0.4, high=0.6, noisy=True),  # from before intervals were kept
         row(figure="no goal"),
         row(goal=0.5, value=0.5004, verdict="not met"),
     ]
@@ -58,6 +59,7 @@ def test_a_summary_says_what_was_met_missed_and_undecided(report):
     assert made.endswith("<!-- end -->\nb\n")
     assert "| step | float32 | 0.500 | | ≤ 1 | met |".replace("| |", "|  |") in made
     assert "| step | float32 | 0.500 | 0.250 to 3.000 | ≥ 2 | too noisy, a note |" in made
+    assert "| step | float32 | 0.500 | 0.400 to 0.600 | ≤ 1 | met, ratios far apart |" in made
     assert "| 0.50040 |" in made  # three digits would be on the other side of the goal
     assert "**On a CPU.** a CPU, 2 threads: steps 2026-01-02 at 0123abc." in made
     assert "**On a GPU.** Nothing has been measured yet." in made

@@ -1,9 +1,11 @@
 """Every hand-written backward against autograd over the plain equation."""
 
 import copy
+import functools
 import gc
 import itertools
 import weakref
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixlora import gates
 from mixlora.adapters import dropout, experts, fused, modules
-from mixlora.adapters.attach import attach, paths
+from mixlora.adapters.attach import attach, paths, readable
 from mixlora.adapters.dropout import Mask, Places, Whole
 from mixlora.adapters.modules import Ahead, Fused, FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear
 from mixlora.config.schema import Compute, Method, Scope
@@ -64,17 +66,21 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
 # ---- the functions
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("compute", BY_HAND)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_whole_model_has_the_gradients_of_the_plain_equation(name, compute):
-    model, adapter = adapted(name, compute, lora_dropout=0.0)
+def test_a_whole_model_has_the_gradients_of_the_plain_equation(name, compute, dtype, most):
+    """Tensor by tensor in float64; in float32 all together, for the plain equation itself misses a tensor by 1e-5."""
+    model, adapter = adapted(name, compute, dtype, lora_dropout=0.0)
     assert "eager" not in paths(model)
-    slow, slow_adapter = adapted(name, Compute.eager, lora_dropout=0.0)
+    slow, slow_adapter = adapted(name, Compute.eager, dtype, lora_dropout=0.0)
     assert set(paths(slow)) == {"eager"}
-    torch.testing.assert_close(model(IDS).logits, slow(IDS).logits, rtol=1e-10, atol=1e-10)
-    expected = gradients(slow, slow_adapter)
-    for tensor_name, gradient in gradients(model, adapter).items():
-        assert far(gradient, expected[tensor_name]) < 1e-10, tensor_name
+    assert far(model(IDS).logits, slow(IDS).logits) < most
+    found, expected = gradients(model, adapter), gradients(slow, slow_adapter)
+    assert found.keys() == expected.keys()
+    assert far(*(torch.cat([tensor.flatten() for tensor in each.values()]) for each in (found, expected))) < most
+    for tensor_name, gradient in found.items():
+        assert far(gradient, expected[tensor_name]) < (most if dtype is torch.float64 else 3 * most), tensor_name
 
 
 def build(gate: dict, D: int, E: int) -> gates.Gate:
@@ -382,24 +388,83 @@ def test_the_lean_form_keeps_less():
 # ---- falling back
 
 
-def test_where_a_weight_cannot_be_read_the_plain_equation_runs():
-    model = llama(torch.float32)
-    attention = model.model.layers[0].self_attn
-    attention.q_proj.register_forward_hook(lambda module, inputs, output: output)
-    parametrize.register_parametrization(attention.k_proj, "weight", nn.Identity())
+class OtherWeight(nn.Parameter):
+    """What a quantised or sharded weight is: its numbers are not those that a product needs."""
 
-    class Sharded(nn.Parameter):
-        pass
 
-    attention.v_proj.weight = Sharded(attention.v_proj.weight.data)
-    other = type("Linear8bit", (nn.Linear,), {})(32, 32, bias=False)
-    other.load_state_dict(attention.o_proj.state_dict())
-    attention.o_proj = other
-    before = model(IDS).logits
-    attach(model, method("mola", Compute.fast))
-    assert paths(model) == {"eager": 4, "fused": 10}
-    torch.testing.assert_close(model.eval()(IDS).logits, before)
-    assert all(wrapper.path == "eager" for wrapper in (attention.q_proj, attention.k_proj, attention.v_proj))
+class OtherLinear(nn.Linear):
+    """What a quantised linear is: it alone knows what to do with its weight."""
+
+
+def listen(linear: nn.Linear, kind: str) -> None:
+    getattr(linear, f"register_{kind}_hook")(lambda module, *seen: None)
+
+
+def exchange(linear: nn.Linear) -> None:
+    linear.forward = functools.partial(nn.Linear.forward, linear)  # as accelerate does, to bring weights from elsewhere
+
+
+HINDRANCES = {
+    "forward hook": lambda linear: listen(linear, "forward"),
+    "forward pre hook": lambda linear: listen(linear, "forward_pre"),
+    "backward hook": lambda linear: listen(linear, "full_backward"),
+    "backward pre hook": lambda linear: listen(linear, "full_backward_pre"),
+    "exchanged forward": exchange,
+    "computed weight": lambda linear: parametrize.register_parametrization(linear, "weight", nn.Identity()),
+    "other weight": lambda linear: setattr(linear, "weight", OtherWeight(linear.weight.data)),
+    "other linear": lambda linear: setattr(linear, "__class__", OtherLinear),
+}
+
+
+@pytest.mark.parametrize("name", ["lora", "mola", "mixlora"])
+@pytest.mark.parametrize("hindrance", HINDRANCES)
+def test_where_a_weight_cannot_be_read_the_plain_equation_runs(hindrance, name):
+    """For that wrapper alone; outputs and gradients stay those of the plain equation everywhere."""
+    slow, slow_adapter = adapted(name, Compute.eager, lora_dropout=0.0)
+    model = llama(torch.float64)
+    HINDRANCES[hindrance](model.get_submodule("model.layers.1.mlp.up_proj"))
+    adapter = attach(model, method(name, Compute.fast, lora_dropout=0.0))
+    assert paths(model)["eager"] == 1
+    with torch.no_grad():
+        for own, other in zip(adapter.values(), slow_adapter.values(), strict=True):
+            own.copy_(other)
+    assert far(model(IDS).logits, slow(IDS).logits) < 1e-10
+    expected = gradients(slow, slow_adapter)
+    for found, want in zip(gradients(model, adapter).values(), expected.values(), strict=True):
+        assert far(found, want) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_that_need_a_scale_are_not_read(dtype):
+    linear = nn.Linear(8, 8, bias=False).requires_grad_(False)
+    assert readable(linear)
+    linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
+    assert not readable(linear)
+    assert not readable(nn.Linear(8, 8, device="meta"))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_said_of_compiled_layers_is_what_their_forward_does(name, p, monkeypatch):
+    """A wrapper that is being compiled leaves to the plain equation what no graph can hold."""
+    model, _ = adapted(name, Compute.fast, torch.float32, lora_dropout=p)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    calls = Counter()
+    monkeypatch.setattr(modules.Project, "apply", counting(calls, modules.Project.apply))
+    model.train()(IDS)
+    said = paths(model, set(model.modules()))
+    assert calls["apply"] == said.get("fused", 0)
+    assert "fast" not in said
+    assert paths(model) == paths(model, set())
+    assert "eager" not in paths(model)
+
+
+def counting(calls: Counter, function):
+    def counted(*arguments):
+        calls["apply"] += 1
+        return function(*arguments)
+
+    return counted
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -68,7 +68,8 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
     assert record["status"] == "finished"
     assert len(record["weights_sha256"]) == 64
     assert record["parameters"]["activated"] <= record["parameters"]["trainable"]
-    assert (record["packed"], record["chunked_head"]) == (True, True)
+    assert (record["packed"], record["chunked_head"], record["torch_compile"]) == (True, True, False)
+    assert set(record["computed"]) == {"fused"}
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
     for place in (folder, folder / "before"):
         results = json.loads((place / "results.json").read_text())

@@ -1,7 +1,7 @@
 """Attach a method to a model: freeze it, wrap the chosen modules, return the tensors that belong to the adapter."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -189,16 +189,21 @@ class Plan:
         return targets.stretched(getattr(self.method, field), targets.layer_of(name), self.depth, f"method.{field}")
 
 
+# Numbers that need no scale beside them.
+READABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+
 def readable(linear: nn.Module) -> bool:
     """Whether W x + b may be computed from the linear's own tensors instead of by calling it.
 
-    Not where the weight is quantised, sharded or computed (another type), where a hook listens, or on other devices.
+    Not where the weight is quantised, sharded or computed (another type, or a dtype with scales beside it), where a
+    hook listens or `forward` was exchanged, or on other devices.
     """
     weight = getattr(linear, "weight", None)
-    if type(linear) is not nn.Linear or type(weight) is not nn.Parameter:
+    if type(linear) is not nn.Linear or type(weight) is not nn.Parameter or "forward" in vars(linear):
         return False
-    heard = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks
-    return not heard and weight.is_floating_point() and weight.device.type in ("cpu", "cuda")
+    heard = any((linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks))
+    return not heard and weight.dtype in READABLE and weight.device.type in ("cpu", "cuda")
 
 
 def torch_dtype(method: Method) -> torch.dtype:
@@ -213,9 +218,14 @@ def adapted(model: nn.Module) -> dict[str, Wrapper]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def paths(model: nn.Module) -> dict[str, int]:
-    """How many wrappers compute which way: eager (autograd over the plain equation), or fused, fast, lean by hand."""
-    return dict(sorted(Counter(wrapper.path for wrapper in adapted(model).values()).items()))
+def paths(model: nn.Module, compiled: Container[nn.Module] = ()) -> dict[str, int]:
+    """How many wrappers train which way: eager (autograd over the plain equation), or fused, fast, lean by hand.
+
+    Args:
+        compiled: modules that are trained through torch.compile, which cannot follow every way.
+    """
+    ways = (getattr(w, "compiled_path", w.path) if w in compiled else w.path for w in adapted(model).values())
+    return dict(sorted(Counter(ways).items()))
 
 
 def count(model: nn.Module) -> dict[str, int]:

@@ -26,6 +26,8 @@ from torch import Tensor
 from mixlora.adapters.dropout import Dropout, Whole
 
 ROWS = 256  # of a float32 copy: 4 MiB for a model of 4096
+# Whether torch.mm takes out_dtype, which it does not in the oldest PyTorch that we run on.
+HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
 
 
 class Project(torch.autograd.Function):
@@ -215,7 +217,8 @@ def widens(x_TD: Tensor, router_dtype: torch.dtype) -> bool:
 
     Not float16, whose range would lose the low pieces of a small weight; nor ROCm, where it was never run.
     """
-    return x_TD.is_cuda and torch.version.hip is None and (x_TD.dtype, router_dtype) == (torch.bfloat16, torch.float32)
+    able = HAS_OUT_DTYPE and x_TD.is_cuda and torch.version.hip is None
+    return able and (x_TD.dtype, router_dtype) == (torch.bfloat16, torch.float32)
 
 
 def stacked(dtype: torch.dtype, *matrices: Tensor) -> Tensor:

@@ -96,6 +96,11 @@ class Fused(nn.Module):
     delta: LowRank
     gate: Any  # a Gate, or None for plain LoRA
 
+    @property
+    def compiled_path(self) -> str:
+        """What torch.compile makes of a training step."""
+        return GatedLinear.path if self.delta.dropout.p else self.path
+
     def forward(self, x_TD: Tensor) -> Tensor:
         if dropout.untraceable(self.delta.dropout):
             return super().forward(x_TD)
@@ -183,7 +188,7 @@ class GatedFeedForward(nn.Module):
 class FusedFeedForward(GatedFeedForward):
     """The same function with a hand-written backward, for plain linears; `mix` says what is kept (see experts.py)."""
 
-    path = "fast"
+    path, compiled_path = "fast", GatedFeedForward.path
     mix: type[torch.autograd.Function] = experts.Fast
 
     def forward(self, x_TD: Tensor) -> Tensor:
