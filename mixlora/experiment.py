@@ -196,6 +196,9 @@ class Experiment:
         sizes = self.attach(loaded, adapter)
         scoring = self.scoring(loaded)
         trainer = self.trainer(loaded, scoring)
+        self.ways = self.ways_of(loaded.model, trainer)
+        if trainer.main:
+            self.record("running")
         self.tell_drawn(self.train(trainer))
         reach("adapter.write")
         tensors = trainer.tensors()
@@ -248,9 +251,6 @@ class Experiment:
         )
         if self.config.train.packing and not made.packed:
             say("train.packing=true has no effect: the model does not compute packed rows as if alone. They are padded")
-        self.ways = self.ways_of(loaded.model, made)
-        if made.main:
-            self.record("running")
         return made
 
     def ways_of(self, model: nn.Module, trainer: Trainer) -> dict[str, Any]:
