@@ -258,6 +258,8 @@ def test_a_signal_saves_and_the_run_goes_on(configs, whole, tmp_path, action, st
     assert "saved after step 3" in done.stderr
     assert (run / "checkpoints" / "step-3" / "manifest.json").is_file()
     assert not (run / ".lock").exists()
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], set(record["computed"]), record["packed"]) == ("running", {"fused"}, True)
     assert train(configs, run, *METHOD).returncode == 0
     ours, theirs = contents(run), contents(whole)
     del ours["names"], theirs["names"]  # the extra checkpoint may still be among the newest two
