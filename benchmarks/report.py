@@ -171,8 +171,9 @@ def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.8), layout="constrained", squeeze=False)
     for (result, name, points), axis in zip(panels, axes.flat, strict=True):
         places, seconds = [float(n) for n in points], list(points.values())
-        axis.plot(places, [each / seconds[0] for each in seconds], "o-")
-        axis.set(title=f"{name}\n{result['machine']['device']}", ylim=(0, None), xlim=(0, None))
+        times = [each / seconds[0] for each in seconds]
+        axis.plot(places, times, "o-")
+        axis.set(title=f"{name}\n{result['machine']['device']}", xlim=(0, None), ylim=(0, 1.1 * max(times)))
         axis.grid(alpha=0.3)
     axes.flat[0].set_ylabel("time / that of the first point")
     figure.savefig(path)
