@@ -235,7 +235,8 @@ def commit() -> str | None:
         done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     except OSError:  # no git here
         return None
-    changed = subprocess.run(
-        [*git, "diff", "--quiet", "HEAD", "--", "mixlora", "configs", "benchmarks/*.py"]
-    ).returncode
-    return f"{done.stdout.strip()}{' and changes' if changed else ''}" if done.stdout else None
+    if done.returncode:  # a copy of the files alone
+        return None
+    measured = ["mixlora", "configs", "benchmarks/*.py"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *measured]).returncode
+    return done.stdout.strip() + (" and changes" if changed else "")

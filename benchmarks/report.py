@@ -103,12 +103,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def line(row: dict[str, Any]) -> str:
     least, most = interval(row)
-    spread = "" if least is None else f"{least:.3f} to {most:.3f}"
+    quartiles = "" if row.get("least") is not None else "quartiles "
+    spread = "" if least is None else f"{quartiles}{least:.3f} to {most:.3f}"
     return f"| {row['figure']} | {row['setting']} | {value(row)} | {spread} | {goal(row)} | {verdict(row)} |"
 
 
 def interval(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """By which a figure is judged; of results from before it was kept, the quartiles."""
+    """By which a figure is judged; of results from before it was kept, the quartiles, by which those were."""
     return (row["least"], row["most"]) if row.get("least") is not None else (row["low"], row["high"])
 
 

@@ -59,7 +59,7 @@ def test_a_summary_says_what_was_met_missed_and_undecided(report):
     assert made.endswith("<!-- end -->\nb\n")
     assert "| step | float32 | 0.500 | | ≤ 1 | met |".replace("| |", "|  |") in made
     assert "| step | float32 | 0.500 | 0.250 to 3.000 | ≥ 2 | too noisy, a note |" in made
-    assert "| step | float32 | 0.500 | 0.400 to 0.600 | ≤ 1 | met, ratios far apart |" in made
+    assert "| step | float32 | 0.500 | quartiles 0.400 to 0.600 | ≤ 1 | met, ratios far apart |" in made
     assert "| 0.50040 |" in made  # three digits would be on the other side of the goal
     assert "**On a CPU.** a CPU, 2 threads: steps 2026-01-02 at 0123abc." in made
     assert "**On a GPU.** Nothing has been measured yet." in made

@@ -110,6 +110,7 @@ def test_a_training_step_does_not_depend_on_packing(name, cut, tmp_path):
     """To 1e-5 in float32, through the loop: losses of every task, gradient norm, tokens; and the gradient.
 
     An auxiliary loss is of a micro-batch, and packs are cut into others than rows of like length: it is left out there.
+    Factors are a quarter as large as elsewhere here: with those, float32 itself leaves 1.06e-5 of hydralora's gradient.
     """
     lines, gradients = [], []
     aux = losses.build(composed(name).aux_loss) if cut == 1 else {}

@@ -50,7 +50,7 @@ class Project(torch.autograd.Function):
             h_TN, z_TS = down(wide, As, routers)
         else:
             h_TN = joined([linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)])
-            z_TS = scored(x_TD, routers, router_dtype)
+            z_TS = scored(wide if router_dtype == c else x_TD, routers, router_dtype)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
         return *bases, cast(h_TN, x_TD.dtype).unflatten(-1, (n, -1)), z_TS
