@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from mixlora import gates, losses
-from mixlora.config.load import digest, run_folder
+from mixlora.config.load import digest, require_quantizer, run_folder
 from mixlora.config.schema import Config
 from mixlora.errors import ConfigError
 from mixlora.evaluation import protocols
@@ -35,6 +35,7 @@ def check(config: Config) -> None:
             "Set aux_loss=none, or choose a method with a gate"
         )
     protocols.check(config)
+    require_quantizer(config.model)
     if config.train.torch_compile and config.model.gradient_checkpointing:
         raise ConfigError(
             "train.torch_compile=true compiles nothing of layers that model.gradient_checkpointing=true computes "

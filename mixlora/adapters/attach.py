@@ -1,5 +1,6 @@
 """Attach a method to a model: freeze it, wrap the chosen modules, return the tensors that belong to the adapter."""
 
+import math
 from collections import Counter
 from collections.abc import Container, Mapping
 from typing import Any
@@ -238,4 +239,7 @@ def count(model: nn.Module) -> dict[str, int]:
             share = 0 if gate is None else 1 - gate.most_active / gate.num_experts
             shared_a = low_rank.A_RD.shape[0] < low_rank.B_OR.shape[1]
             idle += round(share * (low_rank.B_OR.numel() + (0 if shared_a else low_rank.A_RD.numel())))
-    return {"trainable": trainable, "activated": trainable - idle, "total": sum(p.numel() for p in model.parameters())}
+    # A 4-bit weight holds two numbers in a byte.
+    numbers = {linear.weight: math.prod(targets.sizes(linear)) for linear in targets.linears(model).values()}
+    total = sum(numbers.get(p, p.numel()) for p in model.parameters())
+    return {"trainable": trainable, "activated": trainable - idle, "total": total}

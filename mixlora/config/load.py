@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Config, Launch, Method, Model, Scope
+from mixlora.config.schema import Config, Launch, Method, Model, Quantization, Scope
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
@@ -122,10 +123,23 @@ def refuse_launcher(config: Config, argv: Sequence[str]) -> None:
 
 
 def check_model(model: Model) -> None:
-    """A path that can only be a folder's must be one; a hub id is `owner/name`."""
+    """A path that can only be a folder's must be one; a hub id is `owner/name`. Only what is read from there may be
+    quantised."""
     path = model.path
     if path and (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).expanduser().is_dir():
         raise ConfigError(f"model.path={path}: there is no such folder. Give a folder or a hub id, OWNER/NAME")
+    if model.quantization is not Quantization.none and (model.random is not None or model.gguf_file is not None):
+        origin = "a GGUF file" if model.random is None else "random numbers"
+        raise ConfigError(
+            f"model.quantization={model.quantization.value} is for weights of a hub id or a folder, and those of model="
+            f"{model.name} come from {origin}. Set model.quantization=none, or choose a model with a model.path"
+        )
+
+
+def require_quantizer(model: Model) -> None:
+    """Raise a ConfigError where the package that quantises is asked for and not installed."""
+    if model.quantization is not Quantization.none and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"model.quantization={model.quantization.value} needs bitsandbytes: pip install bitsandbytes")
 
 
 def check_method(method: Method) -> None:

@@ -13,9 +13,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from mixlora.config.load import require_quantizer
 from mixlora.config.schema import Dtype, Model, Quantization
 from mixlora.errors import ConfigError, DataError, MixloraError
 from mixlora.models.tokenizer import byte_tokenizer
+
+# bitsandbytes (0.50) packs 4-bit weights anew when a CPU with bfloat16 products first scores with them. Products with
+# such weights have no gradient, so what is trained after a scoring would not learn through them.
+REPACKS = "support_avx512bf16_for_cpu"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ def load(
         ConfigError: no origin or several, a folder or package that is not there.
         DataError: the hub cannot be reached or does not have the model.
     """
+    require_quantizer(model)
     dtype = torch_dtype(model.dtype, device)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -95,7 +101,11 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
     if model.quantization is not Quantization.none:
         extra |= {"quantization_config": quantization(model.quantization, dtype), "device_map": {"": device}}
     with named_errors(model):
-        return AutoModelForCausalLM.from_pretrained(origin, **options, **extra)
+        loaded = AutoModelForCausalLM.from_pretrained(origin, **options, **extra)
+    for module in loaded.modules():
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)
+    return loaded
 
 
 @contextmanager
@@ -108,7 +118,8 @@ def named_errors(model: Model) -> Iterator[None]:
             raise
         line = str(error).splitlines()[0]
         remedy = "Use model.path=FOLDER for a local copy, or model=smollm2_135m, which needs no hub"
-        raise DataError(f"model '{model.name}' could not be loaded from '{model.path}': {line} {remedy}") from None
+        origin = model.path or model.package
+        raise DataError(f"model '{model.name}' could not be loaded from '{origin}': {line} {remedy}") from None
 
 
 def where(model: Model) -> tuple[str, dict[str, Any]]:
@@ -128,8 +139,6 @@ def where(model: Model) -> tuple[str, dict[str, Any]]:
 
 
 def quantization(kind: Quantization, dtype: torch.dtype) -> Any:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"model.quantization={kind.value} needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     if kind is Quantization.int8:

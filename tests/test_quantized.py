@@ -1,0 +1,122 @@
+"""Quantised base models, by bitsandbytes itself: one of 4 or 8 bits is the model of the numbers that it stands for."""
+
+import io
+import json
+import sys
+from contextlib import redirect_stdout
+
+import bitsandbytes
+import pytest
+import torch
+from built import METHODS, composed, disturb, tokens
+from hydra.core.global_hydra import GlobalHydra
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mixlora import train
+from mixlora.adapters.attach import attach, count, paths
+from mixlora.config.schema import Model, Quantization
+from mixlora.errors import ConfigError
+from mixlora.models import base
+from mixlora.models.tokenizer import byte_tokenizer
+
+KINDS = [Quantization.nf4, Quantization.int8]
+QUIET = "ignore:MatMul8bitLt"  # bitsandbytes says that float32 goes through float16
+pytestmark = pytest.mark.filterwarnings(QUIET)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """A small LLaMA on disk, every width a multiple of the 64 numbers that share a scale."""
+    path = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
+    config = LlamaConfig(vocab_size=320, num_key_value_heads=2, initializer_range=0.05, **sizes, **special)
+    LlamaForCausalLM(config).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def loaded(folder: str, kind: Quantization) -> nn.Module:
+    return base.load(Model(name="small", path=folder, quantization=kind)).model
+
+
+def numbers(linear: nn.Module) -> torch.Tensor:
+    """What the weight of a quantised linear stands for."""
+    weight = linear.weight
+    if isinstance(linear, bitsandbytes.nn.Linear4bit):
+        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    return weight.CB.float() * weight.SCB[:, None] / 127
+
+
+def plain(folder: str, quantized: nn.Module) -> nn.Module:
+    """The same model with ordinary linears of those numbers."""
+    model = loaded(folder, Quantization.none)
+    for name, linear in quantized.named_modules():
+        if isinstance(linear, (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)):
+            model.get_submodule(name).weight.data = numbers(linear)
+    return model
+
+
+def gradients(model: nn.Module, adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    model.train()(tokens(2, 12)).logits.square().mean().backward()
+    return {name: tensor.grad for name, tensor in adapter.items() if tensor.requires_grad}
+
+
+def far(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_training_over_a_quantised_base_is_training_over_its_numbers(name, kind, folder):
+    """After it has scored as well, for a kernel of the quantiser's own scores and may leave the weights otherwise."""
+    method = composed(name, "method.lora_dropout=0.0").method
+    quantized = loaded(folder, kind)
+    model = plain(folder, quantized)
+    with torch.no_grad():
+        quantized.eval()(tokens(2, 12))
+    found = []
+    for each in (quantized, model):
+        torch.manual_seed(3)
+        adapter = attach(each, method)
+        disturb(adapter)
+        with torch.no_grad():  # large factors make float32 itself miss a gradient by a thousandth
+            for value in adapter.values():
+                value.mul_(0.3)
+        found.append(gradients(each, adapter))
+    assert set(paths(quantized)) == {"eager"}
+    assert "eager" not in paths(model)
+    assert found[0].keys() == found[1].keys()
+    for tensor, gradient in found[0].items():
+        assert far(gradient, found[1][tensor]) < 1e-5, tensor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_counted_as_numbers_and_not_as_bytes(kind, folder):
+    method, counts = composed("smora").method, []
+    for each in (kind, Quantization.none):
+        model = loaded(folder, each)
+        attach(model, method)
+        counts.append(count(model))
+    assert counts[0] == counts[1]
+
+
+def test_a_run_over_a_quantised_base(folder, tmp_path, monkeypatch):
+    small = ("data.source=sample", "train.max_steps=2", "eval.limit=4", "train.max_length=128", "report=false")
+    model = ("model=path", f"model.path={folder}", "model.quantization=nf4")
+    argv = ["mixlora", "+method=smora", "+tasks=arc", *model, *small, f"run_dir={tmp_path / 'run'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    GlobalHydra.instance().clear()
+    with redirect_stdout(io.StringIO()):
+        train.main()
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "finished"
+    assert record["computed"] == {"eager": 14}
+
+
+def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded():
+    for model, origin in (("tiny", "random numbers"), ("smollm2_135m", "a GGUF file")):
+        with pytest.raises(ConfigError, match=origin):
+            composed("lora", f"model={model}", "model.quantization=nf4")
