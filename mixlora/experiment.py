@@ -377,6 +377,7 @@ class Experiment:
         """What a finished run was made with, and what it took."""
         drawn, totals = self.parts.plan.drawn(), trainer.totals
         return {
+            **self.ways_of(loaded.model, trainer),
             "weights_sha256": loaded.sha256,
             "sharded": ranks.sharded(loaded.model),
             "parameters": sizes,
@@ -387,6 +388,7 @@ class Experiment:
             "passes": {name: round(task.passes, 4) for name, task in drawn.items()},
             "skipped_steps": totals.skipped,
             "micro_batch_size": totals.micro_batch_size,
+            "lean_from_step": totals.lean_from_step,
             "seconds": round(seconds, 1),
             "training_seconds": round(totals.seconds, 1),
             "checkpoint_seconds": round(totals.checkpoint_seconds, 2),

@@ -1,5 +1,6 @@
 """Laws of one optimizer step and of a whole run, on one process."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,8 +10,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 
 from mixlora import losses
-from mixlora.adapters.attach import attach
-from mixlora.config.schema import Dtype, Method, Schedule, Train
+from mixlora.adapters.attach import attach, paths
+from mixlora.config.schema import Compute, Dtype, Method, Schedule, Scope, Train
 from mixlora.errors import CheckpointError, NumericsError, ResourceError
 from mixlora.records import read_lines
 from mixlora.tasks.collate import Row
@@ -20,6 +21,9 @@ from mixlora.training.schedule import factor
 
 GATED = Method(
     name="a", r=2, num_experts=4, top_k=2, gate={"kind": "balanced", "bias_rate": 0.01}, adapter_dtype=Dtype.float64
+)
+BLOCKS = dataclasses.replace(
+    GATED, scope=Scope.feed_forward, target_modules="feed-forward", gate={"kind": "topk"}, compute=Compute.fast
 )
 
 
@@ -46,12 +50,12 @@ def rows(first: int, number: int) -> list[Row]:
     return made
 
 
-def trainer(folder, *, steps=8, aux=None, score=None, **train) -> Trainer:
+def trainer(folder, *, steps=8, aux=None, score=None, method=GATED, **train) -> Trainer:
     folder.mkdir(exist_ok=True)
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "save_steps": 3} | train
     model = llama()
     torch.manual_seed(1)
-    adapter = attach(model, GATED)
+    adapter = attach(model, method)
     with torch.no_grad():
         for name, tensor in adapter.items():
             if name.endswith("B_OR"):
@@ -289,6 +293,37 @@ def test_smaller_micro_batches_after_memory_ran_out_give_the_same_run(tmp_path, 
     again = trainer(tmp_path / "small")
     again.restore(checkpoint.read(tmp_path / "small" / "checkpoints" / "step-6"))
     assert again.totals.micro_batch_size == 1
+
+
+class NoRoomForFast(Small):
+    """A machine on which two rows fit into memory, and only where no mixture computes in its fast form."""
+
+    fits = 2
+
+    def gradients(self, step):
+        if "fast" in paths(self.model):
+            nn.Module.__call__(self.model, input_ids=torch.ones(1, 4, dtype=torch.long))  # leaves records behind
+            raise torch.OutOfMemoryError("out of memory")
+        return super().gradients(step)
+
+
+def test_mixtures_in_a_block_turn_lean_before_micro_batches_get_smaller(tmp_path, capsys):
+    whole = trainer(tmp_path / "whole", method=BLOCKS)
+    whole.run()
+    assert paths(whole.model) == {"fast": 2}
+    assert whole.totals.lean_from_step is None
+    small = trainer(tmp_path / "small", method=BLOCKS)
+    small.__class__ = NoRoomForFast
+    totals = small.run()
+    assert paths(small.model) == {"lean": 2}
+    assert (totals.lean_from_step, totals.micro_batch_size) == (1, 2)
+    said = capsys.readouterr().out
+    assert said.index("method.compute=lean") < said.index("from here on 2 rows")
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(small.tensors()[name], tensor, rtol=1e-5, atol=1e-7)
+    again = trainer(tmp_path / "small", method=BLOCKS)
+    again.restore(checkpoint.read(tmp_path / "small" / "checkpoints" / "step-6"))
+    assert paths(again.model) == {"lean": 2}
 
 
 def test_one_row_that_does_not_fit_names_the_setting(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from mixlora.training import checkpoint
 OFTEN = ["step.before_optimizer@5", "checkpoint.before_rename@2"]
 METHOD = ("method=mole", "train.eval_steps=3", "train.load_best=true", "train.eval_limit=4")
 REPORTED = (*METHOD, "report=true")
+FORMS = ("fast", "lean")  # of a mixture in a block
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +383,49 @@ def test_out_of_memory_is_recorded_and_the_rows_stay_the_same(configs, whole, tm
     record = json.loads((run / "run.json").read_text())
     assert record["micro_batch_size"] == 1
     assert record["rows"] == json.loads((whole / "run.json").read_text())["rows"]
+
+
+def test_a_run_that_turned_lean_says_so_and_goes_on_lean(configs, tmp_path):
+    """From a checkpoint after that, to the bytes of the run that wrote it."""
+    mixture = ("method=mixlora", "train.save_total_limit=3")
+    done = train(configs, tmp_path / "whole", *mixture, MIXLORA_FAIL="step.forward@4:oom")
+    assert done.returncode == 0, done.stderr
+    resumed = f"resume={tmp_path / 'whole' / 'checkpoints' / 'step-4'}"
+    assert train(configs, tmp_path / "on", *mixture, resumed).returncode == 0
+    whole, on = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "on"))
+    for record in (whole, on):
+        assert (record["lean_from_step"], record["micro_batch_size"]) == (2, 2)
+        assert record["computed"]["lean"]
+        assert "fast" not in record["computed"]
+    weights = Path("adapter", "adapter_model.safetensors")
+    assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "on" / weights).read_bytes()
+
+
+def within(kilobytes: int, configs: Path, run: Path, *overrides: str) -> int:
+    """Train in a process that may map no more than so much memory; the most that it mapped."""
+    train = [sys.executable, *command(configs, run, *overrides)]
+    limited = ["sh", "-c", f'ulimit -v {kilobytes} && exec "$@"', "sh", *train]
+    process, most = subprocess.Popen(limited, cwd=REPOSITORY, stdout=subprocess.DEVNULL), 0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        most = max(most, *map(int, re.findall(r"VmPeak:\s+(\d+)", status)), 0)
+        time.sleep(0.1)
+    assert process.returncode == 0
+    return most
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_where_the_fast_form_really_does_not_fit_a_run_goes_on_lean(configs, tmp_path):
+    wide = ("model.random.hidden_size=64", "model.random.intermediate_size=8192", "model.random.num_hidden_layers=4")
+    large = ("train.per_device_train_batch_size=48", "train.gradient_accumulation_steps=1", "train.max_steps=1")
+    job = ("method=mixlora", *wide, *large, "method.lora_dropout=0.0", "eval.before=false")
+    need = {form: within(100_000_000, configs, tmp_path / form, *job, f"method.compute={form}") for form in FORMS}
+    assert need["lean"] < 0.9 * need["fast"]
+    within((need["fast"] + need["lean"]) // 2, configs, tmp_path / "run", *job)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["lean_from_step"] == 1
+    assert record["rows"] == json.loads((tmp_path / "fast" / "run.json").read_text())["rows"]
 
 
 @pytest.mark.full

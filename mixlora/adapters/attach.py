@@ -18,7 +18,6 @@ from mixlora.adapters.modules import (
     FusedLoraLinear,
     GatedFeedForward,
     GatedLinear,
-    LeanFeedForward,
     LoraLinear,
     Wrapper,
 )
@@ -154,9 +153,12 @@ class Plan:
         E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
         deltas = {part: self.low_rank(name, linear, E, shared) for part, linear in linears.items()}
         children = parts | {"activation": names.feed_forward.activation}
-        kinds = {Compute.fast: FusedFeedForward, Compute.lean: LeanFeedForward, Compute.eager: GatedFeedForward}
-        kind = kinds[self.method.compute if self.by_hand(*linears.values()) else Compute.eager]
-        return kind(block, children, deltas, self.gate(name, linears["gate"], E))
+        by_hand = self.by_hand(*linears.values())
+        kind = FusedFeedForward if by_hand else GatedFeedForward
+        built = kind(block, children, deltas, self.gate(name, linears["gate"], E))
+        if by_hand:
+            built.path = self.method.compute.value
+        return built
 
     def low_rank(self, name: str, base: nn.Module, E: int, shared_a: bool) -> LowRank:
         D, O = targets.sizes(base)
@@ -227,6 +229,13 @@ def paths(model: nn.Module, compiled: Container[nn.Module] = ()) -> dict[str, in
     """
     ways = (getattr(w, "compiled_path", w.path) if w in compiled else w.path for w in adapted(model).values())
     return dict(sorted(Counter(ways).items()))
+
+
+def make_lean(model: nn.Module) -> None:
+    """Let every mixture in a block that computes in its fast form go on in the lean one."""
+    for wrapper in adapted(model).values():
+        if wrapper.path == "fast":
+            wrapper.path = "lean"
 
 
 def count(model: nn.Module) -> dict[str, int]:

@@ -8,7 +8,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -186,10 +186,13 @@ class GatedFeedForward(nn.Module):
 
 
 class FusedFeedForward(GatedFeedForward):
-    """The same function with a hand-written backward, for plain linears; `mix` says what is kept (see experts.py)."""
+    """The same function with a hand-written backward, for plain linears, in one of two forms (see experts.py).
 
+    The lean one keeps half as many bytes and computes the hidden rows of each expert twice.
+    """
+
+    forms: ClassVar[dict[str, type[torch.autograd.Function]]] = {"fast": experts.Fast, "lean": experts.Lean}
     path, compiled_path = "fast", GatedFeedForward.path
-    mix: type[torch.autograd.Function] = experts.Fast
 
     def forward(self, x_TD: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -207,15 +210,8 @@ class FusedFeedForward(GatedFeedForward):
         factors = *(delta.B_OR for delta in up), down.A_RD
         scales = tuple(delta.scale for delta in up)
         drops = tuple(dropout.draw(down.dropout, x_TD) for _ in range(self.gate.num_experts))
-        h_TF, z_TR = self.mix.apply(*inputs, g_TE, t_N, *factors, counts, scales, act, drops)
+        h_TF, z_TR = self.forms[self.path].apply(*inputs, g_TE, t_N, *factors, counts, scales, act, drops)
         return down.onto(self.base("down")(h_TF), z_TR).unflatten(0, lead)
-
-
-class LeanFeedForward(FusedFeedForward):
-    """Keeps half as many bytes and computes the hidden rows of each expert twice."""
-
-    path = "lean"
-    mix = experts.Lean
 
 
 def total(terms: Sequence[Tensor]) -> Tensor:

@@ -72,7 +72,7 @@ class Scale(Enum):
 
 
 class Compute(Enum):
-    fast = "fast"  # hand-written backward, wherever the base layer allows it
+    fast = "fast"  # hand-written backward, wherever the base layer allows it; lean from where memory runs out
     lean = "lean"  # the same; a feed-forward mixture keeps half the bytes and computes its hidden rows twice
     eager = "eager"  # autograd over the plain equation: for torch.compile, and to compare
 

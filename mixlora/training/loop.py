@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mixlora import gates, ranks, signals
-from mixlora.adapters.attach import adapted, adapter_tensors
+from mixlora.adapters.attach import adapted, adapter_tensors, make_lean, paths
 from mixlora.adapters.modules import Fused
 from mixlora.config.schema import Train
 from mixlora.console import say
@@ -56,6 +56,7 @@ class Totals:
     best: float | None = None  # mean validation score
     best_step: int = 0
     micro_batch_size: int = 0  # rows of a forward: below train.per_device_train_batch_size after memory ran out
+    lean_from_step: int | None = None  # the step in which memory ran out first, where mixtures in a block turned lean
 
 
 @dataclass
@@ -166,7 +167,7 @@ class Trainer:
         return line, bool(tally.signals)
 
     def gradients_that_fit(self, step: int) -> tuple[list[Batch], Tally, dict[str, float]]:
-        """The step's gradients; where memory runs out, again in smaller micro-batches of the same rows."""
+        """The step's gradients; where memory runs out, again in what keeps less of the same rows."""
         while True:
             try:
                 return self.gradients(step)
@@ -174,7 +175,7 @@ class Trainer:
                 if not ranks.is_out_of_memory(error):
                     raise
             self.release()
-            self.use_smaller_micro_batches(step)
+            self.keep_less(step)
 
     def gradients(self, step: int) -> tuple[list[Batch], Tally, dict[str, float]]:
         """Forward and backward over this rank's micro-batches."""
@@ -259,18 +260,24 @@ class Trainer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def use_smaller_micro_batches(self, step: int) -> None:
-        """Halve the rows of a forward: the same rows make up the step.
+    def keep_less(self, step: int) -> None:
+        """Mixtures in a block in their lean form; where they are, half the rows in a forward. The step stays the same.
 
         Raises:
             ResourceError: one row is already too much, or other ranks would have to follow.
         """
-        size, world = self.totals.micro_batch_size, self.accelerator.num_processes
-        if world > 1:
+        size, fast = self.totals.micro_batch_size, "fast" in paths(self.model) and not self.train.torch_compile
+        if self.accelerator.num_processes > 1:
+            lean = "Set method.compute=lean, or lower" if fast else "Lower"
             raise ResourceError(
-                f"out of memory in step {step}. Lower train.per_device_train_batch_size={size} and raise "
+                f"out of memory in step {step}. {lean} train.per_device_train_batch_size={size} and raise "
                 "train.gradient_accumulation_steps by as much"
             )
+        if fast:
+            make_lean(self.model)
+            self.totals.lean_from_step = step
+            say(f"Out of memory in step {step}: from here on method.compute=lean, which keeps half as much of a block")
+            return
         if size == 1:
             raise ResourceError(
                 f"out of memory in step {step} with one row in a micro-batch. Lower train.max_length="
@@ -329,6 +336,8 @@ class Trainer:
         load_tensors(self.adapter, saved.adapter)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
         self.totals = totals_of(saved)
+        if self.totals.lean_from_step is not None:
+            make_lean(self.model)
         if self.main:
             kept = [line for line in read_lines(self.metrics) if line["step"] <= saved.step]
             write_lines(self.metrics, kept)
