@@ -43,13 +43,13 @@ def llama(dtype: torch.dtype) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=256, num_key_value_heads=2, **sizes)).to(dtype)
 
 
-def adapted(name: str, compute: Compute, dtype: torch.dtype = torch.float64, **changes):
+def adapted(name: str, compute: Compute, dtype: torch.dtype = torch.float64, std: float = 0.2, **changes):
     model = llama(dtype)
     adapter = attach(model, method(name, compute, **changes))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for tensor in adapter.values():
-            tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+            tensor.copy_(std * torch.randn(tensor.shape, generator=generator))
     return model, adapter
 
 
@@ -69,17 +69,16 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("compute", BY_HAND)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_whole_model_has_the_gradients_of_the_plain_equation(name, compute, dtype, most):
-    """Tensor by tensor in float64; in float32 all together, for the plain equation itself misses a tensor by 1e-5."""
-    model, adapter = adapted(name, compute, dtype, lora_dropout=0.0)
+    """Tensor by tensor. With factors of 0.2 the plain equation itself misses float64's gradients by up to 5e-5."""
+    model, adapter = adapted(name, compute, dtype, std=0.1, lora_dropout=0.0)
     assert "eager" not in paths(model)
-    slow, slow_adapter = adapted(name, Compute.eager, dtype, lora_dropout=0.0)
+    slow, slow_adapter = adapted(name, Compute.eager, dtype, std=0.1, lora_dropout=0.0)
     assert set(paths(slow)) == {"eager"}
     assert far(model(IDS).logits, slow(IDS).logits) < most
     found, expected = gradients(model, adapter), gradients(slow, slow_adapter)
     assert found.keys() == expected.keys()
-    assert far(*(torch.cat([tensor.flatten() for tensor in each.values()]) for each in (found, expected))) < most
-    for tensor_name, gradient in found.items():
-        assert far(gradient, expected[tensor_name]) < (most if dtype is torch.float64 else 3 * most), tensor_name
+    for tensor, gradient in found.items():
+        assert far(gradient, expected[tensor]) < most, tensor
 
 
 def build(gate: dict, D: int, E: int) -> gates.Gate:
