@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mixlora import gates, ranks, signals
 from mixlora.adapters.attach import adapted, adapter_tensors, make_lean, paths
-from mixlora.adapters.modules import Fused
+from mixlora.adapters.modules import Fused, Wrapper
 from mixlora.config.schema import Train
 from mixlora.console import say
 from mixlora.errors import CheckpointError, Interrupted, NumericsError, ResourceError
@@ -96,7 +96,8 @@ class Trainer:
         self.answer_losses = AnswerLosses(self.model)
         with packing.by_row():
             self.packed = train.packing and packs_rows(self.model)
-        clear_records(self.model)
+        self.gates, self.wrappers = gates.gates_of(self.model), adapted(self.model)
+        clear_records(self.gates.values(), self.wrappers.values())
         self.wrapped = distribute(self.model, self.accelerator)
         self.compiled = compiled(self.model) if train.torch_compile else nullcontext
         # FSDP puts parameters of its own into the model, so they are looked up after it.
@@ -191,7 +192,7 @@ class Trainer:
             with packing.by_row(), self.compiled(), synchronised(self.wrapped, self.accelerator, last=last):
                 nats_B = self.answer_losses(self.wrapped, batch)
                 self.at(f"step {step}, losses {i + 1} of {len(batches)}")
-                routings = gates.pop_routings(self.model)
+                routings = gates.popped(self.gates)
                 # Gradients are averaged over ranks; the loss is a sum over all ranks' tokens.
                 loss = nats_B.sum() / label_tokens * self.accelerator.num_processes
                 for name, aux in self.aux.items():
@@ -201,7 +202,7 @@ class Trainer:
                 self.at(f"step {step}, backward {i + 1} of {len(batches)}")
                 self.accelerator.backward(loss)
             tally.add(batch, nats_B, routings)
-        clear_records(self.model)
+        clear_records(self.gates.values(), self.wrappers.values())
         return batches, tally, {name: float(value) for name, value in aux_losses.items()}
 
     def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
@@ -224,7 +225,7 @@ class Trainer:
                     f"out of memory for the optimizer's moments in step {step}. Lower method.r or method.num_experts, "
                     f"or train.per_device_train_batch_size={totals.micro_batch_size}"
                 ) from error
-            for name, gate in gates.gates_of(self.model).items():
+            for name, gate in self.gates.items():
                 gate.after_step(tally.loads[name])
         else:
             totals.skipped += 1
@@ -256,7 +257,7 @@ class Trainer:
     def release(self) -> None:
         """Let go of what a failed forward or backward holds."""
         self.optimizer.zero_grad(set_to_none=True)
-        clear_records(self.model)
+        clear_records(self.gates.values(), self.wrappers.values())
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -400,11 +401,11 @@ def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> N
             into[name].copy_(ranks.spread_as(into[name], tensor))
 
 
-def clear_records(model: nn.Module) -> None:
+def clear_records(those: Iterable[gates.Gate], wrappers: Iterable[Wrapper]) -> None:
     """Recomputation under checkpointing leaves a record behind, with its graph; a forward that failed, outputs too."""
-    for gate in gates.gates_of(model).values():
+    for gate in those:
         gate.routing = None
-    for wrapper in adapted(model).values():
+    for wrapper in wrappers:
         if isinstance(wrapper, Fused) and wrapper.ahead is not None:
             wrapper.ahead.forget()
 
