@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from mixlora import gates, losses
 from mixlora.config.load import digest, require_quantizer, run_folder
-from mixlora.config.schema import Config
+from mixlora.config.schema import Config, Quantization
 from mixlora.errors import ConfigError
 from mixlora.evaluation import protocols
 from mixlora.records import finished_as
@@ -26,6 +26,7 @@ INSTEAD = {
 def check(config: Config) -> None:
     """Raise a ConfigError for the first of surroundings, gate, losses, protocol and ways to compute that cannot be."""
     check_accelerate(os.environ)
+    check_shards(config, os.environ)
     losses.build(config.aux_loss)
     if config.method.gate is not None:
         gates.check(config.method.gate)
@@ -53,6 +54,16 @@ def check_accelerate(environment: Mapping[str, str]) -> None:
                 f"Accelerate is set to {key}={asked} (its config file, a flag of `accelerate launch`, or {name}), "
                 f"which is not supported: {instead}, and {key} to '{AS_THEY_ARE}'"
             )
+
+
+def check_shards(config: Config, environment: Mapping[str, str]) -> None:
+    """Nothing that cannot be cut into parts: FSDP makes plain parameters of the parts, and an 8-bit weight is more."""
+    sharded = environment.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+    if sharded and config.model.quantization is Quantization.int8:
+        raise ConfigError(
+            "model.quantization=int8 under FSDP is not supported: what belongs to an 8-bit weight would be lost. Set "
+            "model.quantization=nf4, or use configs/distributed/ddp.yaml"
+        )
 
 
 def check_run(config: Config, world_size: int) -> None:

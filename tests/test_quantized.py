@@ -2,23 +2,29 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import bitsandbytes
 import pytest
 import torch
 from built import METHODS, composed, disturb, tokens
 from hydra.core.global_hydra import GlobalHydra
+from tiny_runs import REPOSITORY, TORCHRUN
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixlora import train
 from mixlora.adapters.attach import attach, count, paths
+from mixlora.checks import check_shards
 from mixlora.config.schema import Model, Quantization
 from mixlora.errors import ConfigError
 from mixlora.models import base
 from mixlora.models.tokenizer import byte_tokenizer
+from mixlora.records import read_lines
 
 KINDS = [Quantization.nf4, Quantization.int8]
 QUIET = "ignore:MatMul8bitLt"  # bitsandbytes says that float32 goes through float16
@@ -103,11 +109,14 @@ def test_parameters_are_counted_as_numbers_and_not_as_bytes(kind, folder):
     assert counts[0] == counts[1]
 
 
+def job(folder: str, run: Path, kind: Quantization) -> list[str]:
+    small = ["data.source=sample", "train.max_steps=2", "eval.limit=4", "train.max_length=128", "report=false"]
+    model = ["model=path", f"model.path={folder}", f"model.quantization={kind.value}"]
+    return ["+method=smora", "+tasks=arc", *model, *small, f"run_dir={run}", f"output_root={run.parent}"]
+
+
 def test_a_run_over_a_quantised_base(folder, tmp_path, monkeypatch):
-    small = ("data.source=sample", "train.max_steps=2", "eval.limit=4", "train.max_length=128", "report=false")
-    model = ("model=path", f"model.path={folder}", "model.quantization=nf4")
-    argv = ["mixlora", "+method=smora", "+tasks=arc", *model, *small, f"run_dir={tmp_path / 'run'}"]
-    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "argv", ["mixlora", *job(folder, tmp_path / "run", Quantization.nf4)])
     GlobalHydra.instance().clear()
     with redirect_stdout(io.StringIO()):
         train.main()
@@ -120,3 +129,33 @@ def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded():
     for model, origin in (("tiny", "random numbers"), ("smollm2_135m", "a GGUF file")):
         with pytest.raises(ConfigError, match=origin):
             composed("lora", f"model={model}", "model.quantization=nf4")
+
+
+SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def on_two(folder: str, run: Path, kind: Quantization, **env: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, *TORCHRUN, "-m", "mixlora.train", *job(folder, run, kind)]
+    more = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(line, env=os.environ | more | env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.full
+def test_shards_of_a_base_of_4_bits_train_as_copies_of_it(folder, tmp_path):
+    found = []
+    for name, env in (("copies", {}), ("shards", SHARDS)):
+        done = on_two(folder, tmp_path / name / "run", Quantization.nf4, **env)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((tmp_path / name / "run" / "run.json").read_text(encoding="utf-8"))
+        assert record["sharded"] is (name == "shards")
+        found.append(read_lines(tmp_path / name / "run" / "metrics.jsonl"))
+    for ours, theirs in zip(*found, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+
+
+def test_a_base_of_8_bits_is_not_cut_into_shards(folder):
+    config = composed("lora", "model=path", f"model.path={folder}", "model.quantization=int8")
+    check_shards(config, {})
+    with pytest.raises(ConfigError, match=r"ddp\.yaml"):
+        check_shards(config, SHARDS)
