@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import platform
@@ -29,6 +30,8 @@ QUICK = "--quick" in sys.argv  # goals are for the full sizes
 # judged, not times: both sides of a round see the same rows and the same other programs, and its part in both cancels.
 TOO_NOISY = 0.15
 EMULATED = "emulated: not comparable"
+# PEFT imports it where it is installed, and it says which kernels it lacks on a CPU; nothing here uses them.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass
