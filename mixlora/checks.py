@@ -59,7 +59,8 @@ def check_accelerate(environment: Mapping[str, str]) -> None:
 def check_shards(config: Config, environment: Mapping[str, str]) -> None:
     """Nothing that cannot be cut into parts: FSDP makes plain parameters of the parts, and an 8-bit weight is more."""
     sharded = environment.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
-    if sharded and config.model.quantization is Quantization.int8:
+    several = environment.get("WORLD_SIZE", "1") != "1"
+    if sharded and several and config.model.quantization is Quantization.int8:
         raise ConfigError(
             "model.quantization=int8 under FSDP is not supported: what belongs to an 8-bit weight would be lost. Set "
             "model.quantization=nf4, or use configs/distributed/ddp.yaml"

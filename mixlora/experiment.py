@@ -5,7 +5,7 @@ Everything that can be wrong with the configuration or the data is found before 
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,7 +60,7 @@ class Experiment:
         self.parts = Parts(self.config)
         self.folder = self.parts.folder
         self.losses = losses.build(self.config.aux_loss)
-        self.ways: dict[str, Any] = {}  # in which training computes; known once the adapter is in the model
+        self.ways: Callable[[], dict[str, Any]] = dict  # in which training computes: none, till the adapter is there
 
     def run(self) -> None:
         """Train and evaluate, or go on, or show what is already there."""
@@ -69,7 +69,7 @@ class Experiment:
             # Inside as well: what a rank tells the others is the error that names its remedy.
             with ranks.together(self.config.rank_timeout) as self.watch, named(self.folder):
                 reach("start")
-                self.surroundings = surroundings(self.parts.accelerator.device)
+                self.surroundings = surroundings(self.parts.accelerator.device, configs.quantizer(self.config.model))
                 if self.config.dry_run:
                     self.announce()
                     self.rehearse()
@@ -122,6 +122,7 @@ class Experiment:
         trainer.rows = lambda first, number: [
             longest(row, self.config.train.max_length) for row in self.parts.rows(0, number)
         ]
+        loaded.model.train()  # as in a run: with dropout, and computed twice where gradient_checkpointing says so
         began = time.monotonic()
         line, _ = trainer.step(1)
         peak = peak_memory(self.parts.accelerator.device) / 2**30
@@ -196,7 +197,7 @@ class Experiment:
         sizes = self.attach(loaded, adapter)
         scoring = self.scoring(loaded)
         trainer = self.trainer(loaded, scoring)
-        self.ways = self.ways_of(loaded.model, trainer)
+        self.ways = lambda: self.ways_of(loaded.model, trainer)
         if trainer.main:
             self.record("running")
         self.tell_drawn(self.train(trainer))
@@ -262,6 +263,7 @@ class Experiment:
             "torch_compile": through_compiler,
             "packed": trainer.packed,
             "chunked_head": trainer.answer_losses.head is not None,
+            "lean_from_step": trainer.totals.lean_from_step,
         }
 
     def origin(self, weights_sha256: str) -> dict[str, Any]:
@@ -276,7 +278,8 @@ class Experiment:
     def made_with(self, loaded: base.Base) -> dict[str, Any]:
         """What may change the last bits of a run that goes on, and no more than that."""
         kept = {key: self.surroundings[key] for key in ("git_commit", "packages", "python", "device", "threads")}
-        return kept | {"sharded": ranks.sharded(loaded.model), "torch_compile": self.config.train.torch_compile}
+        ways = {"compute": self.config.method.compute.value, "torch_compile": self.config.train.torch_compile}
+        return kept | ways | {"sharded": ranks.sharded(loaded.model)}
 
     def train(self, trainer: Trainer) -> Totals:
         """Go on from the newest whole checkpoint, or from the one that `resume` names, or start."""
@@ -369,7 +372,7 @@ class Experiment:
             "incomplete": sorted(name for name, data in self.parts.data.items() if not data.complete),
             "notes": [note for data in self.parts.data.values() for note in data.notes],
             "prompts": self.parts.formatter.fingerprint(),
-            **self.ways,
+            **self.ways(),
         }
         write_json(self.folder / "run.json", values | dict(outcome or {}))
 
@@ -377,7 +380,6 @@ class Experiment:
         """What a finished run was made with, and what it took."""
         drawn, totals = self.parts.plan.drawn(), trainer.totals
         return {
-            **self.ways_of(loaded.model, trainer),
             "weights_sha256": loaded.sha256,
             "sharded": ranks.sharded(loaded.model),
             "parameters": sizes,
@@ -388,7 +390,6 @@ class Experiment:
             "passes": {name: round(task.passes, 4) for name, task in drawn.items()},
             "skipped_steps": totals.skipped,
             "micro_batch_size": totals.micro_batch_size,
-            "lean_from_step": totals.lean_from_step,
             "seconds": round(seconds, 1),
             "training_seconds": round(totals.seconds, 1),
             "checkpoint_seconds": round(totals.checkpoint_seconds, 2),

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from mixlora.config.cli import door
 from mixlora.config.doors import Export, run_folder
+from mixlora.config.schema import Quantization
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
@@ -20,8 +21,13 @@ def main(cfg: DictConfig) -> None:
     from mixlora.adapters import files
     from mixlora.adapters.attach import adapter_tensors
 
-    loaded = loading.load(run)
     model, method, _ = loading.described(run)
+    if options.merge and model.quantization is not Quantization.none:
+        raise ConfigError(
+            f"the base of {run} is {model.quantization.value}, and what is merged would be rounded once more. Keep the "
+            f"adapter (merge=false, or mixlora.load('{run}')), or train with model.quantization=none"
+        )
+    loaded = loading.load(run)
     if options.merge:
         files.merge(loaded.model)
         loaded.model.config.use_cache = True

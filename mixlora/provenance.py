@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ PACKAGES = (
 )
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
-    """Commit, versions and device of this process."""
+def surroundings(device: torch.device, more: Sequence[str] = ()) -> dict[str, Any]:
+    """Commit, versions (of `more` packages as well) and device of this process."""
     return {
         **git_state(Path(__file__)),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in (*PACKAGES, *more)},
         "python": sys.version.split()[0],
         "device": device_name(device),
         "threads": torch.get_num_threads(),

@@ -97,7 +97,8 @@ class Scoring:
         # digest of the weights tells their dtype as well.
         made_of = [config["model"], self.loaded.sha256, self.parts.accelerator.device.type]
         asked = [config["data"], config["eval"], self.config.seed, tasks]
-        return digest([made_of, asked, [version(package) for package in ("torch", "transformers", "lm_eval")]])
+        packages = ("torch", "transformers", "lm_eval", *configs.quantizer(self.config.model))
+        return digest([made_of, asked, [version(package) for package in packages]])
 
     def evaluate(self, folder: Path, when: str, adapter_sha256: str | None = None) -> None:
         """Score every task into `folder`: predictions/TASK.jsonl and results.json.

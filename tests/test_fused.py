@@ -69,7 +69,7 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("compute", BY_HAND)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_whole_model_has_the_gradients_of_the_plain_equation(name, compute, dtype, most):
-    """Tensor by tensor. With factors of 0.2 the plain equation itself misses float64's gradients by up to 5e-5."""
+    """Tensor by tensor, with small factors: with large ones float32 itself misses a gradient by more than that."""
     model, adapter = adapted(name, compute, dtype, std=0.1, lora_dropout=0.0)
     assert "eager" not in paths(model)
     slow, slow_adapter = adapted(name, Compute.eager, dtype, std=0.1, lora_dropout=0.0)

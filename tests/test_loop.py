@@ -301,8 +301,9 @@ class NoRoomForFast(Small):
     fits = 2
 
     def gradients(self, step):
+        assert all(gate.routing is None for gate in self.gates.values())
         if "fast" in paths(self.model):
-            nn.Module.__call__(self.model, input_ids=torch.ones(1, 4, dtype=torch.long))  # leaves records behind
+            self.model(input_ids=torch.ones(1, 4, dtype=torch.long))
             raise torch.OutOfMemoryError("out of memory")
         return super().gradients(step)
 

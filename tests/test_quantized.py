@@ -17,18 +17,17 @@ from tiny_runs import REPOSITORY, TORCHRUN
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixlora import train
+from mixlora import export, train
 from mixlora.adapters.attach import attach, count, paths
 from mixlora.checks import check_shards
 from mixlora.config.schema import Model, Quantization
 from mixlora.errors import ConfigError
 from mixlora.models import base
+from mixlora.models.likelihood import packs_rows
 from mixlora.models.tokenizer import byte_tokenizer
 from mixlora.records import read_lines
 
 KINDS = [Quantization.nf4, Quantization.int8]
-QUIET = "ignore:MatMul8bitLt"  # bitsandbytes says that float32 goes through float16
-pytestmark = pytest.mark.filterwarnings(QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +76,11 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", METHODS)
 def test_training_over_a_quantised_base_is_training_over_its_numbers(name, kind, folder):
-    """After it has scored as well, for a kernel of the quantiser's own scores and may leave the weights otherwise."""
+    """After it has scored as well: on a CPU with bfloat16 products a kernel of the quantiser's own would score, and
+    leave the weights otherwise."""
     method = composed(name, "method.lora_dropout=0.0").method
     quantized = loaded(folder, kind)
+    assert not any(getattr(module, base.REPACKS, False) for module in quantized.modules())
     model = plain(folder, quantized)
     with torch.no_grad():
         quantized.eval()(tokens(2, 12))
@@ -99,6 +100,32 @@ def test_training_over_a_quantised_base_is_training_over_its_numbers(name, kind,
         assert far(gradient, found[1][tensor]) < 1e-5, tensor
 
 
+@torch.no_grad()
+def test_scores_of_4_bits_are_those_of_its_numbers_beside_any_row(folder):
+    quantized = loaded(folder, Quantization.nf4)
+    model = plain(folder, quantized)
+    rows = tokens(3, 12)
+    logits = quantized.eval()(rows).logits
+    assert far(logits, model.eval()(rows).logits) < 1e-5
+    assert far(logits[:1], quantized(rows[:1]).logits) < 1e-5
+    assert packs_rows(quantized)
+
+
+def test_rows_are_not_packed_where_products_are_rounded_by_the_whole_batch(folder):
+    assert not packs_rows(loaded(folder, Quantization.int8))
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_quantised_already_are_called_what_they_are(kind, folder, tmp_path):
+    loaded(folder, kind).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert base.quantized(loaded(str(tmp_path), kind)) is kind
+    for other in set(Quantization) - {kind}:
+        with pytest.raises(ConfigError, match=rf"model\.quantization={kind.value}"):
+            loaded(str(tmp_path), other)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_counted_as_numbers_and_not_as_bytes(kind, folder):
     method, counts = composed("smora").method, []
@@ -116,13 +143,20 @@ def job(folder: str, run: Path, kind: Quantization) -> list[str]:
 
 
 def test_a_run_over_a_quantised_base(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["mixlora", *job(folder, tmp_path / "run", Quantization.nf4)])
-    GlobalHydra.instance().clear()
-    with redirect_stdout(io.StringIO()):
-        train.main()
+    def call(door, *argv: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["mixlora", *argv])
+        GlobalHydra.instance().clear()
+        with redirect_stdout(io.StringIO()):
+            door.main()
+
+    call(train, *job(folder, tmp_path / "run", Quantization.nf4))
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "finished"
     assert record["computed"] == {"eager": 14}
+    assert record["packages"]["bitsandbytes"] == bitsandbytes.__version__
+    with pytest.raises(SystemExit) as ended:
+        call(export, f"run={tmp_path / 'run'}", f"to={tmp_path / 'to'}", "merge=true")
+    assert ended.value.code == 2
 
 
 def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded():
@@ -132,6 +166,7 @@ def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded():
 
 
 SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+TWO = {"WORLD_SIZE": "2"}
 
 
 def on_two(folder: str, run: Path, kind: Quantization, **env: str) -> subprocess.CompletedProcess[str]:
@@ -156,6 +191,7 @@ def test_shards_of_a_base_of_4_bits_train_as_copies_of_it(folder, tmp_path):
 
 def test_a_base_of_8_bits_is_not_cut_into_shards(folder):
     config = composed("lora", "model=path", f"model.path={folder}", "model.quantization=int8")
-    check_shards(config, {})
+    for whole in (TWO, SHARDS):  # one process cuts nothing
+        check_shards(config, whole)
     with pytest.raises(ConfigError, match=r"ddp\.yaml"):
-        check_shards(config, SHARDS)
+        check_shards(config, SHARDS | TWO)

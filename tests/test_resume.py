@@ -397,6 +397,9 @@ def test_a_run_that_turned_lean_says_so_and_goes_on_lean(configs, tmp_path):
         assert (record["lean_from_step"], record["micro_batch_size"]) == (2, 2)
         assert record["computed"]["lean"]
         assert "fast" not in record["computed"]
+    assert (
+        "lean" in train(configs, tmp_path / "on", *mixture, resumed, "method.compute=lean").stdout
+    )  # shown: the same run
     weights = Path("adapter", "adapter_model.safetensors")
     assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "on" / weights).read_bytes()
 

@@ -19,6 +19,7 @@ from mixlora import evaluate, export, generate, train
 from mixlora.config import load
 from mixlora.models import base
 from mixlora.records import read_lines
+from mixlora.training.loop import Trainer
 
 SMALL = ("model=tiny", "data.source=sample", "train.max_steps=3", "eval.limit=6", "train.max_length=256")
 FILES = {"config.yaml", "run.json", "metrics.jsonl", "results.json", "routing.json"}
@@ -40,6 +41,14 @@ def run(door, *argv: str) -> str:
 def trained(folder: Path, method: str) -> Path:
     run(train, f"+method={method}", "+tasks=arc", *SMALL, f"run_dir={folder}")
     return folder
+
+
+def test_a_rehearsal_steps_as_a_run_does(monkeypatch):
+    """In evaluation mode nothing would be dropped, nor computed twice to save memory."""
+    modes, step = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, *given: modes.append(self.model.training) or step(self, *given))
+    run(train, "+method=lora", "+tasks=arc", *SMALL, "dry_run=true")
+    assert modes == [True]
 
 
 @pytest.fixture(scope="module")

@@ -153,11 +153,10 @@ class Plan:
         E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
         deltas = {part: self.low_rank(name, linear, E, shared) for part, linear in linears.items()}
         children = parts | {"activation": names.feed_forward.activation}
-        by_hand = self.by_hand(*linears.values())
-        kind = FusedFeedForward if by_hand else GatedFeedForward
+        kind = FusedFeedForward if self.by_hand(*linears.values()) else GatedFeedForward
         built = kind(block, children, deltas, self.gate(name, linears["gate"], E))
-        if by_hand:
-            built.path = self.method.compute.value
+        if isinstance(built, FusedFeedForward) and self.method.compute is Compute.lean:
+            built.turn_lean()
         return built
 
     def low_rank(self, name: str, base: nn.Module, E: int, shared_a: bool) -> LowRank:
@@ -232,10 +231,10 @@ def paths(model: nn.Module, compiled: Container[nn.Module] = ()) -> dict[str, in
 
 
 def make_lean(model: nn.Module) -> None:
-    """Let every mixture in a block that computes in its fast form go on in the lean one."""
+    """Let every mixture in a block that computes by hand go on in its lean form."""
     for wrapper in adapted(model).values():
-        if wrapper.path == "fast":
-            wrapper.path = "lean"
+        if isinstance(wrapper, FusedFeedForward):
+            wrapper.turn_lean()
 
 
 def count(model: nn.Module) -> dict[str, int]:

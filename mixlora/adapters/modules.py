@@ -8,7 +8,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -191,8 +191,11 @@ class FusedFeedForward(GatedFeedForward):
     The lean one keeps half as many bytes and computes the hidden rows of each expert twice.
     """
 
-    forms: ClassVar[dict[str, type[torch.autograd.Function]]] = {"fast": experts.Fast, "lean": experts.Lean}
     path, compiled_path = "fast", GatedFeedForward.path
+    mix: type[torch.autograd.Function] = experts.Fast
+
+    def turn_lean(self) -> None:
+        self.path, self.mix = "lean", experts.Lean
 
     def forward(self, x_TD: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -210,7 +213,7 @@ class FusedFeedForward(GatedFeedForward):
         factors = *(delta.B_OR for delta in up), down.A_RD
         scales = tuple(delta.scale for delta in up)
         drops = tuple(dropout.draw(down.dropout, x_TD) for _ in range(self.gate.num_experts))
-        h_TF, z_TR = self.forms[self.path].apply(*inputs, g_TE, t_N, *factors, counts, scales, act, drops)
+        h_TF, z_TR = self.mix.apply(*inputs, g_TE, t_N, *factors, counts, scales, act, drops)
         return down.onto(self.base("down")(h_TF), z_TR).unflatten(0, lead)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Config, Launch, Method, Model, Quantization, Scope
+from mixlora.config.schema import Compute, Config, Launch, Method, Model, Quantization, Scope
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 
@@ -77,6 +77,8 @@ def decisive(config: Config) -> dict[str, Any]:
     """Everything in the configuration that decides the result, as plain data."""
     values = {k: v for k, v in plain(config).items() if k not in NAMELESS}
     values["train"] = {k: v for k, v in values["train"].items() if k not in NAMELESS_TRAIN}
+    if config.method.compute is Compute.lean:  # a run goes from the one to the other where memory runs out
+        values["method"] = values["method"] | {"compute": Compute.fast.value}
     return values
 
 
@@ -136,10 +138,16 @@ def check_model(model: Model) -> None:
         )
 
 
+def quantizer(model: Model) -> tuple[str, ...]:
+    """The package that quantises the model, or none."""
+    return () if model.quantization is Quantization.none else ("bitsandbytes",)
+
+
 def require_quantizer(model: Model) -> None:
     """Raise a ConfigError where the package that quantises is asked for and not installed."""
-    if model.quantization is not Quantization.none and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"model.quantization={model.quantization.value} needs bitsandbytes: pip install bitsandbytes")
+    for package in quantizer(model):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"model.quantization={model.quantization.value} needs {package}: pip install {package}")
 
 
 def check_method(method: Method) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,11 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
         extra |= {"quantization_config": quantization(model.quantization, dtype), "device_map": {"": device}}
     with named_errors(model):
         loaded = AutoModelForCausalLM.from_pretrained(origin, **options, **extra)
+    if quantized(loaded) is not model.quantization:
+        raise ConfigError(
+            f"the weights of model.path={origin} are there in {quantized(loaded).value} and stay so. Set "
+            f"model.quantization={quantized(loaded).value}"
+        )
     for module in loaded.modules():
         if hasattr(module, REPACKS):
             setattr(module, REPACKS, False)
@@ -113,6 +119,8 @@ def named_errors(model: Model) -> Iterator[None]:
     """What transformers raises where a model cannot be had, as one message with the remedy."""
     try:
         yield
+    except ImportError as error:  # of a package that this model needs, or of its version
+        raise ConfigError(f"model '{model.name}' could not be loaded: {str(error).strip().splitlines()[0]}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, MixloraError):
             raise
@@ -138,7 +146,16 @@ def where(model: Model) -> tuple[str, dict[str, Any]]:
     return model.path, options
 
 
+def quantized(loaded: PreTrainedModel) -> Quantization:
+    """How bitsandbytes holds the weights of a model."""
+    if getattr(loaded, "is_loaded_in_8bit", False):
+        return Quantization.int8
+    return Quantization.nf4 if getattr(loaded, "is_loaded_in_4bit", False) else Quantization.none
+
+
 def quantization(kind: Quantization, dtype: torch.dtype) -> Any:
+    # It warns of each product in float32, and of kernels that are only for weights packed anew (see REPACKS).
+    getLogger("bitsandbytes").setLevel(ERROR)
     from transformers import BitsAndBytesConfig
 
     if kind is Quantization.int8:

@@ -139,8 +139,11 @@ def packs_rows(model: Any) -> bool:
     """Whether rows that are packed are each computed as if alone: tried on two short rows.
 
     Not with recurrent layers or positions that the model makes itself, for example. What such short rows cannot show
-    is what a model does by place in the line and only far from its beginning.
+    is what a model does by place in the line and only far from its beginning; nor that 8-bit products (LLM.int8()) are
+    rounded by what stands out in any row of the batch.
     """
+    if getattr(model, "is_loaded_in_8bit", False):
+        return False
     if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()):
         return False
     first, other, row = ([0, 1, 2], [2, 3, 0], [3, 1])

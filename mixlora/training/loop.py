@@ -56,7 +56,7 @@ class Totals:
     best: float | None = None  # mean validation score
     best_step: int = 0
     micro_batch_size: int = 0  # rows of a forward: below train.per_device_train_batch_size after memory ran out
-    lean_from_step: int | None = None  # the step in which memory ran out first, where mixtures in a block turned lean
+    lean_from_step: int | None = None  # the step in which mixtures in a block turned lean, for memory ran out
 
 
 @dataclass
@@ -401,9 +401,9 @@ def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> N
             into[name].copy_(ranks.spread_as(into[name], tensor))
 
 
-def clear_records(those: Iterable[gates.Gate], wrappers: Iterable[Wrapper]) -> None:
+def clear_records(chosen_gates: Iterable[gates.Gate], wrappers: Iterable[Wrapper]) -> None:
     """Recomputation under checkpointing leaves a record behind, with its graph; a forward that failed, outputs too."""
-    for gate in those:
+    for gate in chosen_gates:
         gate.routing = None
     for wrapper in wrappers:
         if isinstance(wrapper, Fused) and wrapper.ahead is not None:
