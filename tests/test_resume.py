@@ -386,22 +386,22 @@ def test_out_of_memory_is_recorded_and_the_rows_stay_the_same(configs, whole, tm
 
 
 def test_a_run_that_turned_lean_says_so_and_goes_on_lean(configs, tmp_path):
-    """From a checkpoint after that, to the bytes of the run that wrote it."""
+    """From a checkpoint after that, to the bytes of the run that wrote it; asked for, lean goes on where fast began."""
     mixture = ("method=mixlora", "train.save_total_limit=3")
     done = train(configs, tmp_path / "whole", *mixture, MIXLORA_FAIL="step.forward@4:oom")
     assert done.returncode == 0, done.stderr
     resumed = f"resume={tmp_path / 'whole' / 'checkpoints' / 'step-4'}"
-    assert train(configs, tmp_path / "on", *mixture, resumed).returncode == 0
-    whole, on = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "on"))
-    for record in (whole, on):
+    for name, form in (("on", "fast"), ("asked", "lean")):
+        done = train(configs, tmp_path / name, *mixture, resumed, f"method.compute={form}")
+        assert done.returncode == 0, done.stderr
+        assert ("Going on with compute lean, not fast" in done.stdout) is (form == "lean")
+    weights = Path("adapter", "adapter_model.safetensors")
+    for name in ("whole", "on", "asked"):
+        record = json.loads((tmp_path / name / "run.json").read_text())
         assert (record["lean_from_step"], record["micro_batch_size"]) == (2, 2)
         assert record["computed"]["lean"]
         assert "fast" not in record["computed"]
-    assert (
-        "lean" in train(configs, tmp_path / "on", *mixture, resumed, "method.compute=lean").stdout
-    )  # shown: the same run
-    weights = Path("adapter", "adapter_model.safetensors")
-    assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "on" / weights).read_bytes()
+        assert (tmp_path / name / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
 def within(kilobytes: int, configs: Path, run: Path, *overrides: str) -> int:

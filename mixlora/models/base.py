@@ -146,7 +146,7 @@ def where(model: Model) -> tuple[str, dict[str, Any]]:
     return model.path, options
 
 
-def quantized(loaded: PreTrainedModel) -> Quantization:
+def quantized(loaded: torch.nn.Module) -> Quantization:
     """How bitsandbytes holds the weights of a model."""
     if getattr(loaded, "is_loaded_in_8bit", False):
         return Quantization.int8

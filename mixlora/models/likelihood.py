@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixlora.config.schema import Quantization
+from mixlora.models.base import quantized
 from mixlora.models.packing import Segments
 from mixlora.tasks.collate import Batch
 
@@ -142,7 +144,7 @@ def packs_rows(model: Any) -> bool:
     is what a model does by place in the line and only far from its beginning; nor that 8-bit products (LLM.int8()) are
     rounded by what stands out in any row of the batch.
     """
-    if getattr(model, "is_loaded_in_8bit", False):
+    if quantized(model) is Quantization.int8:
         return False
     if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()):
         return False
