@@ -100,7 +100,7 @@ def mixture(model: Block, r: int, compute: Compute, dropout: float = 0.0) -> nn.
 def ours(model: nn.Module, method: Method) -> nn.Module:
     method.adapter_dtype = Dtype.auto
     adapter = attach(model, method)
-    filled(tensor for name, tensor in adapter.items() if name.endswith("B_OR"))
+    filled(tensor for name, tensor in adapter.items() if name.endswith("B_RO"))
     return model.train()
 
 

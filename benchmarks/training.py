@@ -108,10 +108,10 @@ def total_ranks(model: str, device: str, dtype: str, method: str, *overrides: st
     """Every linear that the method adapts, with the rank over all its experts."""
     like, _, _ = ours(model, device, dtype, method, Compute.fast, *overrides)
     return {
-        name if part == "delta" else f"{name}.{part}": module.B_OR.shape[1]
+        name if part == "delta" else f"{name}.{part}": len(module.B_RO)
         for name, wrapper in adapted(like).items()
         for part, module in wrapper.named_children()
-        if hasattr(module, "B_OR")
+        if hasattr(module, "B_RO")
     }
 
 

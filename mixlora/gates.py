@@ -9,7 +9,7 @@ training step pops. Gates with state move it in `after_step`, once for each opti
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -26,9 +26,14 @@ class Routing:
     """What one gate decided for one batch. Auxiliary losses, loads and plots read this and nothing else."""
 
     logits_TS: Tensor
-    probs_TE: Tensor  # the score of every expert before selection
     weights_TE: Tensor  # g(x): zero where an expert was not chosen
     chosen_TE: Tensor  # bool
+    score: Callable[[Tensor], Tensor]  # from logits to the score of every expert before selection
+
+    @property
+    def probs_TE(self) -> Tensor:
+        """The score of every expert, computed for those who ask: a gate that takes the K largest does without."""
+        return self.score(self.logits_TS)
 
 
 @dataclass(kw_only=True)
@@ -43,8 +48,8 @@ class GateOptions:
 class Gate(nn.Module):
     """A linear router without bias, its scores in at least float32, and a selection.
 
-    A kind is a class with `route`, a function of what it is given and of `options`, `top_k` and `num_experts` alone:
-    gates of one rule are asked together, in a dimension between T and S.
+    A kind is a class with `score` and `route`, functions of what they are given and of `options`, `top_k` and
+    `num_experts` alone: gates of one rule are asked together, in a dimension between T and S.
 
     Args:
         in_features: D.
@@ -92,6 +97,10 @@ class Gate(nn.Module):
         assert self.routing is not None
         return self.routing.chosen_TE
 
+    def score(self, logits_TS: Tensor) -> Tensor:
+        """p(x), the score of every expert before selection: [T, S] -> [T, E]."""
+        return softmax(logits_TS)
+
     def state(self) -> dict[str, Tensor]:
         """What a gate holds besides its router, by the names under which `route` takes it."""
         return {}
@@ -109,8 +118,8 @@ class Dense(Gate):
         super().__init__(in_features, num_experts, top_k, options, **factory)
 
     def route(self, logits_TS: Tensor) -> Routing:
-        probs_TE = logits_TS.softmax(-1)
-        return Routing(logits_TS, probs_TE, probs_TE, torch.ones_like(probs_TE, dtype=torch.bool))
+        probs_TE = self.score(logits_TS)
+        return Routing(logits_TS, probs_TE, torch.ones_like(probs_TE, dtype=torch.bool), self.score)
 
 
 @dataclass(kw_only=True)
@@ -128,13 +137,12 @@ class TopK(Gate):
         return self.top_k or self.num_experts
 
     def route(self, logits_TS: Tensor) -> Routing:
-        probs_TE = logits_TS.softmax(-1)
-        chosen_TE = largest(logits_TS, self.top_k or self.num_experts)
-        if self.options.renormalize:  # p / Σ_K p is the softmax over the chosen alone, which keeps nothing but itself
-            weights_TE = logits_TS.masked_fill(~chosen_TE, -math.inf).softmax(-1)
+        logit_TK, index_TK = logits_TS.topk(self.top_k or self.num_experts, dim=-1)
+        if self.options.renormalize:  # p / Σ_K p is the softmax over the chosen alone
+            weight_TK = logit_TK.softmax(-1)
         else:
-            weights_TE = probs_TE * chosen_TE
-        return Routing(logits_TS, probs_TE, weights_TE, chosen_TE)
+            weight_TK = self.score(logits_TS).gather(-1, index_TK)
+        return Routing(logits_TS, *placed(weight_TK, index_TK, self.num_experts), self.score)
 
 
 class Crossing(Enum):
@@ -170,16 +178,16 @@ class Entropy(Gate):
     Options = EntropyOptions
 
     def route(self, logits_TS: Tensor) -> Routing:
-        o = self.options
-        probs_TE = logits_TS.softmax(-1)
-        chosen_TE = prefix(probs_TE, o.top_p, at_least=self.top_k or 1, crossing=o.crossing)
+        o, probs_TE = self.options, self.score(logits_TS)
+        p_TE = probs_TE.detach()  # what decides has no gradient
+        chosen_TE = prefix(p_TE, o.top_p, at_least=self.top_k or 1, crossing=o.crossing)
         if o.entropy_threshold < 1:
-            entropy_T = tsallis_entropy(probs_TE, o.q, eps=o.entropy_eps)
+            entropy_T = tsallis_entropy(p_TE, o.q, eps=o.entropy_eps)
             chosen_TE = chosen_TE | (entropy_T > o.entropy_threshold).unsqueeze(-1)
         weights_TE = probs_TE * chosen_TE
         if o.renormalize:
             weights_TE = weights_TE / weights_TE.sum(-1, keepdim=True)
-        return Routing(logits_TS, probs_TE, weights_TE, chosen_TE)
+        return Routing(logits_TS, weights_TE, chosen_TE, self.score)
 
 
 class Score(Enum):
@@ -225,39 +233,30 @@ class BalancedTopK(Gate):
     def state(self) -> dict[str, Tensor]:
         return {"bias_E": self.bias_E}
 
+    def score(self, logits_TS: Tensor) -> Tensor:
+        scores_TS = logits_TS.sigmoid() if self.options.score is Score.sigmoid else softmax(logits_TS)
+        return repeated(scores_TS, self.options.rank_partition)
+
+    def score_of(self, index_TK: Tensor, logits_TS: Tensor) -> Tensor:
+        """The scores of the chosen alone, for which a sigmoid needs no other logit, and backward keeps none."""
+        if self.options.score is Score.softmax:
+            return self.score(logits_TS).gather(-1, index_TK)
+        return logits_TS.gather(-1, index_TK // self.options.rank_partition).sigmoid()
+
     def route(self, logits_TS: Tensor, bias_E: Tensor) -> Routing:
-        scores_TS = logits_TS.sigmoid() if self.options.score is Score.sigmoid else logits_TS.softmax(-1)
-        probs_TE = repeated(scores_TS, self.options.rank_partition)
-        biased_TE = probs_TE + bias_E
-        k = self.top_k or self.num_experts
-        chosen_TE = largest(biased_TE, k)
-        kept_TE = (biased_TE if self.options.bias_in_value else probs_TE) * chosen_TE
-        return Routing(logits_TS, probs_TE, Shares.apply(kept_TE, k), chosen_TE)
+        k, biased_TE = self.top_k or self.num_experts, self.score(logits_TS.detach()) + bias_E
+        index_TK = biased_TE.topk(k, dim=-1).indices
+        value_TK = self.score_of(index_TK, logits_TS)
+        if self.options.bias_in_value:
+            value_TK = value_TK + bias_E.expand_as(biased_TE).gather(-1, index_TK)
+        weight_TK = k * value_TK / value_TK.sum(-1, keepdim=True)
+        return Routing(logits_TS, *placed(weight_TK, index_TK, self.num_experts), self.score)
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
         # In whole numbers where the load is counted in them: a mean would be rounded, and its sign with it.
         moved_E = self.options.bias_rate * (load_E.sum() - self.num_experts * load_E).sign()
         self.bias_E += moved_E.to(self.bias_E.device)
-
-
-class Shares(torch.autograd.Function):
-    """x [T, E] -> y = k x / Σ_E x. Keeps y, which its readers keep too, and the sum; autograd would keep x besides."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TE: Tensor, k: int) -> Tensor:
-        factor_T1 = k / x_TE.sum(-1, keepdim=True)
-        y_TE = x_TE * factor_T1
-        ctx.save_for_backward(y_TE, factor_T1)
-        ctx.k = k
-        return y_TE
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        y_TE, factor_T1 = ctx.saved_tensors
-        (dy_TE,) = gradients
-        mean_T1 = (dy_TE * y_TE).sum(-1, keepdim=True) / ctx.k
-        return (dy_TE - mean_T1).mul_(factor_T1), None
 
 
 KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}
@@ -283,9 +282,9 @@ def together(gates: Sequence[Gate], logits_TS: Tensor) -> Routing:
 
 def apart(all_TnE: Routing) -> list[Routing]:
     """The record of each of the gates that were asked together."""
-    tensors = [getattr(all_TnE, field.name) for field in fields(all_TnE)]
+    tensors = all_TnE.logits_TS, all_TnE.weights_TE, all_TnE.chosen_TE
     parts = [tensor.unbind(-2) if tensor.shape[-2] > 1 else (tensor.squeeze(-2),) for tensor in tensors]
-    return [Routing(*part) for part in zip(*parts, strict=True)]
+    return [Routing(z, g, chosen, all_TnE.score) for z, g, chosen in zip(*parts, strict=True)]
 
 
 def of_one_rule(one: Gate | None, other: Gate | None) -> bool:
@@ -298,15 +297,23 @@ def of_one_rule(one: Gate | None, other: Gate | None) -> bool:
     return rules[0] == rules[1] and all(names == {"router.weight", *one.state()} for names in held)
 
 
+def softmax(logits_TE: Tensor) -> Tensor:
+    """Over the experts, in the order in which the numbers lie: see `alike`."""
+    if logits_TE.stride(-1) == 1:
+        return logits_TE.softmax(-1)
+    return logits_TE.movedim(-1, 0).softmax(0).movedim(0, -1)
+
+
 def repeated(scores_TS: Tensor, times: int) -> Tensor:
     """Every score `times` in a row: [T, S] -> [T, S · times]; for one time a view, where repeat_interleave copies."""
     return scores_TS.unsqueeze(-1).expand(*scores_TS.shape, times).flatten(-2)
 
 
-def largest(scores_TE: Tensor, k: int) -> Tensor:
-    """Bool mask of the k largest scores of each token."""
-    index_TK = scores_TE.detach().topk(k, dim=-1).indices
-    return torch.zeros_like(scores_TE, dtype=torch.bool).scatter_(-1, index_TK, True)
+def placed(weight_TK: Tensor, index_TK: Tensor, E: int) -> tuple[Tensor, Tensor]:
+    """Weights of the chosen experts, zero for all others, and the mask of the chosen: [T, E] each."""
+    zeros_TE = weight_TK.new_zeros(*weight_TK.shape[:-1], E)
+    chosen_TE = torch.zeros_like(zeros_TE, dtype=torch.bool).scatter_(-1, index_TK, True)
+    return zeros_TE.scatter(-1, index_TK, weight_TK), chosen_TE
 
 
 def prefix(probs_TE: Tensor, top_p: float, *, at_least: int, crossing: Crossing) -> Tensor:
@@ -352,14 +359,17 @@ def gates_of(model: nn.Module) -> dict[str, Gate]:
 
 
 def alike(values: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
-    """Tensors of one shape, L of them, stacked: (their names, [L, ...]).
+    """Tensors of one shape, L of them, stacked: (their names, [L, ..., E]), those of one expert together in memory.
 
-    A model has hundreds of gates, and a GPU would wait for as many launches of every small operation.
+    A model has hundreds of gates, and a GPU would wait for as many launches of every small operation. A CPU computes
+    the softmax of a row that is shorter than a register number by number, and of rows that lie side by side all at
+    once: 0.24 in place of 4.5 ms for 57,600 rows of 8.
     """
     shapes: dict[torch.Size, list[str]] = {}
     for name, value in values.items():
         shapes.setdefault(value.shape, []).append(name)
-    return [(names, torch.stack([values[name] for name in names])) for names in shapes.values()]
+    stacks = (torch.stack([values[name].movedim(-1, 0) for name in names], dim=1) for names in shapes.values())
+    return [(names, stack.movedim(0, -1)) for names, stack in zip(shapes.values(), stacks, strict=True)]
 
 
 def loads(routings: Mapping[str, Routing], mask_T: Tensor) -> dict[str, Tensor]:

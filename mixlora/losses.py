@@ -56,7 +56,7 @@ class LoadBalance:
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
-        P = token_means({name: r.probs_TE for name, r in routings.items()}, mask_T)
+        P = score_means(routings, mask_T)
         f = self.shares(routings, mask_T)
         groups: dict[tuple[int, int], list[list[str]]] = {}
         for group in grouped(P, self.over):
@@ -87,10 +87,9 @@ class LoadBalance:
         """f of every router."""
         if self.share is Share.soft:
             return token_means({name: r.weights_TE for name, r in routings.items()}, mask_T)
-        probs = {name: r.probs_TE for name, r in routings.items()}
         if self.share is Share.argmax:
-            return token_means(probs, mask_T, lambda p: F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype))
-        dtype = next(iter(probs.values())).dtype
+            return score_means(routings, mask_T, lambda p: F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype))
+        dtype = next(iter(routings.values())).logits_TS.dtype
         return token_means({name: r.chosen_TE for name, r in routings.items()}, mask_T, lambda chosen: chosen.to(dtype))
 
 
@@ -109,8 +108,7 @@ class TsallisEntropy:
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T
-        probs = {name: r.probs_TE for name, r in routings.items()}
-        values = token_means(probs, mask_T, partial(tsallis_entropy, q=self.q, eps=self.eps))
+        values = score_means(routings, mask_T, partial(tsallis_entropy, q=self.q, eps=self.eps))
         return torch.stack(list(values.values())).mean()
 
 
@@ -158,6 +156,14 @@ def layer_of(name: str) -> str:
 def reduced(values: Sequence[Tensor], reduce: Reduce) -> Tensor:
     joined = torch.cat(list(values))
     return joined.sum() if reduce is Reduce.sum else joined.mean()
+
+
+def score_means(
+    routings: Mapping[str, Routing], mask_T: Tensor, of: Callable[[Tensor], Tensor] = lambda p_LTE: p_LTE
+) -> dict[str, Tensor]:
+    """Means of `of(p)` of every router, whose scores p are computed here, all at once: a model has one kind of gate."""
+    score = next(iter(routings.values())).score
+    return token_means({name: r.logits_TS for name, r in routings.items()}, mask_T, lambda z_LTS: of(score(z_LTS)))
 
 
 def token_means(

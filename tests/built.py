@@ -66,7 +66,7 @@ def busy(config: Config) -> tuple[nn.Module, dict[str, Tensor]]:
 def disturb(adapter: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in adapter.items():
-            std = 0.05 if name.endswith("bias_E") else 0.2 if name.endswith("B_OR") else 0.4
+            std = 0.05 if name.endswith("bias_E") else 0.2 if name.endswith("B_RO") else 0.4
             tensor.copy_(torch.randn(tensor.shape) * std)
 
 

@@ -91,7 +91,7 @@ def one_linear(kind: type, dtype: torch.dtype, *, gate: dict | None, bias: bool 
     base = nn.Linear(D, O, bias=bias, dtype=dtype).requires_grad_(False)
     E = 1 if gate is None else 6
     delta = LowRank(D, O, r=4, num_experts=E, scale=0.5, dropout=p, dtype=torch.float32)
-    nn.init.normal_(delta.B_OR, std=0.3)
+    nn.init.normal_(delta.B_RO, std=0.3)
     built = kind(base, delta) if gate is None else kind(base, delta, build(gate, D, E))
     return built.to(dtype) if dtype is torch.float64 else built
 
@@ -121,6 +121,9 @@ def test_one_linear_agrees_in_float32(gate, p, monkeypatch):
 
 GATES = [None, {"kind": "topk"}, {"kind": "topk", "renormalize": False}, {"kind": "dense"}, {"kind": "entropy"}]
 GATES += [{"kind": "balanced"}, {"kind": "balanced", "rank_partition": 2}]
+
+
+RECORD = ("logits_TS", "probs_TE", "weights_TE", "chosen_TE")
 
 
 def three(gate: dict | None, p: float = 0.0) -> list[Fused]:
@@ -156,7 +159,7 @@ def test_siblings_compute_what_each_computes_alone(gate, p):
         # The records have gradients of their own, for auxiliary losses.
         (sum(y.square().sum() for y in ys) + sum((r.probs_TE * r.logits_TS.sum()).sum() for r in records)).backward()
         results.append([*ys, x.grad, *(q.grad for layer in layers for q in layer.parameters() if q.requires_grad)])
-        results[-1] += [getattr(r, name).double() for r in records for name in vars(r)]
+        results[-1] += [getattr(r, name).double() for r in records for name in RECORD]
     assert len(results[0]) == 3 + 1 + (6 if gate is None else 9 + 12)
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
@@ -293,8 +296,8 @@ def test_the_mixture_in_a_block_is_differentiated_right(mix, drop, shared):
     own = r if shared else E * r
     chosen_TE = torch.rand(n, E) < 0.6
     t_N, counts = experts.rows_of_experts(chosen_TE)
-    tensors = random(n, F), random(n, F), random(n, 2, own), random(n, E), random(F, E * r)
-    tensors += random(F, E * r), random(own, F)
+    tensors = random(n, F), random(n, F), random(n, 2, own), random(n, E), random(E * r, F)
+    tensors += random(E * r, F), random(own, F)
 
     def run(u0, v0, a, g, B1, B3, A2):
         act = torch.nn.functional.silu

@@ -100,10 +100,25 @@ def test_an_expert_that_is_not_chosen_weighs_nothing_and_most_active_bounds_the_
     assert gate.routing.probs_TE.dtype == torch.float32
 
 
-def test_shares_of_k_are_differentiated_right():
-    x_TE = torch.rand(3, 2, 5, dtype=torch.float64).add_(0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: gates.Shares.apply(x, 2), x_TE)
-    torch.testing.assert_close(gates.Shares.apply(x_TE, 2), 2 * x_TE / x_TE.sum(-1, keepdim=True))
+def test_scores_are_the_softmax_of_the_logits_in_whichever_order_they_lie():
+    """Stacked, those of one expert lie together; value and gradient are the same."""
+    gate = gate_of({"kind": "topk"}, 8, 6, 2, dtype=torch.float64)
+    logits = {name: torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True) for name in "abc"}
+    ((names, stack_LTE),) = gates.alike(logits)
+    assert stack_LTE.stride(-1) != 1
+    found_LTE, want_LTE = gate.score(stack_LTE), torch.stack([logits[name].softmax(-1) for name in names])
+    torch.testing.assert_close(found_LTE, want_LTE)
+    by_name = [torch.autograd.grad(p.square().sum(), list(logits.values())) for p in (found_LTE, want_LTE)]
+    torch.testing.assert_close(*by_name)
+
+
+@pytest.mark.parametrize("kind", ["topk", "balanced"])
+def test_only_the_chosen_have_a_gradient(kind):
+    gate = gate_of({"kind": kind}, 8, 6, 2)
+    logits_TS = torch.randn(40, 6, requires_grad=True)
+    found = gate.route(logits_TS, **gate.state())
+    (gradient_TS,) = torch.autograd.grad((found.weights_TE * torch.randn(40, 6)).sum(), logits_TS)
+    assert torch.equal(gradient_TS != 0, found.chosen_TE)
 
 
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])

@@ -105,7 +105,7 @@ def fill(wrapper: nn.Module, case: Case, site: str) -> None:
     """The golden parameters into one adapted linear."""
     with torch.no_grad():
         wrapper.delta.A_RD.copy_(case[f"{site}A"].reshape(wrapper.delta.A_RD.shape))
-        wrapper.delta.B_OR.copy_(blocks(case[f"{site}B"]))
+        wrapper.delta.B_RO.T.copy_(blocks(case[f"{site}B"]))
         if f"{site}router" in case.tensors:
             wrapper.gate.router.weight.copy_(case[f"{site}router"])
 
@@ -118,7 +118,7 @@ def check(wrapper: nn.Module, case: Case, site: str, y: Tensor, x: Tensor) -> No
     (y * case[f"{site}v"]).sum().backward(retain_graph=True)
     case.same(x.grad, f"{site}grad_x")
     case.same(wrapper.delta.A_RD.grad, f"{site}grad_A")
-    case.same(unblocked(wrapper.delta.B_OR.grad, case.tensors[f"{site}B"]), f"{site}grad_B")
+    case.same(unblocked(wrapper.delta.B_RO.grad.T, case.tensors[f"{site}B"]), f"{site}grad_B")
     if f"{site}router" in case.tensors:
         case.same(wrapper.gate.router.weight.grad, f"{site}grad_router")
 
@@ -313,7 +313,7 @@ def test_mixlora(name, dtype, compute):
             for part, key in PARTS.items():
                 delta = getattr(wrapper, part)
                 delta.A_RD.copy_(case[f"{site}A_{key}"].flatten(0, 1))
-                delta.B_OR.copy_(blocks(case[f"{site}B_{key}"]))
+                delta.B_RO.T.copy_(blocks(case[f"{site}B_{key}"]))
         inputs[site], routers[site] = leaf(case[f"{site}x"]), wrapper.gate.router.weight
         outputs[site] = wrapper(inputs[site])
     routings = gates.pop_routings(model)
@@ -327,7 +327,7 @@ def test_mixlora(name, dtype, compute):
         for part, key in PARTS.items():
             delta = getattr(wrapper, part)
             case.same(delta.A_RD.grad, f"{site}grad_A_{key}")
-            case.same(unblocked(delta.B_OR.grad, case.tensors[f"{site}B_{key}"]), f"{site}grad_B_{key}")
+            case.same(unblocked(delta.B_RO.grad.T, case.tensors[f"{site}B_{key}"]), f"{site}grad_B_{key}")
     loss = losses.build(config.aux_loss)["load_balance"]
     check_aux(loss(routings, case.mask), case, "aux_balance", inputs, routers)
     check_aux(loss(routings, torch.ones_like(case.mask)), case, "aux_balance_nomask", inputs, routers)

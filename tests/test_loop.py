@@ -58,7 +58,7 @@ def trainer(folder, *, steps=8, aux=None, score=None, method=GATED, **train) -> 
     adapter = attach(model, method)
     with torch.no_grad():
         for name, tensor in adapter.items():
-            if name.endswith("B_OR"):
+            if name.endswith("B_RO"):
                 tensor.normal_(std=0.3)
     return Trainer(
         model=model,

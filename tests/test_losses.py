@@ -17,7 +17,7 @@ def routing(logits, k: int) -> Routing:
     probs = logits.softmax(-1)
     chosen = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, probs.topk(k).indices, True)
     weights = probs * chosen / (probs * chosen).sum(-1, keepdim=True)
-    return Routing(logits, probs, weights, chosen)
+    return Routing(logits, weights, chosen, lambda z: z.softmax(-1))
 
 
 def random(experts: int = 4, k: int = 2, seed: int = 0) -> Routing:

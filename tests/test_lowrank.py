@@ -16,14 +16,14 @@ D, O, E, R = 12, 10, 4, 3
 def test_equals_a_sum_over_experts(shared_a):
     torch.manual_seed(0)
     layer = LowRank(D, O, r=R, num_experts=E, scale=1.5, shared_a=shared_a, dtype=torch.float64)
-    nn.init.normal_(layer.B_OR)
+    nn.init.normal_(layer.B_RO)
     x_TD, g_TE = torch.randn(5, D, dtype=torch.float64), torch.rand(5, E, dtype=torch.float64)
     y_TO = torch.randn(5, O, dtype=torch.float64)
     want = y_TO.clone()
     for e in range(E):
         block = slice(e * R, (e + 1) * R)
         A_rD = layer.A_RD if shared_a else layer.A_RD[block]
-        want += 1.5 * g_TE[:, e : e + 1] * (x_TD @ A_rD.T @ layer.B_OR[:, block].T)
+        want += 1.5 * g_TE[:, e : e + 1] * (x_TD @ A_rD.T @ layer.B_RO[block])
     torch.testing.assert_close(layer(y_TO, x_TD, g_TE), want, rtol=1e-12, atol=1e-12)
 
 
@@ -34,7 +34,7 @@ def test_starts_at_zero_and_keeps_the_dtype_of_its_input():
         found = layer(y_TO, x_TD, g_TE)
         assert found.dtype == dtype
         assert torch.equal(found, y_TO)
-    assert layer.A_RD.dtype == layer.B_OR.dtype == torch.float32
+    assert layer.A_RD.dtype == layer.B_RO.dtype == torch.float32
 
 
 def test_a_rank_below_one_is_refused():
@@ -59,7 +59,7 @@ def pair(kind: str, *, shared_a: bool, bias: bool, dtype: torch.dtype, base_dtyp
     top_k, options = GATES[kind]
     base = nn.Linear(D, O, bias=bias, dtype=base_dtype or dtype).requires_grad_(False)
     delta = LowRank(D, O, r=R, num_experts=E, scale=0.7, shared_a=shared_a, dtype=dtype)
-    nn.init.normal_(delta.B_OR)
+    nn.init.normal_(delta.B_RO)
     gate = gate_of(options, D, E, top_k, dtype=dtype)
     nn.init.normal_(gate.router.weight)
     return GatedLinear(base, delta, gate), FusedGatedLinear(base, delta, gate)

@@ -231,8 +231,8 @@ def test_equals_a_slow_loop_over_tokens_and_experts(name, compute):
 def expert(delta, e: int, x_D: Tensor) -> Tensor:
     """s · B_e A_e x."""
     block = slice(e * delta.r, (e + 1) * delta.r)
-    A_rD = delta.A_RD if len(delta.A_RD) < delta.B_OR.shape[1] else delta.A_RD[block]
-    return delta.scale * delta.B_OR[:, block] @ (A_rD @ x_D)
+    A_rD = delta.A_RD if len(delta.A_RD) < len(delta.B_RO) else delta.A_RD[block]
+    return delta.scale * delta.B_RO[block].T @ (A_rD @ x_D)
 
 
 def slow_linear(wrapper, x_TD: Tensor) -> Tensor:

@@ -245,8 +245,8 @@ def count(model: nn.Module) -> dict[str, int]:
         gate = getattr(wrapper, "gate", None)
         for low_rank in (m for m in wrapper.children() if isinstance(m, LowRank)):
             share = 0 if gate is None else 1 - gate.most_active / gate.num_experts
-            shared_a = low_rank.A_RD.shape[0] < low_rank.B_OR.shape[1]
-            idle += round(share * (low_rank.B_OR.numel() + (0 if shared_a else low_rank.A_RD.numel())))
+            shared_a = low_rank.A_RD.shape[0] < low_rank.B_RO.shape[0]
+            idle += round(share * (low_rank.B_RO.numel() + (0 if shared_a else low_rank.A_RD.numel())))
     # A 4-bit weight holds two numbers in a byte.
     numbers = {linear.weight: math.prod(targets.sizes(linear)) for linear in targets.linears(model).values()}
     total = sum(numbers.get(p, p.numel()) for p in model.parameters())

@@ -23,7 +23,7 @@ NO_GRADIENTS = (None,) * 4  # of counts, scales, act and drops
 
 
 class Lean(torch.autograd.Function):
-    """u0, v0 [T, F], a [T, 2, R] (a1, a3), g [T, E], rows [N], B1, B3 [F, R], A2 [R, F] -> H [T, F], P [T, R].
+    """u0, v0 [T, F], a [T, 2, R] (a1, a3), g [T, E], rows [N], B1ᵀ, B3ᵀ, A2 [R, F] -> H [T, F], P [T, R].
 
     Rows, and counts behind them, are those of `rows_of_experts`. Keeps what came in; u and v of every pair are computed
     again in backward.
@@ -80,26 +80,25 @@ class Block:
         a_T2R: Tensor,
         g_TE: Tensor,
         t_N: Tensor,
-        B1_FR: Tensor,
-        B3_FR: Tensor,
+        B1_RF: Tensor,
+        B3_RF: Tensor,
         A2_RF: Tensor,
         *,
         counts: list[int],
         scales: tuple[float, float],
     ):
-        self.r, self.dtype = B1_FR.shape[1] // g_TE.shape[1], product_dtype(u0_TF)
+        self.r, self.dtype = len(B1_RF) // g_TE.shape[1], product_dtype(u0_TF)
         self.x0s, self.g_TE, self.scales = (u0_TF, v0_TF), g_TE, scales
         self.low_T2Er = a_T2R.unflatten(-1, (-1, self.r))
-        # Rows of Bᵀ lie together. Columns of B do not, and products with r of them take five times as long.
-        self.BTs = [B_FR.to(self.dtype).T.contiguous().unflatten(0, (-1, self.r)) for B_FR in (B1_FR, B3_FR)]
-        self.factors = B1_FR, B3_FR, A2_RF
+        self.factors = B1_RF, B3_RF, A2_RF
+        self.Bs = [B_RF.to(self.dtype).unflatten(0, (-1, self.r)) for B_RF in (B1_RF, B3_RF)]
         self.A2_ErF = A2_RF.to(self.dtype).unflatten(0, (-1, self.r))
         self.experts = list(enumerate(t_N.split(counts)))
 
     def hidden(self, e: int, t_n: Tensor) -> tuple[Tensor, Tensor]:
         """u and v of the rows of expert e."""
         u_nF, v_nF = (
-            x0_TF.index_select(0, t_n).to(self.dtype).addmm_(self.low(i, e, t_n), of(self.BTs[i], e))
+            x0_TF.index_select(0, t_n).to(self.dtype).addmm_(self.low(i, e, t_n), of(self.Bs[i], e))
             for i, x0_TF in enumerate(self.x0s)
         )
         return u_nF, v_nF
@@ -129,7 +128,7 @@ def unmixed(block: Block, act: Any, drops: tuple[Dropout, ...], hidden: Any, dH_
     dtype, dP_TEr = block.dtype, dP_TR.unflatten(-1, (-1, block.r))
     dA2_ErF, dg_TE = torch.zeros_like(block.A2_ErF), torch.zeros_like(block.g_TE)
     dx0s = [torch.zeros_like(dH_TF) for _ in block.x0s]
-    dlow_T2Er, dBTs = torch.zeros_like(block.low_T2Er), [torch.zeros_like(BT) for BT in block.BTs]
+    dlow_T2Er, dBs = torch.zeros_like(block.low_T2Er), [torch.zeros_like(B_ErF) for B_ErF in block.Bs]
     for e, t_n in block.experts:
         u_nF, v_nF = (x_nF.to(dtype) for x_nF in hidden(e, t_n))
         w_n1, dp_nr = block.g_TE[t_n, e, None].to(dtype), dP_TEr[t_n, e].to(dtype)
@@ -142,11 +141,11 @@ def unmixed(block: Block, act: Any, drops: tuple[Dropout, ...], hidden: Any, dH_
         dh_nF.mul_(w_n1)
         dx_nFs = slope(dh_nF * v_nF), dh_nF.mul_(s_nF)
         for i, dx_nF in enumerate(dx_nFs):
-            of(dBTs[i], e).addmm_(block.low(i, e, t_n).T, dx_nF)
-            dlow_nr = block.scales[i] * (dx_nF @ of(block.BTs[i], e).T)
+            of(dBs[i], e).addmm_(block.low(i, e, t_n).T, dx_nF)
+            dlow_nr = block.scales[i] * (dx_nF @ of(block.Bs[i], e).T)
             column(dlow_T2Er[:, i], e).index_add_(0, t_n, dlow_nr.to(dlow_T2Er.dtype))
             dx0s[i].index_add_(0, t_n, dx_nF.to(dx0s[i].dtype))
-    dfactors = *(dBT_ErF.flatten(0, 1).T for dBT_ErF in dBTs), dA2_ErF.flatten(0, 1)
+    dfactors = *(dB_ErF.flatten(0, 1) for dB_ErF in dBs), dA2_ErF.flatten(0, 1)
     found = [gradient.to(factor.dtype) for gradient, factor in zip(dfactors, block.factors, strict=True)]
     return *dx0s, dlow_T2Er.flatten(-2), dg_TE, None, *found
 

@@ -1,6 +1,7 @@
 """Adapter files in PEFT's names and layout; a mixture carries peft_type MIXLORA, so that PEFT refuses it loudly.
 
 model.layers.0.mlp.up_proj.delta.A_RD   <->   base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
+model.layers.0.mlp.up_proj.delta.B_RO   <->   base_model.model.model.layers.0.mlp.up_proj.lora_B.weight, transposed
 """
 
 import json
@@ -27,7 +28,7 @@ from mixlora.records import read_json, write_bytes, write_json
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ENDINGS = (
     (r"(\.delta)?\.A_RD$", ".lora_A.weight"),
-    (r"(\.delta)?\.B_OR$", ".lora_B.weight"),
+    (r"(\.delta)?\.B_RO$", ".lora_B.weight"),
     (r"\.gate\.router\.weight$", ".router.weight"),
     (r"\.gate\.bias_E$", ".router.balance_bias"),
 )
@@ -40,13 +41,18 @@ def file_name(name: str) -> str:
     return "base_model.model." + name
 
 
+def in_file(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file names them and lays them out: views of the adapter's own."""
+    return {file_name(name): tensor.T if name.endswith("B_RO") else tensor for name, tensor in adapter.items()}
+
+
 def save(folder: Path, adapter: Mapping[str, Tensor], model: nn.Module, method: Method, base: Model) -> None:
     """Write adapter_model.safetensors and adapter_config.json; the same tensors give the same bytes.
 
     Args:
         base: where the model under the adapter comes from.
     """
-    tensors = {file_name(name): t.detach().cpu().contiguous() for name, t in sorted(adapter.items())}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in sorted(in_file(adapter).items())}
     write_bytes(folder / TENSORS, save_safetensors(tensors, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config(model, method, base))
 
@@ -111,7 +117,7 @@ def load(folder: Path, adapter: Mapping[str, Tensor]) -> None:
         CheckpointError: a file missing or cut off; a tensor missing, unknown, of another shape, or not finite.
     """
     saved = read_tensors(folder / TENSORS)
-    wanted = {file_name(name): tensor for name, tensor in adapter.items()}
+    wanted = in_file(adapter)
     missing, unknown = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
     if missing or unknown:
         raise CheckpointError(
@@ -258,7 +264,7 @@ def merge(model: nn.Module) -> None:
         assert isinstance(wrapper, LoraLinear)
         weight, delta = weight_of(wrapper), wrapper.delta
         precise = torch.promote_types(weight.dtype, torch.float32)
-        change = delta.scale * delta.B_OR.to(precise) @ delta.A_RD.to(precise)
+        change = delta.scale * delta.B_RO.to(precise).T @ delta.A_RD.to(precise)
         transposed = weight.shape != change.shape or type(wrapper.base_layer).__name__ == "Conv1D"
         with torch.no_grad():
             weight.copy_(weight.to(precise) + (change.T if transposed else change))

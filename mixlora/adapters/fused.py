@@ -11,7 +11,7 @@ Each serves one linear, or n that read the same input: what is as wide as R or E
 come in their own dtype and are cast here to that of the products, so that no cast copy is kept and autograd has no
 casts to undo.
 
-T tokens   D in   O out   n linears   E experts   R rank over all experts   r = R / E   S logits
+T tokens (any leading shape)   D in   O out   n linears   E experts   R rank over all experts   r = R / E   S logits
 N rows or columns that stand side by side
 """
 
@@ -44,16 +44,19 @@ class Project(torch.autograd.Function):
         n = len(drops)
         Ws, bs, As, routers = parts[0 : 3 * n : 3], parts[1 : 3 * n : 3], parts[2 : 3 * n : 3], parts[3 * n :]
         wide, c = cast(x_TD, product_dtype(x_TD)), product_dtype(x_TD)
+        wide, lead = wide.flatten(0, -2), x_TD.shape[:-1]
         bases = [cast(linear(wide, W, b), x_TD.dtype) for W, b in zip(Ws, bs, strict=True)]
+        # Not `view`: autograd lets nobody write over one of several views.
+        bases = [torch.ops.aten._unsafe_view(base_TO, [*lead, len(W)]) for base_TO, W in zip(bases, Ws, strict=True)]
         router_dtype = routers[0].dtype if routers else c
         if whole(drops) and (router_dtype == c or widens(x_TD, router_dtype)):
             h_TN, z_TS = down(wide, As, routers)
         else:
             h_TN = joined([linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)])
-            z_TS = scored(wide if router_dtype == c else x_TD, routers, router_dtype)
+            z_TS = scored(wide if router_dtype == c else x_TD.flatten(0, -2), routers, router_dtype)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
-        return *bases, cast(h_TN, x_TD.dtype).unflatten(-1, (n, -1)), z_TS
+        return *bases, cast(h_TN, x_TD.dtype).view(len(wide), n, -1), z_TS.view(*lead, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -61,7 +64,7 @@ class Project(torch.autograd.Function):
         n, c = len(ctx.drops), product_dtype(x_TD)
         Ws, As, routers = weights[:n], weights[n : 2 * n], weights[2 * n :]
         *dbases, dh_TnR, dz_TS = gradients
-        dh_TnR, dz_TS, wide = cast(dh_TnR, c), cast(dz_TS, c), cast(x_TD, c)
+        dh_TnR, dz_TS, wide = cast(dh_TnR, c), cast(dz_TS.flatten(0, -2), c), cast(x_TD.flatten(0, -2), c)
         dx_TD = sum_of_products(dbases, Ws, c) if ctx.needs_input_grad[0] else None
         if whole(ctx.drops):
             dhz_TN = joined([dh_TnR.flatten(1), *([dz_TS] if routers else ())])
@@ -80,18 +83,18 @@ class Project(torch.autograd.Function):
                     drop.add(dx_TD, dh_TR, cast(A, c))
         triples = [part for dA, A in zip(dAs, As, strict=True) for part in (None, None, cast(dA, A.dtype))]
         found = [cast(dW, W.dtype) for dW, W in zip(drouters, routers, strict=True)]
-        return None if dx_TD is None else cast(dx_TD, x_TD.dtype), None, *triples, *found
+        return None if dx_TD is None else cast(dx_TD, x_TD.dtype).view_as(x_TD), None, *triples, *found
 
 
 class Combine(torch.autograd.Function):
-    """h [T, n, R], gates g [T, n, E], s, r, n times base [T, O] (written over), n times B [O, R]
+    """h [T, n, R], gates g [T, n, E], s, r, n times base [T, O] (written over), n times Bᵀ [R, O]
     -> n of base + s · B (g ⊙ h)."""
 
     @staticmethod
     def forward(ctx: Any, h_TnR: Tensor, g_TnE: Tensor, scale: float, r: int, *parts: Tensor) -> tuple[Tensor, ...]:
         n = h_TnR.shape[1]
         bases, Bs = parts[:n], parts[n:]
-        add_products(bases, weighed(h_TnR, g_TnE, r), Bs, scale)
+        add_products(bases, weighed(h_TnR, g_TnE.flatten(0, -3), r), Bs, scale)
         ctx.mark_dirty(*bases)
         ctx.save_for_backward(h_TnR, g_TnE, *Bs)
         ctx.scale, ctx.r = scale, r
@@ -102,18 +105,18 @@ class Combine(torch.autograd.Function):
         h_TnR, g_TnE, *Bs = ctx.saved_tensors
         c, n = product_dtype(h_TnR), len(Bs)
         # For dB and dh the scale goes to g, the smallest of all.
-        h_TnEr, sg_TnE = cast(h_TnR, c).unflatten(-1, (-1, ctx.r)), ctx.scale * cast(g_TnE, c)
+        h_TnEr, sg_TnE = cast(h_TnR, c).unflatten(-1, (-1, ctx.r)), ctx.scale * cast(g_TnE.flatten(0, -3), c)
         dBs, dm_TN = products(dys, weighed(cast(h_TnR, c), sg_TnE, ctx.r), Bs, c)
         dm_TnEr = dm_TN.unflatten(-1, (n, -1, ctx.r))
         dg_TnE = (dm_TnEr * h_TnEr).sum(-1).mul_(ctx.scale)
         dh_TnEr = dm_TnEr.mul_(sg_TnE.unsqueeze(-1))
         shared_a = h_TnEr.shape[-2] < dh_TnEr.shape[-2]
         dh_TnR = dh_TnEr.sum(-2) if shared_a else dh_TnEr.flatten(-2)
-        return cast(dh_TnR, h_TnR.dtype), cast(dg_TnE, g_TnE.dtype), None, None, *dys, *dBs
+        return cast(dh_TnR, h_TnR.dtype), cast(dg_TnE, g_TnE.dtype).view_as(g_TnE), None, None, *dys, *dBs
 
 
 class Onto(torch.autograd.Function):
-    """h [T, n, R], s, n times base [T, O] (written over), n times B [O, R] -> n of base + s · B h."""
+    """h [T, n, R], s, n times base [T, O] (written over), n times Bᵀ [R, O] -> n of base + s · B h."""
 
     @staticmethod
     def forward(ctx: Any, h_TnR: Tensor, scale: float, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -140,30 +143,31 @@ def weighed(h_TnR: Tensor, g_TnE: Tensor, r: int) -> Tensor:
 
 
 def add_products(ys: Any, m_TnR: Tensor, Bs: Any, scale: float) -> None:
-    """y += s · m Bᵀ of each linear."""
+    """y += s · B m of each linear."""
     c = product_dtype(m_TnR)
-    for y_TO, m_TR, B_OR in zip(ys, cast(m_TnR, c).unbind(1), Bs, strict=True):
+    for y_TO, m_TR, B_RO in zip(ys, cast(m_TnR, c).unbind(1), Bs, strict=True):
+        y_TO = y_TO.flatten(0, -2)  # as it came from a product: a view
         if c == y_TO.dtype:
-            y_TO.addmm_(m_TR, cast(B_OR, c).T, alpha=scale)
+            y_TO.addmm_(m_TR, cast(B_RO, c), alpha=scale)
         else:
-            y_TO.add_(m_TR @ cast(B_OR, c).T, alpha=scale)
+            y_TO.add_(m_TR @ cast(B_RO, c), alpha=scale)
 
 
 def products(dys: Any, m_TnR: Tensor, Bs: Any, c: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """dB = dyᵀ m of each linear, and dm = dy B of all side by side."""
+    """dBᵀ = mᵀ dy of each linear, and dm = dy B of all side by side."""
     dBs, dms = [], []
-    for dy_TO, m_TR, B_OR in zip(dys, m_TnR.unbind(1), Bs, strict=True):
-        wide = cast(dy_TO, c)
-        dBs.append(cast(wide.T @ m_TR, B_OR.dtype))
-        dms.append(wide @ cast(B_OR, c))
+    for dy_TO, m_TR, B_RO in zip(dys, m_TnR.unbind(1), Bs, strict=True):
+        wide = cast(dy_TO.flatten(0, -2), c)
+        dBs.append(cast(m_TR.T @ wide, B_RO.dtype))
+        dms.append(wide @ cast(B_RO, c).T)
     return dBs, joined(dms)
 
 
 def sum_of_products(dys: Any, Ws: Any, c: torch.dtype) -> Tensor:
     """Σ dy W."""
-    total = cast(dys[0], c) @ cast(Ws[0], c)
+    total = cast(dys[0].flatten(0, -2), c) @ cast(Ws[0], c)
     for dy_TO, W in zip(dys[1:], Ws[1:], strict=True):
-        total.addmm_(cast(dy_TO, c), cast(W, c))
+        total.addmm_(cast(dy_TO.flatten(0, -2), c), cast(W, c))
     return total
 
 

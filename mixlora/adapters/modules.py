@@ -131,21 +131,20 @@ class FusedGatedLinear(Fused, GatedLinear):
 def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Found]:
     """y = W x + s B (g(x) ⊙ A x) of several linears that read one x, all gated or none, and alike but for W and its
     width: one product for all A and routers, one pass through all gates."""
-    lead, dtype = x_TD.shape[:-1], x_TD.dtype
+    dtype = x_TD.dtype
     deltas, choosing = [layer.delta for layer in layers], [layer.gate for layer in layers if layer.gate is not None]
     drops = tuple(dropout.draw(delta.dropout, x_TD) for delta in deltas)
     parts = [(layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD) for layer in layers]
     routers = [gate.weight(dtype) for gate in choosing]
-    *bases, h_TnR, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *itertools.chain(*parts), *routers)
-    Bs, scale, r = [delta.B_OR for delta in deltas], deltas[0].scale, deltas[0].r
+    *bases, h_TnR, z_TS = Project.apply(x_TD, drops, *itertools.chain(*parts), *routers)
+    Bs, scale, r = [delta.B_RO for delta in deltas], deltas[0].scale, deltas[0].r
     if choosing:
-        decided = gates.together(choosing, z_TS.unflatten(0, lead))
-        g_TnE = decided.weights_TE.to(dtype).flatten(0, -3)
-        ys = Combine.apply(h_TnR, g_TnE, scale, r, *bases, *Bs)
+        decided = gates.together(choosing, z_TS)
+        ys = Combine.apply(h_TnR, decided.weights_TE.to(dtype), scale, r, *bases, *Bs)
         routings: Sequence[Routing | None] = gates.apart(decided)
     else:
         ys, routings = Onto.apply(h_TnR, scale, *bases, *Bs), [None] * len(layers)
-    return [(y_TO.unflatten(0, lead), routing) for y_TO, routing in zip(ys, routings, strict=True)]
+    return list(zip(ys, routings, strict=True))
 
 
 class GatedFeedForward(nn.Module):
@@ -210,7 +209,7 @@ class FusedFeedForward(GatedFeedForward):
 
         g_TE = self.gate.decide(z_TS.unflatten(0, lead), dtype).flatten(0, -2)
         t_N, counts = experts.rows_of_experts(self.gate.chosen().flatten(0, -2))
-        factors = *(delta.B_OR for delta in up), down.A_RD
+        factors = *(delta.B_RO for delta in up), down.A_RD
         scales = tuple(delta.scale for delta in up)
         drops = tuple(dropout.draw(down.dropout, x_TD) for _ in range(self.gate.num_experts))
         h_TF, z_TR = self.mix.apply(*inputs, g_TE, t_N, *factors, counts, scales, act, drops)
