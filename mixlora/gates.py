@@ -241,7 +241,8 @@ class BalancedTopK(Gate):
         """The scores of the chosen alone, for which a sigmoid needs no other logit, and backward keeps none."""
         if self.options.score is Score.softmax:
             return self.score(logits_TS).gather(-1, index_TK)
-        return logits_TS.gather(-1, index_TK // self.options.rank_partition).sigmoid()
+        share = self.options.rank_partition
+        return logits_TS.gather(-1, index_TK if share == 1 else index_TK // share).sigmoid()
 
     def route(self, logits_TS: Tensor, bias_E: Tensor) -> Routing:
         k, biased_TE = self.top_k or self.num_experts, self.score(logits_TS.detach()) + bias_E

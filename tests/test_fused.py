@@ -516,7 +516,7 @@ def test_a_bfloat16_base_trains_as_the_plain_equation_does(name, native, monkeyp
 
 
 def test_a_float32_router_is_the_sum_of_three_bfloat16_pieces():
-    """On a GPU the router's product takes these in place of a float32 copy of x (`fused.down`)."""
+    """On a GPU the router's product takes these in place of a float32 copy of x (`fused.widened`)."""
     W_ED = torch.randn(8, 64) * torch.logspace(-8, 8, 64)
     parts = fused.pieces(W_ED, torch.bfloat16, 3)
     assert {part.dtype for part in parts} == {torch.bfloat16}
@@ -529,7 +529,7 @@ def test_one_product_for_a_and_a_float32_router_over_bfloat16(monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda x, W, *, out_dtype: x.to(out_dtype) @ W.to(out_dtype))
     x_TD, router_ED = torch.randn(50, 64).bfloat16(), torch.randn(8, 64)
     As = [torch.randn(r, 64).bfloat16() for r in (6, 4)]
-    h_TN, z_TE = fused.down(x_TD, As, [router_ED])
+    h_TN, z_TE = fused.widened(x_TD, As, [router_ED])
     for h_TR, A in zip(h_TN.split([6, 4], dim=-1), As, strict=True):
         assert h_TR.dtype is torch.bfloat16
         torch.testing.assert_close(h_TR, (x_TD.float() @ A.float().T).bfloat16())

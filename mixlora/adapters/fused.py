@@ -33,9 +33,9 @@ HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
 class Project(torch.autograd.Function):
     """x [T, D], n times frozen W [O, D], b and A [R, D], routers W_r [E, D] -> n of [T, O], h [T, n, R], logits [T, S].
 
-    S are the logits of all routers, computed in the routers' dtype (float32 at least). Where the products are in that
-    dtype too, all A and W_r are one product, and so they are where the device multiplies half floats into float32 (see
-    `down`); else x is copied for the routers alone (see `scored`). The routing is exact on a bfloat16 base either way.
+    S are the logits of all routers, computed in the routers' dtype (float32 at least), so the routing is exact on a
+    bfloat16 base too: by one product with all A and W_r where the device multiplies half floats into float32 (see
+    `widened`), else by one for the routers alone (see `scored`).
     Dropout acts on what A sees, never on what a router sees.
     """
 
@@ -49,14 +49,14 @@ class Project(torch.autograd.Function):
         # Not `view`: autograd lets nobody write over one of several views.
         bases = [torch.ops.aten._unsafe_view(base_TO, [*lead, len(W)]) for base_TO, W in zip(bases, Ws, strict=True)]
         router_dtype = routers[0].dtype if routers else c
-        if whole(drops) and (router_dtype == c or widens(x_TD, router_dtype)):
-            h_TN, z_TS = down(wide, As, routers)
+        if routers and whole(drops) and widens(x_TD, router_dtype):
+            h_TN, z_TS = widened(wide, As, routers)
         else:
-            h_TN = joined([linear(drop.thin(wide), A) for drop, A in zip(drops, As, strict=True)])
+            h_TN = down(wide, drops, As)
             z_TS = scored(wide if router_dtype == c else x_TD.flatten(0, -2), routers, router_dtype)
         ctx.save_for_backward(x_TD, *Ws, *As, *routers)
         ctx.drops = drops
-        return *bases, cast(h_TN, x_TD.dtype).view(len(wide), n, -1), z_TS.view(*lead, -1)
+        return *bases, cast(h_TN, x_TD.dtype).unflatten(-1, (n, -1)), z_TS.unflatten(0, lead)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -175,20 +175,23 @@ def linear(x_TD: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     return F.linear(x_TD, cast(W, x_TD.dtype), None if b is None else cast(b, x_TD.dtype))
 
 
-def down(x_TD: Tensor, As: Any, routers: Any) -> tuple[Tensor, Tensor]:
-    """x times all A side by side, and the routers' logits side by side, in one product that reads x once.
+def down(x_TD: Tensor, drops: Sequence[Dropout], As: Any) -> Tensor:
+    """A x of all linears side by side, in one product where none drops anything."""
+    if whole(drops):
+        return linear(x_TD, stacked(x_TD.dtype, *As))
+    return joined([linear(drop.thin(x_TD), A) for drop, A in zip(drops, As, strict=True)])
 
-    A float32 router over half floats becomes three rows of half floats for each expert, hi + mid + lo, which hold its
-    24 bits between them; products of half floats are exact in float32, where they are added up (on an H100 within 2e-6
-    of float64, relative; a float32 product within 3e-7).
+
+def widened(x_TD: Tensor, As: Any, routers: Any) -> tuple[Tensor, Tensor]:
+    """A x and the routers' float32 logits of all linears, in one product of half floats that reads x once.
+
+    A float32 router becomes three rows of half floats for each expert, hi + mid + lo, which hold its 24 bits between
+    them; products of half floats are exact in float32, where they are added up (on an H100 within 2e-6 of float64,
+    relative; a float32 product within 3e-7).
     """
-    R, S = sum(map(len, As)), sum(map(len, routers))
-    if not routers or routers[0].dtype == x_TD.dtype:
-        # Apart from each other, so that the logits are freed when the gates are done with them.
-        h_TN, z_TS = F.linear(x_TD, stacked(x_TD.dtype, *As, *routers)).split([R, S], dim=-1)
-        return h_TN.contiguous(), z_TS.contiguous()
+    S = sum(map(len, routers))
     rows_ND = torch.cat([*(cast(A, x_TD.dtype) for A in As), *pieces(torch.cat(routers), x_TD.dtype, 3)])
-    h_TN, z_TN = torch.mm(x_TD, rows_ND.T, out_dtype=torch.float32).split([R, 3 * S], dim=-1)
+    h_TN, z_TN = torch.mm(x_TD, rows_ND.T, out_dtype=torch.float32).split([len(rows_ND) - 3 * S, 3 * S], dim=-1)
     return cast(h_TN, x_TD.dtype), z_TN.unflatten(-1, (3, -1)).sum(-2)
 
 
@@ -200,9 +203,11 @@ def scored(x_TD: Tensor, routers: Any, router_dtype: torch.dtype) -> Tensor:
     """
     if not routers:
         return x_TD.new_empty(len(x_TD), 0)
-    if x_TD.dtype == router_dtype or widens(x_TD, router_dtype):
-        return down(x_TD, (), routers)[1]
+    if widens(x_TD, router_dtype):
+        return widened(x_TD, (), routers)[1]
     W_SD = torch.cat(routers)
+    if x_TD.dtype == router_dtype:
+        return F.linear(x_TD, W_SD)
     rows = ROWS if x_TD.device.type == "cpu" and not torch.compiler.is_compiling() else len(x_TD)
     return torch.cat([F.linear(x_ND.to(router_dtype), W_SD) for x_ND in x_TD.split(rows)])
 
