@@ -137,7 +137,7 @@ class TopK(Gate):
         return self.top_k or self.num_experts
 
     def route(self, logits_TS: Tensor) -> Routing:
-        logit_TK, index_TK = logits_TS.topk(self.top_k or self.num_experts, dim=-1)
+        logit_TK, index_TK = logits_TS.topk(self.top_k or self.num_experts, dim=-1, sorted=False)
         if self.options.renormalize:  # p / Σ_K p is the softmax over the chosen alone
             weight_TK = logit_TK.softmax(-1)
         else:
@@ -246,7 +246,7 @@ class BalancedTopK(Gate):
 
     def route(self, logits_TS: Tensor, bias_E: Tensor) -> Routing:
         k, biased_TE = self.top_k or self.num_experts, self.score(logits_TS.detach()) + bias_E
-        index_TK = biased_TE.topk(k, dim=-1).indices
+        index_TK = biased_TE.topk(k, dim=-1, sorted=False).indices
         value_TK = self.score_of(index_TK, logits_TS)
         if self.options.bias_in_value:
             value_TK = value_TK + bias_E.expand_as(biased_TE).gather(-1, index_TK)
