@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 from training import trainer, training_rows
 
 KINDS = {
-    "choosing": ("topk", "sort", "scatter", "cumsum", "softmax", "masked_fill", "bitwise_not"),
+    "choosing": ("topk", "sort", "scatter", "gather", "cumsum", "softmax", "sigmoid"),
     "attention": ("attention",),
     "products": ("mm", "linear", "matmul"),
-    "copies": ("cat", "copy", "clone", "index", "gather", "fill", "zero", "stack", "split"),
+    "copies": ("cat", "copy", "clone", "index", "fill", "zero", "stack", "split"),
 }
 OTHERS, REST = "other operators", "Python and autograd's engine"
 

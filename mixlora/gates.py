@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -32,7 +33,7 @@ class Routing:
 
     @property
     def probs_TE(self) -> Tensor:
-        """The score of every expert, computed for those who ask: a gate that takes the K largest does without."""
+        """The score of every expert, computed for those who ask."""
         return self.score(self.logits_TS)
 
 
@@ -48,8 +49,9 @@ class GateOptions:
 class Gate(nn.Module):
     """A linear router without bias, its scores in at least float32, and a selection.
 
-    A kind is a class with `score` and `route`, functions of what they are given and of `options`, `top_k` and
-    `num_experts` alone: gates of one rule are asked together, in a dimension between T and S.
+    A kind is a class with `route`, a function of what it is given and of `options`, `top_k` and `num_experts` alone:
+    gates of one rule are asked together, in a dimension between T and S. Its scores are a function of logits and
+    `options` alone: losses compute those of all gates of a model at once.
 
     Args:
         in_features: D.
@@ -68,6 +70,7 @@ class Gate(nn.Module):
         if top_k is not None and not 1 <= top_k <= num_experts:
             raise ConfigError(f"method.top_k must be between 1 and num_experts={num_experts}, got {top_k}")
         self.num_experts, self.top_k, self.options = num_experts, top_k, options
+        self.score = partial(self.scores, options)  # bound to no gate: a record holds it, and a gate its record
         self.router = nn.Linear(in_features, num_experts // self.router_rows_share, bias=False, **factory)
         if options.router_init_std is not None:
             nn.init.normal_(self.router.weight, std=options.router_init_std)
@@ -92,12 +95,18 @@ class Gate(nn.Module):
         self.routing = self.route(logits_TS, **self.state())
         return self.routing.weights_TE.to(dtype)
 
+    def every(self, logits_TS: Tensor) -> Routing:
+        """Each expert by its score."""
+        probs_TE = self.score(logits_TS)
+        return Routing(logits_TS, probs_TE, torch.ones_like(probs_TE, dtype=torch.bool), self.score)
+
     def chosen(self) -> Tensor:
         """The experts that the last forward chose: bool [T, E]."""
         assert self.routing is not None
         return self.routing.chosen_TE
 
-    def score(self, logits_TS: Tensor) -> Tensor:
+    @staticmethod
+    def scores(options: Any, logits_TS: Tensor) -> Tensor:
         """p(x), the score of every expert before selection: [T, S] -> [T, E]."""
         return softmax(logits_TS)
 
@@ -118,8 +127,7 @@ class Dense(Gate):
         super().__init__(in_features, num_experts, top_k, options, **factory)
 
     def route(self, logits_TS: Tensor) -> Routing:
-        probs_TE = self.score(logits_TS)
-        return Routing(logits_TS, probs_TE, torch.ones_like(probs_TE, dtype=torch.bool), self.score)
+        return self.every(logits_TS)
 
 
 @dataclass(kw_only=True)
@@ -137,7 +145,9 @@ class TopK(Gate):
         return self.top_k or self.num_experts
 
     def route(self, logits_TS: Tensor) -> Routing:
-        logit_TK, index_TK = logits_TS.topk(self.top_k or self.num_experts, dim=-1, sorted=False)
+        if self.most_active == self.num_experts:  # two of two, in the lower layers of MoLA
+            return self.every(logits_TS)
+        logit_TK, index_TK = logits_TS.topk(self.most_active, dim=-1, sorted=False)
         if self.options.renormalize:  # p / Σ_K p is the softmax over the chosen alone
             weight_TK = logit_TK.softmax(-1)
         else:
@@ -233,16 +243,16 @@ class BalancedTopK(Gate):
     def state(self) -> dict[str, Tensor]:
         return {"bias_E": self.bias_E}
 
-    def score(self, logits_TS: Tensor) -> Tensor:
-        scores_TS = logits_TS.sigmoid() if self.options.score is Score.sigmoid else softmax(logits_TS)
-        return repeated(scores_TS, self.options.rank_partition)
+    @staticmethod
+    def scores(options: BalancedOptions, logits_TS: Tensor) -> Tensor:
+        scores_TS = logits_TS.sigmoid() if options.score is Score.sigmoid else softmax(logits_TS)
+        return repeated(scores_TS, options.rank_partition)
 
     def score_of(self, index_TK: Tensor, logits_TS: Tensor) -> Tensor:
-        """The scores of the chosen alone, for which a sigmoid needs no other logit, and backward keeps none."""
+        """The scores of the chosen alone, for which a sigmoid needs no other logit."""
         if self.options.score is Score.softmax:
             return self.score(logits_TS).gather(-1, index_TK)
-        share = self.options.rank_partition
-        return logits_TS.gather(-1, index_TK if share == 1 else index_TK // share).sigmoid()
+        return repeated(logits_TS, self.options.rank_partition).gather(-1, index_TK).sigmoid()
 
     def route(self, logits_TS: Tensor, bias_E: Tensor) -> Routing:
         k, biased_TE = self.top_k or self.num_experts, self.score(logits_TS.detach()) + bias_E
@@ -273,18 +283,22 @@ def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
 
 
 def together(gates: Sequence[Gate], logits_TS: Tensor) -> Routing:
-    """What n gates `of_one_rule` make of their logits, which lie side by side in the last dimension: all [T, n, E].
+    """What n gates `of_one_rule` make of their logits, which lie side by side in the last dimension: all [T, n, E], or
+    [T, E] of one gate.
 
     A gate looks at one token at a time, so n gates over T tokens are one over T · n.
     """
+    if len(gates) == 1:
+        return gates[0].route(logits_TS, **gates[0].state())
     state = {name: torch.stack([gate.state()[name] for gate in gates]) for name in gates[0].state()}
     return gates[0].route(logits_TS.unflatten(-1, (len(gates), -1)), **state)
 
 
-def apart(all_TnE: Routing) -> list[Routing]:
-    """The record of each of the gates that were asked together."""
-    tensors = all_TnE.logits_TS, all_TnE.weights_TE, all_TnE.chosen_TE
-    parts = [tensor.unbind(-2) if tensor.shape[-2] > 1 else (tensor.squeeze(-2),) for tensor in tensors]
+def apart(all_TnE: Routing, n: int) -> list[Routing]:
+    """The record of each of the n gates that were asked together."""
+    if n == 1:
+        return [all_TnE]
+    parts = [tensor.unbind(-2) for tensor in (all_TnE.logits_TS, all_TnE.weights_TE, all_TnE.chosen_TE)]
     return [Routing(z, g, chosen, all_TnE.score) for z, g, chosen in zip(*parts, strict=True)]
 
 
@@ -306,7 +320,7 @@ def softmax(logits_TE: Tensor) -> Tensor:
 
 
 def repeated(scores_TS: Tensor, times: int) -> Tensor:
-    """Every score `times` in a row: [T, S] -> [T, S · times]; for one time a view, where repeat_interleave copies."""
+    """Every number `times` in a row: [T, S] -> [T, S · times]; for one time a view, where repeat_interleave copies."""
     return scores_TS.unsqueeze(-1).expand(*scores_TS.shape, times).flatten(-2)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 class LowRank(nn.Module):
     """A [R, D] (or [r, D] where all experts share one A) and Bᵀ [R, O], with the scale s.
 
-    Bᵀ and not B, as A: rows of one expert lie together, and the gradient mᵀ dy is a product of the shape that CPUs take
-    a fifth less time for than for dyᵀ m. Files hold B, as PEFT's do.
+    B is kept as Bᵀ: what belongs to one expert lies together, as in A, and the gradient mᵀ dy is a product that took a
+    Xeon a fifth less time than dyᵀ m. Adapter files hold B, as PEFT's do.
 
     Parameters keep their own dtype (float32 masters) and are cast to the input's dtype for the two products: casting
     skinny factors costs nothing, casting x would copy every activation. B starts at zero, so delta starts at zero.

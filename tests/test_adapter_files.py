@@ -122,6 +122,19 @@ def test_peft_refuses_a_mixture(tmp_path):
         PeftModel.from_pretrained(llama(), str(tmp_path))
 
 
+def test_a_file_has_the_factors_of_a_mixture_as_peft_has_those_of_a_lora(tmp_path):
+    """lora_A [R, D] and lora_B [O, R], experts side by side in R: what other programs read."""
+    model = llama()
+    method = Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED)
+    adapter = trained(model, method)
+    files.save(tmp_path, adapter, model, method, Model(name="base"))
+    up, saved = "model.layers.1.mlp.up_proj", load_file(tmp_path / files.TENSORS)
+    A_RD, B_OR = (saved[f"base_model.model.{up}.lora_{factor}.weight"] for factor in "AB")
+    assert (A_RD.shape, B_OR.shape) == ((8, 32), (48, 8))
+    assert torch.equal(A_RD, adapter[f"{up}.delta.A_RD"])
+    assert torch.equal(B_OR.T, adapter[f"{up}.delta.B_RO"])
+
+
 def test_the_same_tensors_give_the_same_bytes(tmp_path):
     model = llama()
     method = Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED)

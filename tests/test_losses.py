@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from built import gate_of
 
 from mixlora import losses
 from mixlora.errors import ConfigError
@@ -62,6 +63,17 @@ def test_the_definition_written_out():
     for share, f in {"assignments": c / 2, "slots": c, "argmax": first, "soft": w}.items():
         want = 4 * (f.mean(0) * p.mean(0)).sum()
         torch.testing.assert_close(loss("load_balance", share=share)({"layers.0.gate": r}, MASK), want)
+
+
+def test_scores_of_ranks_that_share_an_output_are_those_of_the_gate():
+    """Three logits for twelve experts, and sigmoids: nothing that a softmax over the logits would be taken for."""
+    gate = gate_of({"kind": "balanced", "rank_partition": 4}, 5, 12, 4, dtype=torch.float64)
+    found, want = {}, {}
+    for name in ("layers.0.gate", "layers.1.gate"):
+        found[name] = gate.route(torch.randn(2, 4, 3, dtype=torch.float64), **gate.state())
+        p = found[name].logits_TS.sigmoid().repeat_interleave(4, dim=-1)[MASK]
+        want[name] = 12 * (found[name].chosen_TE[MASK].double().mean(0) / 4 * p.mean(0)).sum()
+    torch.testing.assert_close(loss("load_balance")(found, MASK), sum(want.values()) / 2)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

@@ -11,8 +11,8 @@ Each serves one linear, or n that read the same input: what is as wide as R or E
 come in their own dtype and are cast here to that of the products, so that no cast copy is kept and autograd has no
 casts to undo.
 
-T tokens (any leading shape)   D in   O out   n linears   E experts   R rank over all experts   r = R / E   S logits
-N rows or columns that stand side by side
+T tokens (any leading shape; one dimension in h)   D in   O out   n linears   E experts   R rank over all experts
+r = R / E   S logits   N rows or columns that stand side by side
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Project(torch.autograd.Function):
         wide, lead = wide.flatten(0, -2), x_TD.shape[:-1]
         bases = [cast(linear(wide, W, b), x_TD.dtype) for W, b in zip(Ws, bs, strict=True)]
         # Not `view`: autograd lets nobody write over one of several views.
-        bases = [torch.ops.aten._unsafe_view(base_TO, [*lead, len(W)]) for base_TO, W in zip(bases, Ws, strict=True)]
+        bases = [torch.ops.aten._unsafe_view(base_TO, [*lead, base_TO.shape[-1]]) for base_TO in bases]
         router_dtype = routers[0].dtype if routers else c
         if routers and whole(drops) and widens(x_TD, router_dtype):
             h_TN, z_TS = widened(wide, As, routers)
@@ -87,14 +87,14 @@ class Project(torch.autograd.Function):
 
 
 class Combine(torch.autograd.Function):
-    """h [T, n, R], gates g [T, n, E], s, r, n times base [T, O] (written over), n times Bᵀ [R, O]
+    """h [T, n, R], gates g [T, n, E] (or [T, E] of one), s, r, n times base [T, O] (written over), n times Bᵀ [R, O]
     -> n of base + s · B (g ⊙ h)."""
 
     @staticmethod
     def forward(ctx: Any, h_TnR: Tensor, g_TnE: Tensor, scale: float, r: int, *parts: Tensor) -> tuple[Tensor, ...]:
         n = h_TnR.shape[1]
         bases, Bs = parts[:n], parts[n:]
-        add_products(bases, weighed(h_TnR, g_TnE.flatten(0, -3), r), Bs, scale)
+        add_products(bases, weighed(h_TnR, g_TnE.reshape(*h_TnR.shape[:2], -1), r), Bs, scale)
         ctx.mark_dirty(*bases)
         ctx.save_for_backward(h_TnR, g_TnE, *Bs)
         ctx.scale, ctx.r = scale, r
@@ -105,7 +105,8 @@ class Combine(torch.autograd.Function):
         h_TnR, g_TnE, *Bs = ctx.saved_tensors
         c, n = product_dtype(h_TnR), len(Bs)
         # For dB and dh the scale goes to g, the smallest of all.
-        h_TnEr, sg_TnE = cast(h_TnR, c).unflatten(-1, (-1, ctx.r)), ctx.scale * cast(g_TnE.flatten(0, -3), c)
+        h_TnEr = cast(h_TnR, c).unflatten(-1, (-1, ctx.r))
+        sg_TnE = ctx.scale * cast(g_TnE.reshape(*h_TnR.shape[:2], -1), c)
         dBs, dm_TN = products(dys, weighed(cast(h_TnR, c), sg_TnE, ctx.r), Bs, c)
         dm_TnEr = dm_TN.unflatten(-1, (n, -1, ctx.r))
         dg_TnE = (dm_TnEr * h_TnEr).sum(-1).mul_(ctx.scale)
@@ -205,7 +206,7 @@ def scored(x_TD: Tensor, routers: Any, router_dtype: torch.dtype) -> Tensor:
         return x_TD.new_empty(len(x_TD), 0)
     if widens(x_TD, router_dtype):
         return widened(x_TD, (), routers)[1]
-    W_SD = torch.cat(routers)
+    W_SD = stacked(router_dtype, *routers)
     if x_TD.dtype == router_dtype:
         return F.linear(x_TD, W_SD)
     rows = ROWS if x_TD.device.type == "cpu" and not torch.compiler.is_compiling() else len(x_TD)

@@ -130,7 +130,7 @@ class FusedGatedLinear(Fused, GatedLinear):
 
 def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Found]:
     """y = W x + s B (g(x) ⊙ A x) of several linears that read one x, all gated or none, and alike but for W and its
-    width: one product for all A and routers, one pass through all gates."""
+    width: one product for all A, one for all routers, one pass through all gates."""
     dtype = x_TD.dtype
     deltas, choosing = [layer.delta for layer in layers], [layer.gate for layer in layers if layer.gate is not None]
     drops = tuple(dropout.draw(delta.dropout, x_TD) for delta in deltas)
@@ -141,7 +141,7 @@ def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Found]:
     if choosing:
         decided = gates.together(choosing, z_TS)
         ys = Combine.apply(h_TnR, decided.weights_TE.to(dtype), scale, r, *bases, *Bs)
-        routings: Sequence[Routing | None] = gates.apart(decided)
+        routings: Sequence[Routing | None] = gates.apart(decided, len(layers))
     else:
         ys, routings = Onto.apply(h_TnR, scale, *bases, *Bs), [None] * len(layers)
     return list(zip(ys, routings, strict=True))

@@ -390,7 +390,10 @@ def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> N
     """
     missing, extra = sorted(set(into) - set(tensors)), sorted(set(tensors) - set(into))
     if missing or extra:
-        raise CheckpointError(f"the saved adapter does not fit this model: missing {missing[:3]}, unknown {extra[:3]}")
+        raise CheckpointError(
+            f"the saved adapter does not fit this model: missing {missing[:3]}, unknown {extra[:3]}. Where another "
+            "version of mixlora wrote it, finish the run with that one, or set run_dir to a new folder"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != into[name].shape:
             raise CheckpointError(f"saved tensor {name} has shape {list(tensor.shape)}, not {list(into[name].shape)}")
