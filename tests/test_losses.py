@@ -68,12 +68,12 @@ def test_the_definition_written_out():
 def test_scores_of_ranks_that_share_an_output_are_those_of_the_gate():
     """Three logits for twelve experts, and sigmoids: nothing that a softmax over the logits would be taken for."""
     gate = gate_of({"kind": "balanced", "rank_partition": 4}, 5, 12, 4, dtype=torch.float64)
-    found, want = {}, {}
+    found, want = {}, []
     for name in ("layers.0.gate", "layers.1.gate"):
         found[name] = gate.route(torch.randn(2, 4, 3, dtype=torch.float64), **gate.state())
         p = found[name].logits_TS.sigmoid().repeat_interleave(4, dim=-1)[MASK]
-        want[name] = 12 * (found[name].chosen_TE[MASK].double().mean(0) / 4 * p.mean(0)).sum()
-    torch.testing.assert_close(loss("load_balance")(found, MASK), sum(want.values()) / 2)
+        want.append(12 * (found[name].chosen_TE[MASK].double().mean(0) / 4 * p.mean(0)).sum())
+    torch.testing.assert_close(loss("load_balance")(found, MASK), sum(want) / 2)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
