@@ -20,7 +20,7 @@ from training import CONFIGS, config, data_source
 from mixlora import tasks
 from mixlora.config.schema import Data, Eval, Protocol, Task
 from mixlora.config.typed import typed
-from mixlora.evaluation.likelihood import score_choices, trees_of
+from mixlora.evaluation.likelihood import OptionScorer, trees_of
 from mixlora.evaluation.run import Evaluator
 from mixlora.models import base
 from mixlora.tasks.prompts import Choice
@@ -45,9 +45,10 @@ def main() -> None:
 
 
 def ours(loaded: base.Base, asked: dict[str, list[list[Choice]]], batch_size: int, options) -> Scores:
+    scorer = OptionScorer(loaded.model)
+
     def score(name: str) -> list[float]:
-        found = score_choices(
-            loaded.model,
+        found = scorer(
             asked[name],
             batch_size=batch_size,
             batch_tokens=options.batch_tokens,

@@ -262,7 +262,7 @@ class Experiment:
             "computed": paths(model, {module for layer in layers for module in layer.modules()}),
             "torch_compile": through_compiler,
             "packed": trainer.packed,
-            "chunked_head": trainer.answer_losses.head is not None,
+            "chunked_head": trainer.answer_losses.nats.head is not None,
             "lean_from_step": trainer.totals.lean_from_step,
         }
 

@@ -2,17 +2,32 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from mixlora import tasks
 from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Mixture, Protocol, Splits, Style, Task
@@ -21,12 +36,12 @@ from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import protocols
 from mixlora.evaluation.batches import batches
 from mixlora.evaluation.generation import generate
-from mixlora.evaluation.likelihood import score_choices
+from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.evaluation.protocols import BY_STYLE, PROTOCOLS
 from mixlora.evaluation.report import notes
 from mixlora.evaluation.run import Evaluator, in_order, result
 from mixlora.evaluation.sandbox import Verdict
-from mixlora.models import base
+from mixlora.models import base, likelihood
 from mixlora.parts import Parts
 from mixlora.tasks import fewshot
 from mixlora.tasks.example import Example
@@ -137,17 +152,73 @@ def slow_nats(model, choice: Choice) -> float:
     return sum(float(logits[i - 1, ids[i]]) for i in range(first, len(ids)))
 
 
-def test_a_tree_scores_as_one_forward_an_option():
+def asked_of_all_kinds() -> list[list[Choice]]:
     """With one prompt, with prompts that differ at their end, and with prompts that share nothing."""
     form = Formatter(tiny().tokenizer, Data())
-    asked = [form.choices(example) for example in questions(6)]
-    asked += [
+    return [
+        *(form.choices(example) for example in questions(6)),
         [Choice(Prompt((9, 8, 7, 6, *end)), (11, 12, 13)[:n], "") for end, n in (((1, 2), 3), ((3,), 1), ((), 2))],
         [Choice(Prompt(start), (11, 12), "") for start in ((9, 8, 7), (5, 4, 3, 2))],
     ]
-    found = score_choices(tiny().model, asked, batch_size=3, batch_tokens=300, pad_id=0)
-    for choices, nats in zip(asked, found, strict=True):
-        assert nats == pytest.approx([slow_nats(tiny().model, choice) for choice in choices], abs=1e-4)
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "use_cache": False}
+MODELS: dict[str, Callable[[int], Any]] = {
+    # Its attention adds its mask, and its logits are more than its head's product.
+    "gemma2": lambda V: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, vocab_size=V, head_dim=8, final_logit_softcapping=0.5, attn_logit_softcapping=5.0)
+    ),
+    "window": lambda V: MistralForCausalLM(MistralConfig(**SIZES, vocab_size=V, sliding_window=8)),
+    "chunks": lambda V: Llama4ForCausalLM(
+        Llama4TextConfig(
+            **SIZES, vocab_size=V, intermediate_size_mlp=48, head_dim=8, attention_chunk_size=8, moe_layers=[]
+        )
+    ),
+    # Distances are counted in the line.
+    "alibi": lambda V: BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4)),
+    "recurrent": lambda V: MambaForCausalLM(
+        MambaConfig(vocab_size=V, hidden_size=32, state_size=4, num_hidden_layers=2, use_cache=False)
+    ),
+}
+READ_TREES = ("gemma2", "window", "chunks")  # rows that are no longer than window and chunk
+
+
+def model_of(name: str) -> Any:
+    torch.manual_seed(0)
+    return MODELS[name](len(tiny().tokenizer)).eval()
+
+
+@pytest.mark.parametrize("name", ["tiny", *MODELS])
+def test_a_tree_scores_as_one_forward_an_option(name):
+    model, asked = tiny().model if name == "tiny" else model_of(name), asked_of_all_kinds()
+    scorer, short = OptionScorer(model), asked[-2:]  # of at most 7 tokens, which windows and chunks leave whole
+    for some in (asked, short):
+        found = scorer(some, batch_size=3, batch_tokens=300, pad_id=0)
+        for choices, nats in zip(some, found, strict=True):
+            assert nats == pytest.approx([slow_nats(model, choice) for choice in choices], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_whose_attention_reads_no_trees_are_found_by_trying(name):
+    assert (OptionScorer(model_of(name)).masks is not None) is (name in READ_TREES)
+
+
+def test_logits_are_computed_for_the_tokens_of_options_alone(monkeypatch):
+    model, asked, computed = tiny().model, asked_of_all_kinds(), []
+    scorer, head = OptionScorer(model), model.get_output_embeddings().weight
+
+    def spy(x, W, b=None):
+        if W is head:
+            computed.append(x.shape[:-1].numel())
+        return real(x, W, b)
+
+    real = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", spy)
+    monkeypatch.setattr(likelihood, "CHUNK", 4 * len(head))
+    scorer(asked, batch_size=3, batch_tokens=300, pad_id=0)
+    assert sum(computed) == sum(len(choice.answer_ids) for choices in asked for choice in choices)
+    assert max(computed) == 4
 
 
 def test_option_scores_do_not_depend_on_the_batch():
@@ -277,6 +348,17 @@ def test_batches_keep_to_both_limits_and_lose_nothing():
     for batch in found:
         assert len(batch) <= 3
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 100
+
+
+def test_a_batch_has_no_more_padding_than_is_spared():
+    lengths = [5, 90, 7, 7, 30, 200, 3, 3, 3, 3]
+    for spare in (0, 1, 2, 10, 1000):
+        found = list(batches(lengths, 4, 400, spare))
+        assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+        padding = [len(batch) * max(lengths[i] for i in batch) - sum(lengths[i] for i in batch) for batch in found]
+        assert max(padding) <= spare
+    assert found == list(batches(lengths, 4, 400))
+    assert list(batches([3, 9, 3, 7, 9], 4, 400, 0)) == [[1, 4], [3], [0, 2]]
 
 
 def test_a_missing_prediction_is_an_error():

@@ -22,7 +22,7 @@ from mixlora.adapters.modules import GatedFeedForward, GatedLinear
 from mixlora.config.schema import Config, Method, Mixture, Model, Options, Scope, Splits, Task
 from mixlora.experiment import Experiment
 from mixlora.models import base
-from mixlora.models.likelihood import answer_losses
+from mixlora.models.likelihood import model_inputs, predicting
 from mixlora.tasks.collate import Batch, Row, collate
 
 EXACT = ("model.dtype=float64", "method.adapter_dtype=float64")
@@ -53,10 +53,10 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
 def objective(model: nn.Module, config: Config, batch: Batch) -> Tensor:
     """Cross-entropy plus the method's own auxiliary losses, these at full size so that a wrong one shows."""
     torch.manual_seed(3)  # the same dropout masks each time
-    nats_B = answer_losses(model, batch, keep_logits=True)
+    logits_NV = predicting(model(**model_inputs(batch, keep_logits=True)).logits, batch)
     routings = gates.pop_routings(model)
     aux = [loss(routings, batch.mask_BS) for loss in losses.build(config.aux_loss).values()]
-    return nats_B.sum() / sum(batch.label_tokens) + sum(aux)
+    return nn.functional.cross_entropy(logits_NV, batch.target_N) + sum(aux)
 
 
 def gradients(model: nn.Module, config: Config, batch: Batch) -> dict[str, Tensor]:

@@ -310,7 +310,7 @@ def test_every_gate_sees_every_token_where_last_layers_could_leave_some_out(pack
     attach(model, Method(name="m", r=2, num_experts=3, top_k=2, gate={"kind": "topk"}, target_modules=["up_proj"]))
     batch = pack(ROWS) if packed else collate(ROWS, 0)
     with packing.by_row():
-        likelihood.answer_losses(model, batch, keep_logits=True)
+        model(**likelihood.model_inputs(batch, keep_logits=True))
     seen = {r.logits_TS.shape[:-1].numel() for r in gates.pop_routings(model).values()}
     assert seen == {batch.input_ids_BS.numel()}
 
@@ -398,12 +398,13 @@ def test_labels_stand_where_they_are_predicted():
 def test_models_that_cannot_leave_positions_out_give_the_same_losses(packed, keeps):
     model, batch = llama(), pack(ROWS) if packed else collate(ROWS, 0)
     losses = AnswerLosses(model)
-    assert losses.keep_logits
+    assert losses.nats.keep_logits
     with packing.by_row():
         expected = losses(model, batch)
-        losses.keep_logits = keeps
+        losses.nats.keep_logits = keeps
         torch.testing.assert_close(losses(model, batch), expected)
-        torch.testing.assert_close(likelihood.answer_losses(model, batch, keep_logits=keeps), expected)
+        losses.nats.head = None
+        torch.testing.assert_close(losses(model, batch), expected)
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -4,18 +4,25 @@ The options of a question stand behind one copy of what their prompts share, eac
 attention mask, positions counted along each branch), so the prompt is computed once. The last token of an option is
 predicted and never read, so it is no input. Logits are taken only where an option's token is predicted.
 
-    B trees   S positions   N predicted tokens   V vocabulary
+A model whose attention reads no such mask, or sees less far than a row is long, is asked one option a row.
+
+    B trees   S positions   N predicted tokens
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixlora.evaluation.batches import batches
-from mixlora.models.likelihood import keeps_logits
+from mixlora.models.likelihood import TokenNats, as_if_alone, evaluating
 from mixlora.tasks.prompts import Choice
+
+WINDOWS = ("sliding_window", "attention_chunk_size")  # keys of transformers' configurations
+FORWARD = 32  # positions that cost a CPU as much as a forward does beside them: all weights are read
 
 
 @dataclass(frozen=True)
@@ -44,41 +51,60 @@ class TreeBatch:
 
     input_ids_BS: Tensor
     position_ids_BS: Tensor
-    mask_B1SS: Tensor
+    mask: Tensor  # [B, S] or [B, 1, S, S], see `Masks`
     keep: int  # logits of the last `keep` positions are needed
     source_N: Tensor  # where it is predicted, in the flattened kept positions
     target_N: Tensor
     option_N: Tensor  # the branch it belongs to, counted over the batch
 
 
-def score_choices(
-    model: nn.Module,
-    asked: Sequence[Sequence[Choice]],
-    *,
-    batch_size: int,
-    batch_tokens: int,
-    pad_id: int,
-    on_done: Callable[[int], None] = lambda count: None,
-) -> list[list[float]]:
-    """Log-likelihood in nats of every choice of every question, in their order, whatever the batches were.
+# From the segment of each position (-1 padding, 0 trunk, 1 and up the branches), [B, S], to an attention mask.
+Masks = Callable[[Tensor], Tensor]
 
-    `on_done` hears how many questions were finished.
-    """
-    planted = [trees_of(choices) for choices in asked]
-    owner = [i for i, trees in enumerate(planted) for _ in trees]
-    left = [len(trees) for trees in planted]
-    scores = iter_scores(
-        model, [t for trees in planted for t in trees], batch_size=batch_size, batch_tokens=batch_tokens, pad_id=pad_id
-    )
-    found: dict[int, list[float]] = {}
-    for place, nats in scores:
-        found[place] = nats
-        left[owner[place]] -= 1
-        on_done(int(left[owner[place]] == 0))
-    collected: list[list[float]] = [[] for _ in asked]
-    for place in sorted(found):
-        collected[owner[place]] += found[place]
-    return collected
+
+class OptionScorer:
+    """Scores options with one model, whose ways are found out once: on two or three short rows."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.nats, self.masks = model, TokenNats(model), tree_masks(model)
+
+    def __call__(
+        self,
+        asked: Sequence[Sequence[Choice]],
+        *,
+        batch_size: int,
+        batch_tokens: int,
+        pad_id: int,
+        on_done: Callable[[int], None] = lambda count: None,
+    ) -> list[list[float]]:
+        """Log-likelihood in nats of every choice of every question, in their order, whatever the batches were.
+
+        `on_done` hears how many questions were finished.
+        """
+        masks, planted = self.planted(asked)
+        owner = [i for i, trees in enumerate(planted) for _ in trees]
+        left, trees = [len(trees) for trees in planted], [tree for trees in planted for tree in trees]
+        found: dict[int, list[float]] = {}
+        device = next(self.model.parameters()).device
+        spare = FORWARD if device.type == "cpu" else None
+        for chosen in batches([len(tree) for tree in trees], batch_size, batch_tokens, spare):
+            batch = collate_trees([trees[place] for place in chosen], pad_id, device, masks)
+            nats = iter(branch_nats(self.model, batch, self.nats).tolist())
+            for place in chosen:
+                found[place] = [next(nats) for _ in trees[place].branches]
+                left[owner[place]] -= 1
+                on_done(int(left[owner[place]] == 0))
+        collected: list[list[float]] = [[] for _ in asked]
+        for place in sorted(found):
+            collected[owner[place]] += found[place]
+        return collected
+
+    def planted(self, asked: Sequence[Sequence[Choice]]) -> tuple[Masks, list[list[Tree]]]:
+        """The trees of each question, and the mask that they need."""
+        longest = max((len(c.prompt.ids) + len(c.answer_ids) for choices in asked for c in choices), default=0)
+        if self.masks is None or longest > reach(self.model):
+            return row_mask, [[row_of(choice) for choice in choices] for choices in asked]
+        return self.masks, [trees_of(choices) for choices in asked]
 
 
 def trees_of(choices: Sequence[Choice]) -> list[Tree]:
@@ -86,10 +112,15 @@ def trees_of(choices: Sequence[Choice]) -> list[Tree]:
     whole = [(*choice.prompt.ids, *choice.answer_ids) for choice in choices]
     shortest = min(len(choice.prompt.ids) for choice in choices)
     shared = common([choice.prompt.ids for choice in choices])
-    if shared < max(1, shortest / 2) and len(choices) > 1:
-        return [tree for choice in choices for tree in trees_of([choice])]
+    if shared < max(1, shortest / 2):
+        return [row_of(choice) for choice in choices]
     branches = (Branch(w[shared:], len(c.answer_ids)) for w, c in zip(whole, choices, strict=True))
     return [Tree(whole[0][:shared], tuple(branches))]
+
+
+def row_of(choice: Choice) -> Tree:
+    """One choice by itself."""
+    return Tree(choice.prompt.ids, (Branch(choice.answer_ids, len(choice.answer_ids)),))
 
 
 def common(rows: Sequence[tuple[int, ...]]) -> int:
@@ -99,34 +130,19 @@ def common(rows: Sequence[tuple[int, ...]]) -> int:
 
 
 @torch.no_grad()
-def iter_scores(
-    model: nn.Module, trees: Sequence[Tree], *, batch_size: int, batch_tokens: int, pad_id: int
-) -> Iterator[tuple[int, list[float]]]:
-    """(place of a tree, nats of its branches), in the order in which they were computed."""
-    device, cut = next(model.parameters()).device, keeps_logits(model)
-    for chosen in batches([len(tree) for tree in trees], batch_size, batch_tokens):
-        batch = collate_trees([trees[i] for i in chosen], pad_id, device)
-        scores = iter(tree_nats(model, batch, cut).tolist())
-        for i in chosen:
-            yield i, [next(scores) for _ in trees[i].branches]
-
-
-def tree_nats(model: nn.Module, batch: TreeBatch, cut: bool) -> Tensor:
-    """Nats of each branch of the batch, in order."""
-    logits = model(
-        input_ids=batch.input_ids_BS,
-        attention_mask=batch.mask_B1SS,
-        position_ids=batch.position_ids_BS,
-        **({"logits_to_keep": batch.keep} if cut else {}),
-    ).logits
-    chosen_NV = logits[:, -batch.keep :].flatten(0, 1)[batch.source_N]
-    chosen_NV = chosen_NV.to(torch.promote_types(chosen_NV.dtype, torch.float32))
-    nats_N = chosen_NV.gather(-1, batch.target_N[:, None])[:, 0] - chosen_NV.logsumexp(-1)
+def branch_nats(model: nn.Module, batch: TreeBatch, nats: TokenNats) -> Tensor:
+    """Log-likelihood of each branch of the batch, in order."""
+    inputs = model_inputs(batch) | ({"logits_to_keep": batch.keep} if nats.keep_logits else {})
+    nats_N = nats(model, inputs, lambda found: found[:, -batch.keep :].flatten(0, 1)[batch.source_N], batch.target_N)
     total = torch.zeros(int(batch.option_N[-1]) + 1, dtype=nats_N.dtype, device=nats_N.device)
-    return total.index_add_(0, batch.option_N, nats_N)
+    return total.index_add_(0, batch.option_N, -nats_N)
 
 
-def collate_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> TreeBatch:
+def model_inputs(batch: TreeBatch) -> dict[str, Any]:
+    return {"input_ids": batch.input_ids_BS, "attention_mask": batch.mask, "position_ids": batch.position_ids_BS}
+
+
+def collate_trees(trees: Sequence[Tree], pad_id: int, device: torch.device, masks: Masks) -> TreeBatch:
     """Rows of [pad, trunk, branch 1, branch 2, ...] with the mask that keeps branches apart."""
     longest, keep = max(map(len, trees)), 1 + max(len(tree) - len(tree.trunk) for tree in trees)
     ids, positions, segments = [], [], []
@@ -151,8 +167,13 @@ def collate_trees(trees: Sequence[Tree], pad_id: int, device: torch.device) -> T
             number += 1
     tensors = (torch.tensor(x, device=device) for x in (ids, positions, source, target, option))
     ids_BS, positions_BS, source_N, target_N, option_N = tensors
-    mask_B1SS = tree_mask(torch.tensor(segments, device=device))
-    return TreeBatch(ids_BS, positions_BS, mask_B1SS, keep, source_N, target_N, option_N)
+    mask = masks(torch.tensor(segments, device=device))
+    return TreeBatch(ids_BS, positions_BS, mask, keep, source_N, target_N, option_N)
+
+
+def row_mask(segment_BS: Tensor) -> Tensor:
+    """One where a token is, as tokenizers give it: for rows of one branch. [B, S]"""
+    return (segment_BS >= 0).long()
 
 
 def tree_mask(segment_BS: Tensor) -> Tensor:
@@ -163,3 +184,41 @@ def tree_mask(segment_BS: Tensor) -> Tensor:
     allowed = earlier & (key >= 0) & ((key == 0) | (key == query))
     # A padded position looks at itself: a row of the softmax must not be empty.
     return (allowed | torch.eye(len(place), dtype=torch.bool, device=place.device))[:, None]
+
+
+def added(allowed_B1SS: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same as numbers that are added to the products of queries and keys."""
+    return torch.where(allowed_B1SS, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+def tree_masks(model: Any) -> Masks | None:
+    """The mask of trees as the model's attention reads it: transformers' sdpa booleans, its eager one what is added to
+    the products (booleans too, as 0 and 1). None for others, and where branches did not come out as if alone."""
+    kinds: dict[str, Masks] = {"sdpa": tree_mask, "eager": lambda segment_BS: added(tree_mask(segment_BS), model.dtype)}
+    masks = kinds.get(model.config._attn_implementation)
+    return masks if masks is not None and keeps_branches_apart(model, masks) else None
+
+
+@torch.no_grad()
+def keeps_branches_apart(model: Any, masks: Masks) -> bool:
+    """Whether the branches of a tree are computed as if each were alone: tried on two short ones."""
+    trunk, first, other, second = (0, 1, 2), (2, 3, 0), (3, 1, 0), (3, 2, 1)
+
+    def logits(*branches: tuple[int, ...]) -> Tensor:
+        tree = Tree(trunk, tuple(Branch(ids, 1) for ids in branches))
+        batch = collate_trees([tree], 0, model.device, masks if len(branches) > 1 else row_mask)
+        found: Tensor = model(**model_inputs(batch)).logits[0]
+        return torch.cat([found[: len(trunk)], found[1 - len(second) :]]).cpu().double()
+
+    with evaluating(model):
+        alone = logits(second)
+        try:
+            return as_if_alone(alone, logits(first, second), logits(other, second), model.dtype)
+        except Exception:  # whatever a model raises that takes no mask of four dimensions
+            return False
+
+
+def reach(model: Any) -> float:
+    """How many tokens a token sees, itself included, in the layers where it sees least."""
+    config = model.config.get_text_config()
+    return min((n for key in WINDOWS if (n := getattr(config, key, None)) is not None), default=math.inf)

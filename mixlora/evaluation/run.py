@@ -19,7 +19,7 @@ from mixlora.evaluation import extract, scores
 from mixlora.evaluation.code import judge_code
 from mixlora.evaluation.generation import generate
 from mixlora.evaluation.harness import Harness
-from mixlora.evaluation.likelihood import score_choices
+from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import Protocol, Reading, protocol_of
 from mixlora.evaluation.sandbox.completion import COMPLETION_VERSION
@@ -53,6 +53,10 @@ class Evaluator:
     def formatter(self) -> Formatter:
         """The protocol's; it is the one of training where the protocol is `auto`."""
         return Formatter(self.tokenizer, replace(self.data, style=self.protocol.style))
+
+    @cached_property
+    def score_options(self) -> OptionScorer:
+        return OptionScorer(self.model)
 
     @cached_property
     def max_length(self) -> int:
@@ -117,8 +121,7 @@ class Evaluator:
     ) -> list[Prediction]:
         """The log-likelihoods of the choices of each example, and what `read` makes of them."""
         with bar(label, len(asked)) as shown:
-            found = score_choices(
-                self.model,
+            found = self.score_options(
                 asked,
                 batch_size=self.options.batch_size,
                 batch_tokens=self.options.batch_tokens,

@@ -1,15 +1,16 @@
-"""How likely a model finds the labels of a batch.
+"""How likely a model finds the tokens of a batch: labels that it learns, options that it scores.
 
-Logits are computed where a label is predicted and nowhere else, a few rows at a time, and their gradient with them:
-full logits over a large vocabulary never exist. A model whose logits are more than its head's product (a soft cap, a
-scale) is asked for those positions instead.
+Logits are computed where such a token is predicted and nowhere else, a few rows at a time, and their gradient with
+them: full logits over a large vocabulary never exist. A model whose logits are more than its head's product (a soft
+cap, a scale) is asked for those positions instead.
 
     B rows   S positions   N labels   K kept positions   D hidden   V vocabulary
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from mixlora.tasks.collate import Batch
 CHUNK = 2**23  # logits at a time
 
 
-class AnswerLosses:
-    """Summed cross-entropy in nats of each row of a batch: [B].
+class TokenNats:
+    """-log p of given tokens at given places of a batch, in nats: [N].
 
     The model is entered at its front, so that what wraps it for several devices is in effect; inside, its head is told
     to turn hidden states into nats at once.
@@ -35,27 +36,48 @@ class AnswerLosses:
         self.head = plain_head(model)
         self.keep_logits = keeps_logits(model)
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """`model` is the one that this was made for, or a wrapper of it."""
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], places: Callable[[Tensor], Tensor], target_N: Tensor
+    ) -> Tensor:
+        """`model` is the one that this was made for, or a wrapper of it; `places` takes what stands at the N places,
+        [N, X], from what the head is given or returns."""
         head = self.head
         if head is None:
-            return answer_losses(model, batch, keep_logits=self.keep_logits)
+            logits_NV = places(model(**inputs).logits)
+            precise = torch.promote_types(logits_NV.dtype, torch.float32)
+            return F.cross_entropy(logits_NV.to(precise), target_N, reduction="none")
 
         def nats(hidden: Tensor) -> Tensor:
-            return ChunkedNats.apply(predicting(hidden, batch), head.weight, head.bias, batch.target_N)
+            return ChunkedNats.apply(places(hidden), head.weight, head.bias, target_N)
 
         with instead(head, nats):
-            return summed(model(**model_inputs(batch, keep_logits=self.keep_logits)).logits, batch)
+            found: Tensor = model(**inputs).logits
+        return found
+
+
+class AnswerLosses:
+    """Summed cross-entropy in nats of each row of a batch: [B]."""
+
+    def __init__(self, model: nn.Module):
+        self.nats = TokenNats(model)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`model` is the one that this was made for, or a wrapper of it."""
+        inputs = model_inputs(batch, keep_logits=self.nats.keep_logits)
+        return summed(self.nats(model, inputs, partial(predicting, batch=batch), batch.target_N), batch)
 
 
 @contextmanager
 def instead(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Calls of `module` compute `forward` inside the block; its hooks stay in effect."""
+    own = module.__dict__.get("forward")  # accelerate's, where it moves weights
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
+        if own is not None:
+            module.forward = own
 
 
 class ChunkedNats(torch.autograd.Function):
@@ -84,13 +106,6 @@ class ChunkedNats(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (slope_ND,) = ctx.saved_tensors
         return slope_ND * gradients[0][:, None].to(slope_ND.dtype), None, None, None
-
-
-def answer_losses(model: nn.Module, batch: Batch, *, keep_logits: bool) -> Tensor:
-    """The same from the model's own logits: [B]."""
-    logits_NV = predicting(model(**model_inputs(batch, keep_logits=keep_logits)).logits, batch)
-    precise = torch.promote_types(logits_NV.dtype, torch.float32)
-    return summed(F.cross_entropy(logits_NV.to(precise), batch.target_N, reduction="none"), batch)
 
 
 def model_inputs(batch: Batch, *, keep_logits: bool = False) -> dict[str, Any]:
@@ -160,10 +175,17 @@ def packs_rows(model: Any) -> bool:
         alone = torch.cat([logits(first), logits(row)], dim=1)
         beside = logits(first, row, position_ids=position_ids, segments=(3, 2))
         beside_another = logits(other, row, position_ids=position_ids, segments=(3, 2))
-    # Another neighbour changes nothing, not even how the machine rounds, except where a layer sorts tokens by expert.
-    # Alone, a row may be multiplied by another routine, whose rounding adds up over the layers.
-    eps = torch.finfo(model.dtype).eps
-    leaked, apart = (beside_another - beside)[:, 3:].norm(), (beside - alone).norm()
+    return as_if_alone(alone, beside, torch.cat([beside[:, :3], beside_another[:, 3:]], dim=1), model.dtype)
+
+
+def as_if_alone(alone: Tensor, beside: Tensor, beside_another: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits do not depend on what stands beside in the same line.
+
+    Another neighbour changes nothing, not even how the machine rounds, except where a layer sorts tokens by expert.
+    Alone, a row may be multiplied by another routine, whose rounding adds up over the layers.
+    """
+    eps = torch.finfo(dtype).eps
+    leaked, apart = (beside_another - beside).norm(), (beside - alone).norm()
     return bool(leaked <= eps**0.7 * alone.norm() and apart <= eps**0.5 * alone.norm())
 
 
