@@ -59,8 +59,10 @@ def agree(one, two, rel: float = 1e-9) -> None:
     assert other["label_tokens"] == record["label_tokens"]
     results = [json.loads((folder / "results.json").read_text())["sums"] for folder in (one, two)]
     assert results[0]["n"] == results[1]["n"] == 10
-    ids = [[line["id"] for line in read_lines(folder / "predictions" / "sums.jsonl")] for folder in (one, two)]
-    assert ids[0] == ids[1]
+    predictions = [read_lines(folder / "predictions" / "sums.jsonl") for folder in (one, two)]
+    for a, b in zip(*predictions, strict=True):
+        assert b["id"] == a["id"]
+        assert b["log_likelihoods"] == pytest.approx(a["log_likelihoods"], rel=1e-4)
 
 
 def compare(configs, folder, method, **env) -> None:

@@ -21,12 +21,20 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from mixlora import tasks
@@ -175,12 +183,32 @@ MODELS: dict[str, Callable[[int], Any]] = {
             **SIZES, vocab_size=V, intermediate_size_mlp=48, head_dim=8, attention_chunk_size=8, moe_layers=[]
         )
     ),
-    # Distances are counted in the line.
-    "alibi": lambda V: BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4)),
-    "recurrent": lambda V: MambaForCausalLM(
+    "gpt_neo": lambda V: GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=V, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["local", "global"], 1]],
+            window_size=8, max_position_embeddings=2048,
+        )
+    ),
+    # Distances are counted in the line: one refuses the mask of a tree, the other takes it.
+    "bloom": lambda V: BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4)),
+    "mpt": lambda V: MptForCausalLM(MptConfig(vocab_size=V, d_model=32, n_layers=2, n_heads=4, use_cache=False)),
+    # Layers that go through the line; the last goes through its padding too.
+    "mamba": lambda V: MambaForCausalLM(
         MambaConfig(vocab_size=V, hidden_size=32, state_size=4, num_hidden_layers=2, use_cache=False)
     ),
-}
+    "recurrent_gemma": lambda V: RecurrentGemmaForCausalLM(
+        RecurrentGemmaConfig(
+            vocab_size=V, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+            lru_width=32, use_cache=False,
+        )
+    ),
+    "rwkv": lambda V: RwkvForCausalLM(
+        RwkvConfig(
+            vocab_size=V, hidden_size=32, attention_hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            use_cache=False,
+        )
+    ),
+}  # fmt: skip
 READ_TREES = ("gemma2", "window", "chunks")  # rows that are no longer than window and chunk
 
 
@@ -201,7 +229,33 @@ def test_a_tree_scores_as_one_forward_an_option(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_whose_attention_reads_no_trees_are_found_by_trying(name):
-    assert (OptionScorer(model_of(name)).masks is not None) is (name in READ_TREES)
+    scorer = OptionScorer(model_of(name))
+    assert (scorer.masks is not None) is (name in READ_TREES)
+    assert scorer.pads is (name != "rwkv")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["gemma2", "mamba", "mpt"])
+def test_they_are_found_in_half_precision_too(name, dtype):
+    assert (OptionScorer(model_of(name).to(dtype)).masks is not None) is (name in READ_TREES)
+
+
+def test_only_questions_longer_than_the_window_are_asked_one_option_a_row():
+    scorer, asked = OptionScorer(model_of("window")), asked_of_all_kinds()
+    longest = [max(len(c.prompt.ids) + len(c.answer_ids) for c in choices) for choices in asked]
+    assert min(longest) <= scorer.reach == 8 < max(longest)
+    for choices, length in zip(asked, longest, strict=True):
+        if choices is not asked[-1]:  # whose prompts share nothing
+            assert len(scorer.planted(choices)) == (1 if length <= 8 else len(choices))
+
+
+def test_scores_of_another_attention_are_of_another_protocol():
+    """Those of eager attention were wrong, and must not be taken from an earlier version's results."""
+    usual = evaluator().describe(CHOICE)
+    assert "attention" not in usual
+    eager = replace(evaluator(), model=model_of("gemma2"))
+    assert eager.describe(CHOICE) | {"max_length": usual["max_length"]} == usual | {"attention": "eager"}
+    assert "attention" not in eager.describe(TEXT)
 
 
 def test_logits_are_computed_for_the_tokens_of_options_alone(monkeypatch):
@@ -239,6 +293,30 @@ def test_generations_do_not_depend_on_the_batch(options):
     if options:
         some = [p["prediction"] for p in evaluator(**options)(TEXT, examples[5:8], "")]
         assert some == runs[0][5:8]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generations_of_other_models_do_not_depend_on_the_batch(name):
+    model, prompts = model_of(name), [(5, 6, 7), (9,), (8, 3) * 6, (3, 4)]  # shorter and longer than window and chunk
+    pads = OptionScorer(model).pads
+    alone, together = (
+        generate(model, tiny().tokenizer, prompts, max_new_tokens=8, batch_size=size, pads=pads)
+        for size in (1, len(prompts))
+    )
+    assert together == alone
+    assert len(set(alone)) > 2
+
+
+def test_rows_are_not_padded_where_that_changes_them():
+    model, examples = model_of("rwkv"), questions(7)
+    runs = [replace(evaluator(batch_size=size), model=model) for size in (1, 16)]
+    nats = [[p["log_likelihoods"] for p in run(CHOICE, examples, "")] for run in runs]
+    for one, other in zip(*nats, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    asked = [replace(example, options=(), gold=None, answer="a") for example in examples]
+    assert len({len(example.question) for example in asked}) > 1
+    one, other = ([p["prediction"] for p in run(TEXT, asked, "")] for run in runs)
+    assert one == other
 
 
 def test_a_sample_is_the_one_that_transformers_draws_after_its_seed():

@@ -22,6 +22,7 @@ from mixlora.adapters.attach import attach, count, paths
 from mixlora.checks import check_shards
 from mixlora.config.schema import Model, Quantization
 from mixlora.errors import ConfigError
+from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.models import base
 from mixlora.models.likelihood import packs_rows
 from mixlora.models.tokenizer import byte_tokenizer
@@ -109,6 +110,11 @@ def test_scores_of_4_bits_are_those_of_its_numbers_beside_any_row(folder):
     assert far(logits, model.eval()(rows).logits) < 1e-5
     assert far(logits[:1], quantized(rows[:1]).logits) < 1e-5
     assert packs_rows(quantized)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_are_scored_as_branches_of_one_prompt(kind, folder):
+    assert OptionScorer(loaded(folder, kind)).masks is not None
 
 
 def test_rows_are_not_packed_where_products_are_rounded_by_the_whole_batch(folder):

@@ -26,17 +26,18 @@ def generate(
     temperature: float = 0.0,
     beams: int = 1,
     seeds: Sequence[int] = (),
+    pads: bool = True,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
     """The text that follows each prompt, in the order of `prompts`.
 
     `temperature` 0 is greedy, or beam search with `beams` above 1. Sampling takes one of `seeds` for each prompt, and a
-    sample depends neither on its batch nor on its process.
+    sample depends neither on its batch nor on its process. Without `pads` only prompts of one length share a batch.
     """
     texts = [""] * len(prompts)
     lengths = [(len(prompt) + max_new_tokens) * beams for prompt in prompts]
     device = next(model.parameters()).device
-    for chosen in batches(lengths, batch_size, batch_tokens):
+    for chosen in batches(lengths, batch_size, batch_tokens, None if pads else 0):
         how: dict[str, Any] = {"num_beams": beams}
         if temperature > 0:
             how = {"logits_processor": LogitsProcessorList([Draw(temperature, [seeds[i] for i in chosen], device)])}

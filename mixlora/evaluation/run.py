@@ -201,6 +201,7 @@ class Evaluator:
                 temperature=self.options.temperature if free else 0.0,
                 beams=1 if free else self.protocol.beams,
                 seeds=seeds,
+                pads=self.score_options.pads,
                 on_done=shown.advance,
             )
 
@@ -221,6 +222,10 @@ class Evaluator:
         """How this task is asked and read: all that must be equal for two scores to be comparable."""
         options, formatter = self.options, self.formatter
         code = {"num_samples": options.num_samples, "completion": COMPLETION_VERSION}
+        # Named where it is not the usual one: options had wrong scores under eager attention (see CHANGELOG), which
+        # must not be taken for these.
+        attention = self.model.config._attn_implementation
+        unusual = options.backend is Backend.own and task.answer_kind is Answer.options and attention != "sdpa"
         return {
             "name": self.protocol.name.value if task.answer_kind is Answer.options else "generate",
             "backend": options.backend.value,
@@ -235,6 +240,7 @@ class Evaluator:
             "temperature": options.temperature,
             "max_new_tokens": self.max_new_tokens(task),
             **(code if task.answer_kind is Answer.code else {}),
+            **({"attention": attention} if unusual else {}),
         }
 
     def fingerprint(self, task: Task) -> str:

@@ -175,18 +175,19 @@ def packs_rows(model: Any) -> bool:
         alone = torch.cat([logits(first), logits(row)], dim=1)
         beside = logits(first, row, position_ids=position_ids, segments=(3, 2))
         beside_another = logits(other, row, position_ids=position_ids, segments=(3, 2))
-    return as_if_alone(alone, beside, torch.cat([beside[:, :3], beside_another[:, 3:]], dim=1), model.dtype)
+    eps = torch.finfo(model.dtype).eps
+    return as_if_alone(alone, beside, torch.cat([beside[:, :3], beside_another[:, 3:]], dim=1), eps)
 
 
-def as_if_alone(alone: Tensor, beside: Tensor, beside_another: Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits do not depend on what stands beside in the same line.
+def as_if_alone(alone: Tensor, beside: Tensor, beside_another: Tensor, eps: float, most: float = 1.0) -> bool:
+    """Whether logits, computed with a rounding of `eps`, do not depend on what stands beside in the same batch.
 
     Another neighbour changes nothing, not even how the machine rounds, except where a layer sorts tokens by expert.
-    Alone, a row may be multiplied by another routine, whose rounding adds up over the layers.
+    Alone, a row may be multiplied by another routine, whose rounding adds up over the layers: to `most` of the logits'
+    norm at the most.
     """
-    eps = torch.finfo(dtype).eps
     leaked, apart = (beside_another - beside).norm(), (beside - alone).norm()
-    return bool(leaked <= eps**0.7 * alone.norm() and apart <= eps**0.5 * alone.norm())
+    return bool(leaked <= eps**0.7 * alone.norm() and apart <= min(eps**0.5, most) * alone.norm())
 
 
 @contextmanager
