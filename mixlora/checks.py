@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from mixlora import gates, losses
 from mixlora.config.load import digest, require_quantizer, run_folder
-from mixlora.config.schema import Config, Quantization
+from mixlora.config.schema import Config, Model, Quantization
+from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 from mixlora.evaluation import protocols
 from mixlora.records import finished_as
@@ -22,6 +23,9 @@ INSTEAD = {
     "dynamo_backend": "decoder layers alone are compiled. Set train.torch_compile=true",
 }
 
+# Names of transformers' attentions; one of the hub's kernels has a / in its name.
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+
 
 def check(config: Config) -> None:
     """Raise a ConfigError for the first of surroundings, gate, losses, protocol and ways to compute that cannot be."""
@@ -37,6 +41,7 @@ def check(config: Config) -> None:
         )
     protocols.check(config)
     require_quantizer(config.model)
+    check_attention(config.model)
     if config.train.torch_compile and config.model.gradient_checkpointing:
         raise ConfigError(
             "train.torch_compile=true compiles nothing of layers that model.gradient_checkpointing=true computes "
@@ -64,6 +69,14 @@ def check_shards(config: Config, environment: Mapping[str, str]) -> None:
         raise ConfigError(
             "model.quantization=int8 under FSDP is not supported: what belongs to an 8-bit weight would be lost. Set "
             "model.quantization=nf4, or use configs/distributed/ddp.yaml"
+        )
+
+
+def check_attention(model: Model) -> None:
+    name = model.attn_implementation
+    if name not in ATTENTIONS and "/" not in name:
+        raise ConfigError(
+            f"model.attn_implementation={name!r} is no attention of transformers. {suggest(name, ATTENTIONS)}"
         )
 
 

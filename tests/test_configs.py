@@ -1,6 +1,7 @@
 """Every file under configs/ composes and fits its type; the trunk shows every key; both spellings are one."""
 
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from mixlora import gates, losses
+from mixlora.checks import ATTENTIONS, check
 from mixlora.config import load
 from mixlora.config.cli import normalise
 from mixlora.config.explain import leaves
 from mixlora.config.schema import Config
+from mixlora.errors import ConfigError
+from mixlora.models import base
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GROUPS = ("aux_loss", "experiment", "method", "model", "tasks")
@@ -109,3 +113,18 @@ def test_no_enum_is_lost_between_a_run_folder_and_the_next_reader(tmp_path):
     again = load.config_of(load.read(tmp_path))
     assert dataclasses.asdict(again) == dataclasses.asdict(config)
     assert load.digest(again) == load.digest(config)
+
+
+def test_an_attention_that_is_none_is_refused_with_the_nearest_name():
+    for name in (*ATTENTIONS, "kernels-community/flash-attn2"):
+        check(composed("method=lora", "tasks=arc", f"model.attn_implementation={name}"))
+    with pytest.raises(ConfigError, match=r"attn_implementation='spda' is no attention .* Did you mean 'sdpa'\?"):
+        check(composed("method=lora", "tasks=arc", "model.attn_implementation=spda"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="its package is here")
+def test_an_attention_whose_package_is_missing_is_said_in_one_line():
+    with pytest.raises(ConfigError, match=r"model 'tiny' could not be loaded: FlashAttention2 .*\Z"):
+        base.load(
+            composed("method=lora", "model=tiny", "tasks=arc", "model.attn_implementation=flash_attention_2").model
+        )

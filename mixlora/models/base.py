@@ -92,7 +92,8 @@ def from_random(model: Model, tokenizer: PreTrainedTokenizerBase, seed: int, dty
     config = AutoConfig.for_model(**(special | options))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = AutoModelForCausalLM.from_config(config, attn_implementation=model.attn_implementation)
+        with named_imports(model):
+            built = AutoModelForCausalLM.from_config(config, attn_implementation=model.attn_implementation)
     return built.to(dtype)
 
 
@@ -115,12 +116,20 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
 
 
 @contextmanager
+def named_imports(model: Model) -> Iterator[None]:
+    """Where a package that this model needs is missing, or too old: one message."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"model '{model.name}' could not be loaded: {str(error).strip().splitlines()[0]}") from None
+
+
+@contextmanager
 def named_errors(model: Model) -> Iterator[None]:
     """What transformers raises where a model cannot be had, as one message with the remedy."""
     try:
-        yield
-    except ImportError as error:  # of a package that this model needs, or of its version
-        raise ConfigError(f"model '{model.name}' could not be loaded: {str(error).strip().splitlines()[0]}") from None
+        with named_imports(model):
+            yield
     except (OSError, ValueError) as error:
         if isinstance(error, MixloraError):
             raise
