@@ -7,12 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
+from transformers import LlamaConfig, LlamaForCausalLM, RwkvConfig, RwkvForCausalLM, get_scheduler
 
 from mixlora import losses
 from mixlora.adapters.attach import attach, paths
 from mixlora.config.schema import Compute, Dtype, Method, Schedule, Scope, Train
-from mixlora.errors import CheckpointError, NumericsError, ResourceError
+from mixlora.errors import CheckpointError, ConfigError, NumericsError, ResourceError
 from mixlora.records import read_lines
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint
@@ -50,10 +50,10 @@ def rows(first: int, number: int) -> list[Row]:
     return made
 
 
-def trainer(folder, *, steps=8, aux=None, score=None, method=GATED, **train) -> Trainer:
+def trainer(folder, *, steps=8, aux=None, score=None, method=GATED, model=None, **train) -> Trainer:
     folder.mkdir(exist_ok=True)
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "save_steps": 3} | train
-    model = llama()
+    model = llama() if model is None else model
     torch.manual_seed(1)
     adapter = attach(model, method)
     with torch.no_grad():
@@ -334,3 +334,19 @@ def test_one_row_that_does_not_fit_names_the_setting(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match=r"train\.max_length") as raised:
         made.run()
     assert raised.value.status == 5
+
+
+def test_rows_that_padding_changes_are_trained_one_by_one_or_refused(tmp_path):
+    sizes = {"vocab_size": 256, "hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48}
+
+    def rwkv() -> RwkvForCausalLM:
+        torch.manual_seed(0)
+        return RwkvForCausalLM(RwkvConfig(**sizes, num_hidden_layers=2, use_cache=False)).eval()
+
+    method = dataclasses.replace(GATED, target_modules=["receptance"])  # it reads the weights of others itself
+    with pytest.raises(ConfigError, match=r"batch_size=4: padding changes .* Set it to 1, and .*accumulation_steps"):
+        trainer(tmp_path / "four", model=rwkv(), method=method)
+    single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    assert [
+        len(batch.ids) for batch in trainer(tmp_path / "one", model=rwkv(), method=method, **single).batches(1)
+    ] == [1] * 8

@@ -31,6 +31,8 @@ from transformers import (
     MistralForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -40,7 +42,7 @@ from mixlora.adapters.attach import attach
 from mixlora.config.schema import Method, Train
 from mixlora.config.typed import typed
 from mixlora.models import likelihood, packing
-from mixlora.models.likelihood import AnswerLosses, ChunkedNats, packs_rows, plain_head
+from mixlora.models.likelihood import AnswerLosses, ChunkedNats, packs_rows, pads_rows, plain_head
 from mixlora.tasks.collate import Row, collate, pack, packs, packs_within, padded_batches
 from mixlora.training.loop import Trainer
 
@@ -321,6 +323,13 @@ def test_models_that_cannot_pack_are_found_by_trying():
     mamba = MambaConfig(vocab_size=256, hidden_size=32, state_size=4, num_hidden_layers=1)
     assert not packs_rows(MambaForCausalLM(mamba).eval())
     assert packs_rows(llama())  # transformers' own block mask
+
+
+def test_models_that_padding_changes_are_found_by_trying():
+    assert pads_rows(llama())
+    assert pads_rows(MambaForCausalLM(MambaConfig(vocab_size=256, hidden_size=32, state_size=4)).eval())
+    small = {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    assert not pads_rows(RwkvForCausalLM(RwkvConfig(vocab_size=256, **small)).eval())
 
 
 @pytest.mark.parametrize(("dtype", "noise"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.1)])

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mixlora import ranks
-from mixlora.config.schema import Quantization
 from mixlora.evaluation.batches import batches
-from mixlora.models.base import quantized
-from mixlora.models.likelihood import TokenNats, as_if_alone, evaluating
+from mixlora.models.likelihood import TokenNats, as_if_alone, evaluating, pads_rows, rounding
 from mixlora.tasks.prompts import Choice
 
 # Keys of transformers' configurations, and what `layer_types` calls the layers that they speak of.
@@ -75,7 +73,7 @@ class OptionScorer:
 
     def __init__(self, model: Any):
         self.model, self.nats, self.masks, self.reach = model, TokenNats(model), tree_masks(model), reach(model)
-        self.pads = computes_apart(model, row_mask)  # not where recurrent layers go on through padding
+        self.pads = agreed(model, pads_rows(model))
         self.spare = 0 if not self.pads else FORWARD if model.device.type == "cpu" else None
 
     def __call__(
@@ -215,30 +213,34 @@ def tree_masks(model: Any) -> Masks | None:
     if masks is None:
         return None
     try:
-        return masks if computes_apart(model, masks, siblings=True) else None
+        apart = keeps_branches_apart(model, masks)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if ranks.is_out_of_memory(error):
             raise
-        return None  # a model that takes no mask of four dimensions
+        apart = False  # a model that takes no mask of four dimensions
+    return masks if agreed(model, apart) else None
 
 
 @torch.no_grad()
-def computes_apart(model: Any, masks: Masks, *, siblings: bool = False) -> bool:
-    """Whether a row comes out as if alone beside a longer one, for which it is padded, and with `siblings` behind
-    another branch of its tree as well: tried on short rows."""
+def keeps_branches_apart(model: Any, masks: Masks) -> bool:
+    """Whether the second branch of a tree, which is padded as well, comes out as if alone: tried on short ones."""
     trunk, row = (0, 1, 2), (3, 2, 1)
 
-    def logits(*neighbours: tuple[int, ...]) -> Tensor:
-        branches = tuple(Branch(ids, 1) for ids in (*(neighbours if siblings else ()), row))
-        longer = [Tree(trunk, (Branch(2 * ids, 1),)) for ids in neighbours]
-        batch = collate_trees([Tree(trunk, branches), *longer], 0, model.device, masks if neighbours else row_mask)
+    def logits(*first: tuple[int, ...]) -> Tensor:
+        longer = [Tree(trunk, (Branch(3 * ids, 1),)) for ids in first]
+        own = Tree(trunk, tuple(Branch(ids, 1) for ids in (*first, row)))
+        batch = collate_trees([own, *longer], 0, model.device, masks if first else row_mask)
         found: Tensor = model(**model_inputs(batch)).logits
         return found[0, 1 - len(row) :].cpu().double()
 
-    eps = torch.finfo(torch.bfloat16 if quantized(model) is Quantization.int8 else model.dtype).eps
     with evaluating(model):
-        apart = as_if_alone(logits(), logits((2, 3, 0, 1, 2)), logits((3, 1, 0, 0, 3)), eps, APART)
-    return ranks.agree(apart) if ranks.sharded(model) else apart  # whose ranks compute in step
+        beside, beside_another = logits((2, 3, 0, 1, 2)), logits((3, 1, 0, 0, 3))
+        return as_if_alone(logits(), beside, beside_another, rounding(model), APART)
+
+
+def agreed(model: Any, found: bool) -> bool:
+    """The same on all ranks of a model that lies in parts on them, which compute in step."""
+    return ranks.agree(found) if ranks.sharded(model) else found
 
 
 def reach(model: Any) -> float:

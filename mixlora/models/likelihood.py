@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mixlora.config.schema import Quantization
 from mixlora.models.base import quantized
 from mixlora.models.packing import Segments
-from mixlora.tasks.collate import Batch
+from mixlora.tasks.collate import Batch, Row, collate
 
 CHUNK = 2**23  # logits at a time
 
@@ -177,6 +177,28 @@ def packs_rows(model: Any) -> bool:
         beside_another = logits(other, row, position_ids=position_ids, segments=(3, 2))
     eps = torch.finfo(model.dtype).eps
     return as_if_alone(alone, beside, torch.cat([beside[:, :3], beside_another[:, 3:]], dim=1), eps)
+
+
+@torch.no_grad()
+def pads_rows(model: Any) -> bool:
+    """Whether a row that is padded beside a longer one is computed as if alone: tried on short rows.
+
+    Not with recurrent layers that go on through the padding (RWKV).
+    """
+    row, longer, other = (Row("", "", (0, 1), ids) for ids in ((3, 2, 1), (2, 3, 0, 1, 2, 3), (3, 1, 0, 0, 3, 2)))
+
+    def logits(*rows: Row) -> Tensor:
+        batch = collate(rows, 0).to(model.device)
+        found: Tensor = model(**model_inputs(batch)).logits
+        return found[0, -len(row) :].cpu().double()
+
+    with evaluating(model):
+        return as_if_alone(logits(row), logits(row, longer), logits(row, other), rounding(model))
+
+
+def rounding(model: Any) -> float:
+    """Of the model's products, relative; those of 8 bits are rounded by what stands out in a batch."""
+    return torch.finfo(torch.bfloat16 if quantized(model) is Quantization.int8 else model.dtype).eps
 
 
 def as_if_alone(alone: Tensor, beside: Tensor, beside_another: Tensor, eps: float, most: float = 1.0) -> bool:

@@ -24,12 +24,12 @@ from mixlora.adapters.attach import adapted, adapter_tensors, make_lean, paths
 from mixlora.adapters.modules import Fused, Wrapper
 from mixlora.config.schema import Train
 from mixlora.console import say
-from mixlora.errors import CheckpointError, Interrupted, NumericsError, ResourceError
+from mixlora.errors import CheckpointError, ConfigError, Interrupted, NumericsError, ResourceError
 from mixlora.failpoints import reach
 from mixlora.losses import AuxLoss
 from mixlora.models import packing
 from mixlora.models.compiled import compiled
-from mixlora.models.likelihood import AnswerLosses, packs_rows
+from mixlora.models.likelihood import AnswerLosses, packs_rows, pads_rows
 from mixlora.records import append_line, read_lines, sync_file, write_lines
 from mixlora.tasks.collate import Batch, Row, collate, pack, packs_for, packs_within, padded_batches
 from mixlora.training import checkpoint
@@ -96,6 +96,11 @@ class Trainer:
         self.answer_losses = AnswerLosses(self.model)
         with packing.by_row():
             self.packed = train.packing and packs_rows(self.model)
+        if not self.packed and train.per_device_train_batch_size > 1 and not pads_rows(self.model):
+            raise ConfigError(
+                f"train.per_device_train_batch_size={train.per_device_train_batch_size}: padding changes what this "
+                "model computes, so rows must stand alone. Set it to 1, and train.gradient_accumulation_steps higher"
+            )
         self.gates, self.wrappers = gates.gates_of(self.model), adapted(self.model)
         clear_records(self.gates.values(), self.wrappers.values())
         self.wrapped = distribute(self.model, self.accelerator)
