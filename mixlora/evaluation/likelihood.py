@@ -202,7 +202,7 @@ def tree_mask(segment_BS: Tensor) -> Tensor:
 
 def added(allowed_B1SS: Tensor, dtype: torch.dtype) -> Tensor:
     """The same as numbers that are added to the products of queries and keys."""
-    return torch.where(allowed_B1SS, 0.0, torch.finfo(dtype).min).to(dtype)
+    return torch.zeros_like(allowed_B1SS, dtype=dtype).masked_fill_(~allowed_B1SS, torch.finfo(dtype).min)
 
 
 def tree_masks(model: Any) -> Masks | None:
