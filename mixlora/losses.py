@@ -105,6 +105,8 @@ class TsallisEntropy:
     def __post_init__(self) -> None:
         if not self.q > 0:
             raise ConfigError(f"aux_loss.tsallis.q must be above 0, got {self.q}")
+        if not self.eps >= 0:
+            raise ConfigError(f"aux_loss.tsallis.eps must be at least 0, got {self.eps}")
 
     def __call__(self, routings: Mapping[str, Routing], mask_T: Tensor) -> Tensor:
         mask_T = torch.ones_like(mask_T) if self.count_padding else mask_T

@@ -168,6 +168,7 @@ def test_the_z_loss_is_the_mean_square_of_the_log_partition():
         ("load_balance", {"coef": "much"}, "aux_loss.load_balance.coef"),
         ("load_balance", {"coeff": 1}, "Did you mean 'coef'"),
         ("tsallis", {"q": 0}, "aux_loss.tsallis.q must be above 0"),
+        ("tsallis", {"eps": -1e-3}, "aux_loss.tsallis.eps must be at least 0"),
         ("router_z", {"q": 2}, "no key 'aux_loss.router_z.q'"),
     ],
 )
