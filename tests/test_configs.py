@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mixlora import gates, losses
 from mixlora.checks import ATTENTIONS, check
@@ -116,6 +117,8 @@ def test_no_enum_is_lost_between_a_run_folder_and_the_next_reader(tmp_path):
 
 
 def test_an_attention_that_is_none_is_refused_with_the_nearest_name():
+    known = {name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name}  # paged ones are for servers
+    assert known <= set(ATTENTIONS)
     for name in (*ATTENTIONS, "kernels-community/flash-attn2"):
         check(composed("method=lora", "tasks=arc", f"model.attn_implementation={name}"))
     with pytest.raises(ConfigError, match=r"attn_implementation='spda' is no attention .* Did you mean 'sdpa'\?"):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mixlora import ranks
 from mixlora.evaluation.batches import batches
+from mixlora.models.base import attention
 from mixlora.models.likelihood import TokenNats, as_if_alone, evaluating, pads_rows, rounding
 from mixlora.tasks.prompts import Choice
 
@@ -209,7 +210,7 @@ def tree_masks(model: Any) -> Masks | None:
     """The mask of trees as the model's attention reads it: transformers' sdpa booleans, its eager one what is added to
     the products (booleans too, as 0 and 1). None for others, and where branches do not come out as if alone."""
     kinds: dict[str, Masks] = {"sdpa": tree_mask, "eager": lambda segment_BS: added(tree_mask(segment_BS), model.dtype)}
-    masks = kinds.get(model.config._attn_implementation)
+    masks = kinds.get(attention(model))
     if masks is None:
         return None
     try:

@@ -23,6 +23,7 @@ from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import Protocol, Reading, protocol_of
 from mixlora.evaluation.sandbox.completion import COMPLETION_VERSION
+from mixlora.models.base import attention
 from mixlora.models.likelihood import evaluating
 from mixlora.tasks.example import Example
 from mixlora.tasks.mixture import seed_of
@@ -224,8 +225,8 @@ class Evaluator:
         code = {"num_samples": options.num_samples, "completion": COMPLETION_VERSION}
         # Named where it is not the usual one: options had wrong scores under eager attention (see CHANGELOG), which
         # must not be taken for these.
-        attention = self.model.config._attn_implementation
-        unusual = options.backend is Backend.own and task.answer_kind is Answer.options and attention != "sdpa"
+        own_options = options.backend is Backend.own and task.answer_kind is Answer.options
+        unusual = own_options and attention(self.model) != "sdpa"
         return {
             "name": self.protocol.name.value if task.answer_kind is Answer.options else "generate",
             "backend": options.backend.value,
@@ -240,7 +241,7 @@ class Evaluator:
             "temperature": options.temperature,
             "max_new_tokens": self.max_new_tokens(task),
             **(code if task.answer_kind is Answer.code else {}),
-            **({"attention": attention} if unusual else {}),
+            **({"attention": attention(self.model)} if unusual else {}),
         }
 
     def fingerprint(self, task: Task) -> str:

@@ -172,6 +172,11 @@ def quantization(kind: Quantization, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
+def attention(model: Any) -> str:
+    """transformers' name of the attention that a model computes; it has no public one."""
+    return str(model.config._attn_implementation)
+
+
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The blocks that a model repeats, as transformers names them; none where it names none. Wrapped ones as well."""
     names = set(getattr(model, "_no_split_modules", None) or ())

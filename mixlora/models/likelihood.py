@@ -175,8 +175,8 @@ def packs_rows(model: Any) -> bool:
         alone = torch.cat([logits(first), logits(row)], dim=1)
         beside = logits(first, row, position_ids=position_ids, segments=(3, 2))
         beside_another = logits(other, row, position_ids=position_ids, segments=(3, 2))
-    eps = torch.finfo(model.dtype).eps
-    return as_if_alone(alone, beside, torch.cat([beside[:, :3], beside_another[:, 3:]], dim=1), eps)
+    beside_another[:, :3] = beside[:, :3]  # the other neighbour itself, which is another row
+    return as_if_alone(alone, beside, beside_another, rounding(model))
 
 
 @torch.no_grad()
