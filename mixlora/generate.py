@@ -19,6 +19,7 @@ def main(cfg: DictConfig) -> None:
     from mixlora import loading
     from mixlora.config.schema import Data
     from mixlora.evaluation.generation import generate
+    from mixlora.models.likelihood import pads_rows
     from mixlora.tasks.example import Example
     from mixlora.tasks.prompts import Formatter
 
@@ -42,6 +43,7 @@ def main(cfg: DictConfig) -> None:
         batch_size=8,
         temperature=options.temperature,
         seeds=[options.seed * 1_000_003 + i for i in range(len(prompts))],
+        pads=pads_rows(loaded.model),
     )
     for text in texts:
         print(text.strip())
