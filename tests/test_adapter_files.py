@@ -204,7 +204,52 @@ def test_a_gated_method_cannot_be_merged():
     assert set(model.state_dict()) == before
 
 
-def test_a_peft_option_without_counterpart_is_refused(tmp_path):
-    (tmp_path / files.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": True}))
-    with pytest.raises(ConfigError, match="use_dora"):
+OTHER_LAYERS = {
+    "use_dora": True,
+    "alora_invocation_tokens": [1, 2],
+    "lora_bias": True,
+    "exclude_modules": ["q_proj"],
+    "layers_to_transform": [0],
+    "bias": "all",
+    "an_option_of_tomorrow": {"rank": 3},
+}
+
+
+@pytest.mark.parametrize("option", OTHER_LAYERS)
+def test_a_peft_option_without_counterpart_is_refused(tmp_path, option):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, option: OTHER_LAYERS[option]}
+    (tmp_path / files.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=option):
         mixlora.load(tmp_path)
+
+
+def test_a_peft_lora_of_defaults_loads(tmp_path):
+    """A configuration as PEFT writes it loads with every option at its default; no name here is none of its own."""
+    LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    method, _ = files.method_of(tmp_path)
+    assert (method.r, method.lora_alpha, method.target_modules) == (4, 8, ["q_proj"])
+    theirs = set(json.loads((tmp_path / files.CONFIG).read_text()))
+    assert theirs >= files.PEFT_READ | files.PEFT_WITHOUT_EFFECT
+
+
+@pytest.mark.filterwarnings("ignore:.*changes the base weights")
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_a_peft_lora_that_changed_its_base_is_refused_until_it_is_converted(tmp_path, start):
+    base, changed = llama(), llama()
+    base.save_pretrained(tmp_path / "base")
+    theirs = get_peft_model(changed, LoraConfig(r=2, lora_alpha=2, init_lora_weights=start, target_modules=["q_proj"]))
+    theirs.peft_config["default"].init_lora_weights = True  # as PEFT's guide saves the start
+    theirs.save_pretrained(tmp_path / "start")
+    theirs.peft_config["default"].init_lora_weights = start
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "plain")
+    with pytest.raises(ConfigError, match=f"init_lora_weights='{start}'.*path_initial_model_for_weight_conversion"):
+        files.method_of(tmp_path / "plain")
+    theirs.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    method, _ = files.method_of(tmp_path / "converted")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    files.load(tmp_path / "converted", attach(ours, method))
+    torch.testing.assert_close(ours(IDS).logits, theirs.eval()(IDS).logits, atol=1e-4, rtol=1e-4)

@@ -142,6 +142,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
+# What LoraConfig may set: an option that is in neither set would be another layer than W x + s B A x.
+PEFT_READ = {
+    *("peft_type", "base_model_name_or_path", "revision", "target_modules", "r", "lora_alpha", "use_rslora"),
+    *("lora_dropout", "bias", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+}
+PEFT_WITHOUT_EFFECT = {
+    *("task_type", "auto_mapping", "peft_version", "inference_mode"),
+    "fan_in_fan_out",  # how the base keeps W, which its module tells
+    *("megatron_core", "layers_pattern", "qalora_group_size"),  # of use only beside options that are refused
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # how A and B start: see init_lora_weights
+}
+STARTS_BESIDE_W = {"gaussian", "eva", "orthogonal", "mica"}  # others take from W what they give to B A
+
+
 def method_of(folder: Path) -> tuple[Method, str]:
     """The method and the base model that an adapter folder names: ours, or a plain LoRA that PEFT saved.
 
@@ -160,18 +174,17 @@ def method_of(folder: Path) -> tuple[Method, str]:
         raise ConfigError(
             f"{folder / CONFIG} has peft_type={values.get('peft_type')!r}; LORA and MIXLORA can be loaded"
         )
-    for option in (
-        "use_dora",
-        "modules_to_save",
-        "layers_to_transform",
-        "megatron_config",
-        "use_qalora",
-        "trainable_token_indices",
-    ):
-        if values.get(option):
+    for option, value in values.items():
+        if value and option not in PEFT_READ | PEFT_WITHOUT_EFFECT:
             raise ConfigError(f"{folder / CONFIG} sets {option}, which is not supported here")
     if values.get("bias", "none") != "none":
         raise ConfigError(f"{folder / CONFIG} sets bias, which is not supported here")
+    start = values.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in STARTS_BESIDE_W:
+        raise ConfigError(
+            f"{folder / CONFIG} has init_lora_weights={start!r}, which starts from another W than the base model's: on "
+            "the base model it computes something else. Save it in PEFT with path_initial_model_for_weight_conversion"
+        )
     scale = Scale.alpha_over_sqrt_r if values.get("use_rslora") else Scale.alpha_over_r
     method = Method(name="peft", r=values["r"], lora_alpha=float(values["lora_alpha"]), scale=scale)
     method.target_modules = values["target_modules"]
