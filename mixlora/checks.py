@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from mixlora import gates, losses
 from mixlora.config.load import digest, require_quantizer, run_folder
-from mixlora.config.schema import Config, Model, Quantization
+from mixlora.config.schema import Config, Dtype, Model, Quantization
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 from mixlora.evaluation import protocols
@@ -39,6 +39,7 @@ def check(config: Config) -> None:
             f"aux_loss.{next(iter(config.aux_loss))} is a loss of routers, and method={config.method.name} has none. "
             "Set aux_loss=none, or choose a method with a gate"
         )
+    check_dtypes(config)
     protocols.check(config)
     require_quantizer(config.model)
     check_attention(config.model)
@@ -46,6 +47,16 @@ def check(config: Config) -> None:
         raise ConfigError(
             "train.torch_compile=true compiles nothing of layers that model.gradient_checkpointing=true computes "
             "twice. Set one of them to false"
+        )
+
+
+def check_dtypes(config: Config) -> None:
+    """AdamW keeps its moments in the dtype of the adapter, and a gradient of 1e-4 squared is none in float16."""
+    of_base = config.model.dtype if config.method.adapter_dtype is Dtype.auto else config.method.adapter_dtype
+    if of_base is Dtype.float16:
+        raise ConfigError(
+            f"method.adapter_dtype={config.method.adapter_dtype.value} would train adapters in float16, which cannot "
+            "hold what AdamW knows of their gradients. Set method.adapter_dtype=float32; model.dtype may stay"
         )
 
 

@@ -40,9 +40,10 @@ class ResourceError(MixloraError):
 
 
 class NumericsError(MixloraError):
-    """Loss or gradients that stayed non-finite."""
+    """Loss, gradients or scores that are not finite."""
 
     status = 6
+    WIDER = "Where it computes in float16, set model.dtype=bfloat16 or float32; else its weights or adapter are damaged"
 
 
 class SandboxError(MixloraError):

@@ -187,6 +187,12 @@ class Experiment:
             compiled.require(self.parts.accelerator.device)
         say(f"Loading {config.model.name} ...")
         loaded = base.load(config.model, device=self.parts.accelerator.device, tokenizer=self.parts.tokenizer)
+        most = base.window(loaded.model)
+        if most is not None and config.train.max_length > most:
+            raise ConfigError(
+                f"train.max_length={config.train.max_length} is more than the {most} tokens that model "
+                f"'{config.model.name}' was made for. Lower it to {most}"
+            )
         torch.manual_seed(config.seed)
         return loaded, prepared(loaded.model, config.method, config.model)
 

@@ -20,6 +20,8 @@ def main(cfg: DictConfig) -> None:
     from mixlora import loading
     from mixlora.adapters import files
     from mixlora.adapters.attach import adapter_tensors
+    from mixlora.evaluation.generation import own_ends
+    from mixlora.models.base import use_cache
 
     model, method, _ = loading.described(run)
     if options.merge and model.quantization is not Quantization.none:
@@ -30,7 +32,9 @@ def main(cfg: DictConfig) -> None:
     loaded = loading.load(run)
     if options.merge:
         files.merge(loaded.model)
-        loaded.model.config.use_cache = True
+        use_cache(loaded.model, True)
+        ends = {*own_ends(loaded.model, loaded.tokenizer), *loading.formatter(run, loaded.tokenizer).end_ids}
+        loaded.model.generation_config.eos_token_id = sorted(ends)
         loaded.model.save_pretrained(to)
         loaded.tokenizer.save_pretrained(to)
     else:

@@ -17,22 +17,20 @@ def main(cfg: DictConfig) -> None:
     if options.prompt is None and sys.stdin.isatty():
         raise ConfigError('Nothing to answer: give prompt="...", or lines on standard input')
     from mixlora import loading
-    from mixlora.config.schema import Data
     from mixlora.evaluation.generation import generate
+    from mixlora.models.base import USUAL_WINDOW, window
     from mixlora.models.likelihood import pads_rows
     from mixlora.tasks.example import Example
-    from mixlora.tasks.prompts import Formatter
 
     loaded = loading.load(run)
-    data = loading.config_of(run).data if (run / "config.yaml").is_file() else Data()
-    formatter = Formatter(loaded.tokenizer, data)
+    formatter = loading.formatter(run, loaded.tokenizer)
     prompts = [options.prompt] if options.prompt is not None else [line.rstrip("\n") for line in sys.stdin]
     examples = [Example(id=str(i), task="prompt", question=text, answer="") for i, text in enumerate(prompts)]
-    window = loaded.model.config.max_position_embeddings
-    limit = window - options.max_new_tokens
+    most = window(loaded.model) or USUAL_WINDOW
+    limit = most - options.max_new_tokens
     if limit < 1:
         raise ConfigError(
-            f"max_new_tokens={options.max_new_tokens} leaves no room for a prompt: this model sees {window} tokens. "
+            f"max_new_tokens={options.max_new_tokens} leaves no room for a prompt: this model sees {most} tokens. "
             "Lower it"
         )
     texts = generate(
@@ -41,6 +39,7 @@ def main(cfg: DictConfig) -> None:
         [formatter.prompt(example, max_length=limit).ids for example in examples],
         max_new_tokens=options.max_new_tokens,
         batch_size=8,
+        ends=formatter.end_ids,
         temperature=options.temperature,
         seeds=[options.seed * 1_000_003 + i for i in range(len(prompts))],
         pads=pads_rows(loaded.model),

@@ -10,10 +10,11 @@ from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.config import load as configs
 from mixlora.config.cli import config_dir
-from mixlora.config.schema import Config, Method, Model
+from mixlora.config.schema import Config, Data, Method, Model
 from mixlora.config.typed import typed
 from mixlora.errors import CheckpointError
 from mixlora.models import base
+from mixlora.tasks.prompts import Formatter
 
 
 def load(folder: Path, device: str = "cpu") -> base.Base:
@@ -33,6 +34,11 @@ def load(folder: Path, device: str = "cpu") -> base.Base:
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return base.load_tokenizer(described(folder)[0])
+
+
+def formatter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Formatter:
+    """How the model of a folder was asked in training; as a run asks by itself where the folder does not say."""
+    return Formatter(tokenizer, config_of(folder).data if (folder / "config.yaml").is_file() else Data())
 
 
 def described(folder: Path) -> tuple[Model, Method, Path]:

@@ -195,6 +195,21 @@ def test_merging_gives_the_same_logits_and_a_plain_model():
     assert set(model.state_dict()) == set(llama().state_dict())
 
 
+@pytest.mark.full
+def test_a_merged_model_from_a_gguf_file_is_saved_as_numbers(tmp_path):
+    """transformers does not save what it takes for a file's blocks."""
+    model = base.load(loading.model_of("smollm2_135m")).model
+    model.model.layers = model.model.layers[:1]
+    trained(model, Method(name="a", r=2))
+    want = model(IDS).logits
+    files.merge(model)
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    model.config.num_hidden_layers = 1
+    model.config.save_pretrained(tmp_path)
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits, want, atol=1e-3, rtol=1e-3)
+
+
 def test_a_gated_method_cannot_be_merged():
     model = llama()
     trained(model, Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED))

@@ -3,9 +3,20 @@
 import pytest
 import torch
 from built import METHODS, built, composed, tokens
+from peft import PeftModel
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from mixlora import gates
+from mixlora.adapters import files
 from mixlora.adapters.attach import adapted, attach, count
 from mixlora.config.schema import Factors, Method, Model, Scope
 from mixlora.errors import ConfigError
@@ -41,6 +52,17 @@ def gated(**values) -> Method:
 
 def endings(model: nn.Module) -> set[str]:
     return {name.rpartition(".")[2] for name in adapted(model)}
+
+
+def gemma3(text_layers: int = 2, vision_layers: int = 5) -> Gemma3ForConditionalGeneration:
+    """As AutoModelForCausalLM makes it of a Gemma 3 from 4B on: reads images as well."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    text = sizes | {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "num_hidden_layers": text_layers}
+    vision = sizes | {"num_hidden_layers": vision_layers, "image_size": 28, "patch_size": 14}
+    ids = {"image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62, "mm_tokens_per_image": 1}
+    model = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=vision, **ids))
+    assert isinstance(model, Gemma3ForConditionalGeneration)
+    return model
 
 
 # ---- published counts
@@ -258,3 +280,39 @@ def test_a_down_projection_with_a_bias_is_refused_for_whole_blocks():
     )
     with pytest.raises(ConfigError, match="has a bias"):
         attach(model, gated(scope=Scope.feed_forward, target_modules="feed-forward"))
+
+
+def test_a_model_without_linears_is_refused():
+    """As one whose linears a quantiser has replaced by its own."""
+    model = nn.Sequential(nn.Embedding(4, 8), nn.LayerNorm(8))
+    with pytest.raises(ConfigError, match=r"target_modules: this model has no linear .* model.quantization=nf4"):
+        attach(model, Method(name="lora"))
+
+
+# ---- models of more than text
+
+
+def test_what_reads_no_text_carries_no_adapter_and_counts_in_no_pattern():
+    """A gate in a tower for images would never run, and its layers would stretch a pattern over another depth."""
+    model = gemma3()
+    before = sum(p.numel() for p in model.parameters())
+    adapter = attach(model, gated(num_experts=[2, 4], top_k=1))
+    assert set(adapted(model)) == {f"model.language_model.layers.{i}.{n}" for i in (0, 1) for n in names_of(gemma3())}
+    assert {w.gate.num_experts for name, w in adapted(model).items() if ".layers.1." in name} == {4}
+    assert count(model)["total"] == before + sum(tensor.numel() for tensor in adapter.values())
+    model(input_ids=torch.arange(5)[None])
+    assert set(gates.pop_routings(model)) == {f"{name}.gate" for name in adapted(model)}
+
+
+def names_of(model: Gemma3ForConditionalGeneration) -> list[str]:
+    layer = model.model.language_model.layers[0]
+    return [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+
+
+def test_peft_is_told_the_full_names_where_their_ends_mean_other_parts_too(tmp_path):
+    model, method = gemma3(), Method(name="lora", r=2, target_modules=["q_proj"])
+    adapter = attach(model, method)
+    files.save(tmp_path, adapter, model, method, Model(name="a"))
+    theirs = PeftModel.from_pretrained(gemma3(), str(tmp_path))
+    carried = {name.removeprefix("base_model.model.") for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
+    assert carried == set(adapted(model))

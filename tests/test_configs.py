@@ -16,7 +16,7 @@ from mixlora.checks import ATTENTIONS, check
 from mixlora.config import load
 from mixlora.config.cli import normalise
 from mixlora.config.explain import leaves
-from mixlora.config.schema import Config
+from mixlora.config.schema import Config, Model
 from mixlora.errors import ConfigError
 from mixlora.models import base
 
@@ -123,6 +123,25 @@ def test_an_attention_that_is_none_is_refused_with_the_nearest_name():
         check(composed("method=lora", "tasks=arc", f"model.attn_implementation={name}"))
     with pytest.raises(ConfigError, match=r"attn_implementation='spda' is no attention .* Did you mean 'sdpa'\?"):
         check(composed("method=lora", "tasks=arc", "model.attn_implementation=spda"))
+
+
+@pytest.mark.parametrize("name", ["sdpa", "flash_attention_2", "flex_attention"])
+def test_an_attention_that_a_model_does_not_have_is_refused_with_one_that_it_has(name):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    mamba = Model(name="mamba", random={"model_type": "mamba", **sizes}, attn_implementation=name)
+    with pytest.raises(
+        ConfigError, match=rf"MambaForCausalLM does not .*{name}.*\. Set model.attn_implementation=eager"
+    ):
+        base.load(mamba)
+    base.load(dataclasses.replace(mamba, attn_implementation="eager"))
+
+
+def test_adapters_are_not_trained_in_float16():
+    check(composed("method=lora", "tasks=arc", "model.dtype=float16"))
+    check(composed("method=lora", "tasks=arc", "method.adapter_dtype=auto"))
+    for keys in (["method.adapter_dtype=float16"], ["method.adapter_dtype=auto", "model.dtype=float16"]):
+        with pytest.raises(ConfigError, match=r"in float16.*Set method.adapter_dtype=float32"):
+            check(composed("method=lora", "tasks=arc", *keys))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="its package is here")

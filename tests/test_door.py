@@ -172,6 +172,14 @@ def test_a_target_that_no_linear_has_is_said_before_anything_is_scored_or_writte
     assert not list(Path().rglob("*.json*"))
 
 
+def test_rows_longer_than_the_model_was_made_for_are_refused(told):
+    """A model with a table of positions would end in an error of its lookup, in the step of the first such row."""
+    status, message = told(train, "+method=lora", *ARC, "train.max_length=2049")
+    assert status == 2
+    assert "train.max_length=2049 is more than the 2048 tokens that model 'tiny' was made for" in message
+    assert not list(Path().rglob("*.json*"))
+
+
 def test_data_that_are_not_there_are_status_3(told):
     status, message = told(train, "+method=lora", "+tasks=arc", "model=tiny", "data.source=/nowhere")
     assert status == 3

@@ -1,10 +1,12 @@
 """Laws of scoring: the same scores however the work is split, and the standard harness's own on its prompts."""
 
+import copy
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,10 +42,10 @@ from transformers import (
 from mixlora import tasks
 from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Mixture, Protocol, Splits, Style, Task
 from mixlora.config.typed import typed
-from mixlora.errors import ConfigError, DataError
-from mixlora.evaluation import protocols
+from mixlora.errors import ConfigError, DataError, NumericsError
+from mixlora.evaluation import harness, protocols
 from mixlora.evaluation.batches import batches
-from mixlora.evaluation.generation import generate
+from mixlora.evaluation.generation import GENERATION_VERSION, generate, own_ends
 from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.evaluation.protocols import BY_STYLE, PROTOCOLS
 from mixlora.evaluation.report import notes
@@ -307,6 +309,37 @@ def test_generations_of_other_models_do_not_depend_on_the_batch(name):
     assert len(set(alone)) > 2
 
 
+def test_answers_follow_the_rules_given_and_none_that_a_model_brings():
+    """As of Qwen2.5, whose file penalises repetition, and asks for samples."""
+    prompts, ask = [(5, 6), (9, 10, 11)], partial(generate, tokenizer=tiny().tokenizer, max_new_tokens=12, batch_size=2)
+    model = copy.deepcopy(tiny().model)
+    model.generation_config.update(repetition_penalty=1.9, no_repeat_ngram_size=1, do_sample=True, temperature=0.7)
+    brought = model.generation_config.to_dict()
+    for options in ({}, {"beams": 2}, {"temperature": 0.8, "seeds": (1, 2)}):
+        assert ask(model, prompts=prompts, **options) == ask(tiny().model, prompts=prompts, **options)
+    assert model.generation_config.to_dict() == brought
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8}])
+def test_an_answer_ends_where_the_template_ends_it_whatever_the_model_knows(options):
+    """A base model with a chat template, as Qwen2.5's, ends a text with another token than an answer. Here that token
+    is one that the model says, and an ordinary one, which the text must not show."""
+    (example,) = (replace(example, options=(), gold=None, answer="a") for example in questions(1))
+    asked = evaluator(**options)
+    (whole,) = asked(TEXT, [example], "")
+    end = next(c for c in whole["prediction"] if c.isascii())  # of the others some are parts of a character
+    before, _, after = whole["prediction"].partition(end)
+    (token,) = tiny().tokenizer(end)["input_ids"]
+    assert token not in (*asked.formatter.end_ids, *own_ends(tiny().model, tiny().tokenizer))
+    assert before
+    assert after
+    asked.formatter.layout.end_ids = [token]
+    (ended,) = asked(TEXT, [example], "")
+    assert ended["prediction"] == before
+    assert asked.describe(TEXT)["generation"] == GENERATION_VERSION
+    assert "generation" not in asked.describe(CHOICE)
+
+
 def test_rows_are_not_padded_where_that_changes_them():
     model, examples = model_of("rwkv"), questions(7)
     runs = [replace(evaluator(batch_size=size), model=model) for size in (1, 16)]
@@ -437,6 +470,46 @@ def test_a_batch_has_no_more_padding_than_is_spared():
         assert max(padding) <= spare
     assert found == list(batches(lengths, 4, 400))
     assert list(batches([3, 9, 3, 7, 9], 4, 400, 0)) == [[1, 4], [3], [0, 2]]
+
+
+def broken(*ids: int) -> Any:
+    """The tiny model, in which nothing after one of these tokens is a number; after any where none are given."""
+    model = copy.deepcopy(tiny().model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[list(ids) if ids else slice(None)] = float("nan")
+    return model
+
+
+def test_scores_that_are_no_numbers_are_refused_in_place_of_taking_the_first_option():
+    examples, mark = questions(3), tiny().tokenizer("?")["input_ids"][-1]
+    last = examples[2] = replace(examples[2], question="Is it?")
+    assert not any("?" in example.question for example in examples[:2])
+    with pytest.raises(NumericsError, match=rf"{last.id} are not finite \(nan, nan.*model.dtype=bfloat16"):
+        replace(evaluator(), model=broken(mark))(CHOICE, examples, "")
+    with pytest.raises(NumericsError, match="not finite, even of a few tokens"):
+        OptionScorer(broken())
+    with pytest.raises(NumericsError, match="document 1 are not finite"):
+        harness.predictions(CHOICE, [sample(0, -1.0), sample(1, math.nan)])
+
+
+def sample(document: int, nats: float) -> dict[str, Any]:
+    """As lm-evaluation-harness logs it."""
+    return {"doc_id": document, "arguments": [("Is it?", " a")], "resps": [[(nats, False)]], "target": 0, "acc": 1.0}
+
+
+@pytest.mark.parametrize("options", [{}, {"beams": 2}, {"temperature": 1.0, "seeds": range(3)}])
+def test_texts_of_logits_that_are_no_numbers_are_refused(options):
+    prompts = [(5, 6), (7, 8), (9, 10, 11)]
+    ask = partial(generate, tokenizer=tiny().tokenizer, max_new_tokens=2, batch_size=2, **options)
+    assert len(ask(tiny().model, prompts=prompts)) == 3
+    with pytest.raises(NumericsError, match="logits were not finite after one of 2 prompts"):
+        ask(broken(10), prompts=prompts)
+
+
+def test_a_model_says_how_many_tokens_it_was_made_for_or_nothing():
+    assert base.window(tiny().model) == 2048
+    assert base.window(model_of("gpt_neo")) == 2048
+    assert {base.window(model_of(name)) for name in ("bloom", "mpt", "mamba")} == {None}
 
 
 def test_a_missing_prediction_is_an_error():

@@ -9,13 +9,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, RwkvConfig, RwkvForCausalLM, get_scheduler
 
-from mixlora import losses
+from mixlora import losses, ranks
 from mixlora.adapters.attach import attach, paths
 from mixlora.config.schema import Compute, Dtype, Method, Schedule, Scope, Train
 from mixlora.errors import CheckpointError, ConfigError, NumericsError, ResourceError
 from mixlora.records import read_lines
 from mixlora.tasks.collate import Row
-from mixlora.training import checkpoint
+from mixlora.training import checkpoint, loop
 from mixlora.training.loop import Trainer
 from mixlora.training.schedule import factor
 
@@ -350,3 +350,79 @@ def test_rows_that_padding_changes_are_trained_one_by_one_or_refused(tmp_path):
     assert [
         len(batch.ids) for batch in trainer(tmp_path / "one", model=rwkv(), method=method, **single).batches(1)
     ] == [1] * 8
+
+
+# ---- float16
+
+
+LORA = Method(name="lora", r=4)  # without a gate, whose choices differ where logits are rounded
+
+
+def in_float16(folder, **options) -> Trainer:
+    return trainer(folder, method=LORA, model=llama().half(), **options)
+
+
+def taken(made: Trainer, step: int = 1) -> torch.Tensor:
+    """The gradients that a step is taken with, which are small enough not to be clipped."""
+    made.optimizer.zero_grad()
+    *_, norm = made.finite_gradients(step, ())
+    assert norm < made.train.max_grad_norm
+    return torch.cat([p.grad.flatten() for p in made.parameters])
+
+
+@pytest.fixture
+def _many_ranks(monkeypatch):
+    """As if a thousand other ranks had as many labels in the step: the gradients of each are as small."""
+    monkeypatch.setattr(ranks, "summed", lambda tensor: 1000 * tensor)
+
+
+@pytest.mark.usefixtures("_many_ranks")
+def test_small_gradients_survive_float16(tmp_path):
+    want = taken(trainer(tmp_path, method=LORA, model=llama().float()))
+    made = in_float16(tmp_path)
+
+    def off() -> float:
+        return float((taken(made) - want).norm() / want.norm())
+
+    with_scale, made.totals.loss_scale = off(), 1.0
+    assert with_scale < 0.01
+    assert off() > 5 * with_scale
+
+
+def test_a_scale_that_float16_cannot_hold_is_halved_within_the_step(tmp_path):
+    made, want = in_float16(tmp_path), in_float16(tmp_path)
+    want.totals.loss_scale = 2.0**10
+    made.totals.loss_scale = 2.0**40
+    line, _ = made.step(1)
+    assert line["skipped"] == 0
+    assert line["loss_scale"] == made.totals.loss_scale < 2.0**20
+    assert made.totals.rows.total() == 8
+    want.step(1)
+    for name, tensor in made.tensors().items():
+        torch.testing.assert_close(tensor, want.tensors()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_scale_that_has_held_is_doubled_and_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "STEPS_TO_DOUBLE", 3)
+    made = in_float16(tmp_path, steps=5, save_steps=4)
+    made.totals.loss_scale = 4.0
+    made.run()
+    scales = [line["loss_scale"] for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert scales == [4, 4, 8, 8, 8]
+    again = in_float16(tmp_path, steps=7)
+    again.restore(checkpoint.read(tmp_path / "checkpoints" / "step-5"))
+    again.run(5)
+    assert [line["loss_scale"] for line in read_lines(tmp_path / "metrics.jsonl")][5:] == [16, 16]
+
+
+def test_a_loss_that_is_no_number_is_not_computed_again_with_half_the_scale(tmp_path):
+    made = in_float16(tmp_path)
+    with torch.no_grad():
+        made.model.model.norm.weight.fill_(math.nan)
+    line, _ = made.step(1)
+    assert line["skipped"] == 1
+    assert line["loss_scale"] == loop.FLOAT16_SCALE
+
+
+def test_other_dtypes_have_no_scale(tmp_path):
+    assert "loss_scale" not in trainer(tmp_path).step(1)[0]

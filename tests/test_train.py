@@ -12,10 +12,10 @@ import pytest
 import tiny_runs
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mixlora
-from mixlora import evaluate, export, generate, train
+from mixlora import evaluate, export, generate, loading, train
 from mixlora.config import load
 from mixlora.models import base
 from mixlora.records import read_lines
@@ -196,6 +196,8 @@ def test_plain_lora_is_a_peft_folder_and_merges(lora, tmp_path):
     run(export, f"run={lora}", f"to={tmp_path / 'merged'}", "merge=true")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert merged.generation_config.eos_token_id == loading.formatter(lora, tokenizer).end_ids
 
 
 @pytest.mark.parametrize("merge", ["true", "false"])

@@ -248,6 +248,6 @@ def count(model: nn.Module) -> dict[str, int]:
             shared_a = low_rank.A_RD.shape[0] < low_rank.B_RO.shape[0]
             idle += round(share * (low_rank.B_RO.numel() + (0 if shared_a else low_rank.A_RD.numel())))
     # A 4-bit weight holds two numbers in a byte.
-    numbers = {linear.weight: math.prod(targets.sizes(linear)) for linear in targets.linears(model).values()}
+    numbers = {linear.weight: math.prod(targets.sizes(linear)) for linear in targets.every_linear(model).values()}
     total = sum(numbers.get(p, p.numel()) for p in model.parameters())
     return {"trainable": trainable, "activated": trainable - idle, "total": total}

@@ -105,7 +105,7 @@ def whole(alpha: float) -> float | int:
 def endings(model: nn.Module, names: list[str]) -> list[str]:
     """Last parts of the names where these mean the same modules to PEFT; otherwise the full names."""
     short = sorted({name.rpartition(".")[2] for name in names})
-    everything = [name.removesuffix(".base_layer") for name in targets.linears(model)]
+    everything = [name.removesuffix(".base_layer") for name in targets.every_linear(model)]
     meant = {name for name in everything if name.rpartition(".")[2] in short}
     return short if meant <= set(names) else sorted(names)
 

@@ -12,9 +12,26 @@ from mixlora.errors import ConfigError
 
 
 def linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear of the model by full name, the output head left out (as PEFT's all-linear does)."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    return {name: m for name, m in model.named_modules() if widths(m) is not None and m is not head}
+    """Every linear that text goes through by full name, the output head left out (as PEFT's all-linear does)."""
+    head, text = getattr(model, "get_output_embeddings", lambda: None)(), set(text_model(model).modules())
+    return {name: m for name, m in every_linear(model).items() if m in text and m is not head}
+
+
+def every_linear(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: m for name, m in model.named_modules() if widths(m) is not None}
+
+
+def text_model(model: nn.Module) -> nn.Module:
+    """The part that reads text, of a model that reads images or sound as well (Gemma 3 from 4B on), else all of it.
+
+    An adapter in another part would never run, and its layers would count in patterns over the depth.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config") or config.get_text_config() is config:
+        return model
+    found = model.get_decoder()  # type: ignore[operator]
+    assert isinstance(found, nn.Module)
+    return found
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
@@ -40,6 +57,11 @@ def select(candidates: Iterable[str], target_modules: Any, model: Model, key: st
         ConfigError: where an entry matches nothing, naming it and the names there are.
     """
     candidates = list(candidates)
+    if not candidates:
+        raise ConfigError(
+            f"{key}: this model has no linear that an adapter could stand beside. Where its weights are quantised "
+            "(GPTQ, AWQ), choose those that are not, with model.quantization=nf4 or int8"
+        )
     roles = {"attention": model.attention, "feed-forward": feed_forward(model)}
     if target_modules == "all-linear":
         return candidates

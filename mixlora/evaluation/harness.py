@@ -11,6 +11,7 @@ from typing import Any
 
 from mixlora.config.schema import Eval, Task
 from mixlora.errors import ConfigError, DataError
+from mixlora.evaluation.scores import finite
 from mixlora.tasks import hub
 from mixlora.tasks.example import Example
 
@@ -83,7 +84,9 @@ def predictions(task: Task, samples: Sequence[dict[str, Any]]) -> list[dict[str,
             "id": f"{task.name}/lm_eval/{sample['doc_id']}",
             "prompt": sample["arguments"][0][0],
             "options": [arguments[1] for arguments in sample["arguments"]],
-            "log_likelihoods": [round(float(answer[0][0]), 6) for answer in sample["resps"]],
+            "log_likelihoods": finite(
+                [float(answer[0][0]) for answer in sample["resps"]], f"document {sample['doc_id']}"
+            ),
             "target": sample["target"],
             **{name: float(sample[name]) for name in ("acc", "acc_norm") if name in sample},
             "shots_cut": 0,

@@ -17,13 +17,13 @@ from mixlora.console import bar
 from mixlora.errors import DataError
 from mixlora.evaluation import extract, scores
 from mixlora.evaluation.code import judge_code
-from mixlora.evaluation.generation import generate
+from mixlora.evaluation.generation import GENERATION_VERSION, generate
 from mixlora.evaluation.harness import Harness
 from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import Protocol, Reading, protocol_of
 from mixlora.evaluation.sandbox.completion import COMPLETION_VERSION
-from mixlora.models.base import attention
+from mixlora.models.base import USUAL_WINDOW, attention, window
 from mixlora.models.likelihood import evaluating
 from mixlora.tasks.example import Example
 from mixlora.tasks.mixture import seed_of
@@ -62,8 +62,8 @@ class Evaluator:
     @cached_property
     def max_length(self) -> int:
         """Tokens of prompt and answer: what was asked for, within the model's window."""
-        window = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2048)
-        return min(window, self.options.max_length or window)
+        most = window(self.model) or USUAL_WINDOW
+        return min(most, self.options.max_length or most)
 
     def __call__(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """One prediction an example, in their order, the same on every rank; each rank works on its share.
@@ -134,7 +134,7 @@ class Evaluator:
                 "id": example.id,
                 "prompt": example.question,
                 "options": [choice.text for choice in choices],
-                "log_likelihoods": [round(n, 6) for n in nats],
+                "log_likelihoods": scores.finite(nats, example.id),
                 **read(example, choices, nats),
                 **cuts([choice.prompt for choice in choices]),
             }
@@ -198,6 +198,7 @@ class Evaluator:
                 max_new_tokens=self.max_new_tokens(task),
                 batch_size=self.options.batch_size,
                 batch_tokens=self.options.batch_tokens,
+                ends=self.formatter.end_ids,
                 stop=self.stop(task),
                 temperature=self.options.temperature if free else 0.0,
                 beams=1 if free else self.protocol.beams,
@@ -222,6 +223,7 @@ class Evaluator:
     def describe(self, task: Task) -> dict[str, Any]:
         """How this task is asked and read: all that must be equal for two scores to be comparable."""
         options, formatter = self.options, self.formatter
+        generated = self.protocol.reads(task) in (Reading.generated, Reading.run)
         code = {"num_samples": options.num_samples, "completion": COMPLETION_VERSION}
         # Named where it is not the usual one: options had wrong scores under eager attention (see CHANGELOG), which
         # must not be taken for these.
@@ -240,6 +242,7 @@ class Evaluator:
             "max_length": self.max_length,
             "temperature": options.temperature,
             "max_new_tokens": self.max_new_tokens(task),
+            **({"generation": GENERATION_VERSION} if generated and options.backend is Backend.own else {}),
             **(code if task.answer_kind is Answer.code else {}),
             **({"attention": attention(self.model)} if unusual else {}),
         }

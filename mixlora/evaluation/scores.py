@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixlora.errors import NumericsError
+
 
 @dataclass(frozen=True)
 class Score:
@@ -34,6 +36,19 @@ def wilson(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, f
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def finite(nats: Sequence[float], of: str) -> list[float]:
+    """Log-likelihoods to six places; among numbers that are none the first option would always be the likeliest.
+
+    Raises:
+        NumericsError: one that is not finite, of the example `of`.
+    """
+    if not all(map(math.isfinite, nats)):
+        raise NumericsError(
+            f"the log-likelihoods of {of} are not finite ({', '.join(map(str, nats))}). {NumericsError.WIDER}"
+        )
+    return [round(n, 6) for n in nats]
 
 
 # How the log-likelihood of an option becomes its score; the name is also the metric's.

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from mixlora.models.tokenizer import byte_tokenizer
 # bitsandbytes (0.50) packs 4-bit weights anew when a CPU with bfloat16 products first scores with them. Products with
 # such weights have no gradient, so what is trained after a scoring would not learn through them.
 REPACKS = "support_avx512bf16_for_cpu"
+LACKS_ATTENTION = re.compile(r"\w+ does not support .*?(attention|attn)\w*", re.IGNORECASE)  # as transformers says it
+USUAL_WINDOW = 2048  # tokens, where a model does not say how many it was made for
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def load(
         loaded.to(torch.device(device))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    loaded.config.use_cache = False
+    use_cache(loaded, False)
     return Base(loaded.eval(), tokenizer, fingerprint(loaded.state_dict()))
 
 
@@ -102,6 +105,8 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
     extra: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
     if model.quantization is not Quantization.none:
         extra |= {"quantization_config": quantization(model.quantization, dtype), "device_map": {"": device}}
+    if model.gguf_file is not None:
+        extra |= dequantized()
     with named_errors(model):
         loaded = AutoModelForCausalLM.from_pretrained(origin, **options, **extra)
     if quantized(loaded) is not model.quantization:
@@ -117,11 +122,17 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
 
 @contextmanager
 def named_imports(model: Model) -> Iterator[None]:
-    """Where a package that this model needs is missing, or too old: one message."""
+    """Where a package that this model needs is missing, or too old, or it does not have the attention: one message."""
     try:
         yield
-    except ImportError as error:
-        raise ConfigError(f"model '{model.name}' could not be loaded: {str(error).strip().splitlines()[0]}") from None
+    except (ImportError, ValueError) as error:
+        line, remedy = str(error).strip().splitlines()[0], ""
+        if isinstance(error, ValueError):
+            lacks = LACKS_ATTENTION.match(line)
+            if lacks is None:
+                raise
+            line, remedy = lacks[0], f" ({model.attn_implementation}). Set model.attn_implementation=eager"
+        raise ConfigError(f"model '{model.name}' could not be loaded: {line}{remedy}") from None
 
 
 @contextmanager
@@ -170,6 +181,27 @@ def quantization(kind: Quantization, dtype: torch.dtype) -> Any:
     if kind is Quantization.int8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def use_cache(model: Any, by_default: bool) -> None:
+    """Whether a forward keeps keys and values. A model of more than text has a configuration for that part."""
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = by_default
+
+
+def window(model: Any) -> int | None:
+    """How many tokens the model was made for; None where it does not say (recurrent layers, distances in attention)."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
+def dequantized() -> dict[str, Any]:
+    """What tells transformers to make numbers of a GGUF file's blocks. Else it may keep them, where it has kernels, and
+    nothing could be trained beside; and it does not save what it was not told to make numbers of."""
+    from transformers.utils import quantization_config
+
+    kind = getattr(quantization_config, "GgufConfig", None)  # before it was there, nothing else was done
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
 def attention(model: Any) -> str:

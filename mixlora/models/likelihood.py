@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlora.config.schema import Quantization
+from mixlora.errors import NumericsError
 from mixlora.models.base import quantized
 from mixlora.models.packing import Segments
 from mixlora.tasks.collate import Batch, Row, collate
@@ -207,7 +208,12 @@ def as_if_alone(alone: Tensor, beside: Tensor, beside_another: Tensor, eps: floa
     Another neighbour changes nothing, not even how the machine rounds, except where a layer sorts tokens by expert.
     Alone, a row may be multiplied by another routine, whose rounding adds up over the layers: to `most` of the logits'
     norm at the most.
+
+    Raises:
+        NumericsError: logits that are not finite, whatever stands beside.
     """
+    if not alone.isfinite().all():
+        raise NumericsError(f"the model's logits are not finite, even of a few tokens. {NumericsError.WIDER}")
     leaked, apart = (beside_another - beside).norm(), (beside - alone).norm()
     return bool(leaked <= eps**0.7 * alone.norm() and apart <= min(eps**0.5, most) * alone.norm())
 

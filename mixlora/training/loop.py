@@ -39,6 +39,10 @@ from mixlora.training.tally import Tally
 
 Rows = Callable[[int, int], list[Row]]  # (first draw, count) -> tokenised rows
 MOST_BAD_STEPS = 3
+# float16 has no number below 6e-8, and a gradient is the smaller the more labels share a step: with 5,400 of them those
+# of SmolLM2-135M were 13 % off in the median (1 % with a scale, 11 % in bfloat16), with 21,600 of them 35 %.
+FLOAT16_SCALE = 2.0**16
+STEPS_TO_DOUBLE = 2000
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Totals:
     best_step: int = 0
     micro_batch_size: int = 0  # rows of a forward: below train.per_device_train_batch_size after memory ran out
     lean_from_step: int | None = None  # the step in which mixtures in a block turned lean, for memory ran out
+    loss_scale: float = 1.0  # of the loss that is differentiated; above 1 where the model computes in float16
+    scaled_steps: int = 0  # since that last changed
 
 
 @dataclass
@@ -118,7 +124,10 @@ class Trainer:
             fused=True,  # one pass over a parameter, its gradient and its moments, where there would be a dozen
         )
         self.warmup = round(train.warmup_ratio * self.steps)
-        self.totals = Totals(micro_batch_size=train.per_device_train_batch_size)
+        self.scaled = getattr(self.model, "dtype", None) is torch.float16
+        self.totals = Totals(
+            micro_batch_size=train.per_device_train_batch_size, loss_scale=FLOAT16_SCALE if self.scaled else 1.0
+        )
         self.resumed_from: str | None = None  # the checkpoint that was asked for by its path, if any
 
     # ---- the run
@@ -152,10 +161,7 @@ class Trainer:
     def step(self, step: int, seen: Sequence[int] = ()) -> tuple[dict[str, Any], bool]:
         """One optimizer step over all micro-batches; its line of metrics, and whether a rank was told to stop."""
         rate = self.train.learning_rate * factor(self.train.lr_scheduler, step, warmup=self.warmup, steps=self.steps)
-        batches, tally, aux_losses = self.gradients_that_fit(step)
-        norm = float(ranks.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm)))
-        tally.signals += len(seen)
-        tally.reduce(self.accelerator.device)
+        batches, tally, aux_losses, norm = self.finite_gradients(step, seen)
         reach("step.before_optimizer")
         self.move(step, rate, math.isfinite(norm) and math.isfinite(tally.loss), tally, batches)
         line = {
@@ -169,8 +175,25 @@ class Trainer:
             "label_tokens": int(tally.count.sum()),
             "expert_load": tally.balance(),
             "skipped": self.totals.skipped,
+            **({"loss_scale": self.totals.loss_scale} if self.scaled else {}),
         }
         return line, bool(tally.signals)
+
+    def finite_gradients(self, step: int, seen: Sequence[int]) -> tuple[list[Batch], Tally, dict[str, float], float]:
+        """The step's gradients, clipped, and their norm before that; where float16 was exceeded by the scale of the
+        loss, again with half of it. What is over all ranks is the same on each, and so is the scale."""
+        totals = self.totals
+        while True:
+            batches, tally, aux_losses = self.gradients_that_fit(step)
+            if self.scaled:
+                torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], totals.loss_scale)
+            norm = float(ranks.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm)))
+            tally.signals += len(seen)
+            tally.reduce(self.accelerator.device)
+            if totals.loss_scale == 1 or math.isfinite(norm) or not math.isfinite(tally.loss):
+                return batches, tally, aux_losses, norm
+            self.release()
+            totals.loss_scale, totals.scaled_steps = totals.loss_scale / 2, 0
 
     def gradients_that_fit(self, step: int) -> tuple[list[Batch], Tally, dict[str, float]]:
         """The step's gradients; where memory runs out, again in what keeps less of the same rows."""
@@ -205,7 +228,7 @@ class Trainer:
                     loss = loss + aux.coef * value
                     aux_losses[name] = aux_losses[name] + value.detach()
                 self.at(f"step {step}, backward {i + 1} of {len(batches)}")
-                self.accelerator.backward(loss)
+                self.accelerator.backward(self.totals.loss_scale * loss)
             tally.add(batch, nats_B, routings)
         clear_records(self.gates.values(), self.wrappers.values())
         return batches, tally, {name: float(value) for name, value in aux_losses.items()}
@@ -219,6 +242,9 @@ class Trainer:
         totals.rows.update(tally.by_task(tally.rows))
         if finite:
             totals.bad_in_a_row = 0
+            totals.scaled_steps += self.scaled
+            if totals.scaled_steps == STEPS_TO_DOUBLE:
+                totals.loss_scale, totals.scaled_steps = 2 * totals.loss_scale, 0
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             try:
