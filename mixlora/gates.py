@@ -392,5 +392,6 @@ def loads(routings: Mapping[str, Routing], mask_T: Tensor) -> dict[str, Tensor]:
     for the device to count."""
     found: dict[str, Tensor] = {}
     for names, chosen_LTE in alike({name: routing.chosen_TE for name, routing in routings.items()}):
-        found |= zip(names, (chosen_LTE & mask_T.unsqueeze(-1)).flatten(1, -2).sum(1), strict=True)
+        # Some blocks lay their rows side by side first: [B · S, D].
+        found |= zip(names, (chosen_LTE.flatten(1, -2) & mask_T.flatten().unsqueeze(-1)).sum(1), strict=True)
     return {name: found[name] for name in routings}

@@ -171,7 +171,7 @@ def score_means(
 def token_means(
     values: Mapping[str, Tensor], mask_T: Tensor, of: Callable[[Tensor], Tensor] = lambda value: value
 ) -> dict[str, Tensor]:
-    """Means of `of(value)` over the real tokens of all ranks, each [T, ...] -> [...], all of them in one reduction.
+    """Means of `of(value)` over the real tokens of all ranks, each [T, E] -> [...], all of them in one reduction.
 
     `of` gets the values of one shape stacked, [L, T, ...]. A product with the mask, not a selection: that would copy,
     and cost a scatter in backward. The gradient is right under the averaging over ranks that data-parallel wrappers do.
@@ -186,8 +186,9 @@ def token_means(
         sums = OverRanks.apply(sums)
     parts = (sums[1:] / sums[0].detach()).split([part_LW.numel() for part_LW in parts_LW])
     means: dict[str, Tensor] = {}
-    for (names, _), found, part in zip(stacks, found_LT, parts, strict=True):
-        means |= zip(names, part.view(len(names), *found.shape[1 + mask_T.dim() :]), strict=True)
+    for (names, stack), found, part in zip(stacks, found_LT, parts, strict=True):
+        # By the record's own dimensions: some blocks lay their rows side by side first, [B · S, D].
+        means |= zip(names, part.view(len(names), *found.shape[stack.dim() - 1 :]), strict=True)
     return {name: means[name] for name in values}
 
 

@@ -6,6 +6,7 @@ from built import METHODS, built, composed, tokens
 from peft import PeftModel
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -316,3 +317,48 @@ def test_peft_is_told_the_full_names_where_their_ends_mean_other_parts_too(tmp_p
     theirs = PeftModel.from_pretrained(gemma3(), str(tmp_path))
     carried = {name.removeprefix("base_model.model.") for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert carried == set(adapted(model))
+
+
+# ---- linears beside which no adapter could do its work
+
+SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "bos_token_id": None, "eos_token_id": None}
+MOE = {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+MISFITS = {
+    "mamba": ({"state_size": 4}, "mixer.dt_proj", "all-linear", r"reads its \w+ by itself.*=\[in_proj\]$"),
+    "phimoe": (MOE, "mlp.router", "all-linear", r"does not map every token.*=\[k_proj, o_proj, q_proj, v_proj\]$"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_linear_that_no_adapter_could_stand_beside_is_refused_with_the_others(name):
+    options, linear, chosen, message = MISFITS[name]
+    config = AutoConfig.for_model(name, **SMALL | options)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
+    parts, drawn = dict(model.named_modules()), torch.get_rng_state()
+    with pytest.raises(ConfigError, match=message) as raised:
+        attach(model, gated(target_modules=chosen))
+    assert linear in str(raised.value) or "x_proj" in str(raised.value)
+    assert dict(model.named_modules()) == parts
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), drawn)
+    others = str(raised.value).rpartition("=[")[2].removesuffix("]").split(", ")
+    attach(model, gated(target_modules=others))
+    model(input_ids=torch.arange(5)[None])
+    assert len(gates.pop_routings(model)) == 2 * len(others)
+
+
+class Twice(LlamaForCausalLM):
+    """Its second layer is its first once more."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers[1] = self.model.layers[0]
+
+
+def test_a_layer_that_runs_twice_carries_no_gate():
+    config = llama().config
+    with pytest.raises(ConfigError, match="runs more than once in a forward, of which a gate would remember the last"):
+        attach(Twice(config), gated(target_modules=["q_proj"]))
+    model = Twice(config)
+    attach(model, Method(name="lora", r=2, target_modules=["q_proj"]))
+    model(input_ids=torch.arange(5)[None])

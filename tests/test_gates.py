@@ -228,3 +228,16 @@ def test_the_loads_of_all_gates_at_once_are_those_of_each():
     assert list(found) == list(routings)
     for name, routing in routings.items():
         assert torch.equal(found[name], load_of(routing, mask_BS))
+
+
+def test_loads_are_of_tokens_whether_rows_lie_side_by_side_or_not():
+    """OPT's blocks and Qwen2-MoE's shared expert read [B · S, D]."""
+    torch.manual_seed(0)
+    record = routed(torch.rand(3, 5, 4).softmax(-1), top_k=2, kind="topk")
+    flat = gates.Routing(
+        record.logits_TS.flatten(0, 1), record.weights_TE.flatten(0, 1), record.chosen_TE.flatten(0, 1), record.score
+    )
+    mask_BS = torch.arange(5) < torch.tensor([[5], [2], [4]])
+    found = gates.loads({"a": record, "b": flat}, mask_BS)
+    assert torch.equal(found["a"], found["b"])
+    assert int(found["a"].sum()) == 2 * 11

@@ -99,6 +99,17 @@ def test_padding_never_counts(name):
         assert counted({"a": routing(found.logits_TS, 2)}, MASK) != counted({"a": routing(other.logits_TS, 2)}, MASK)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [*(("load_balance", o) for o in ALL), ("tsallis", {}), ("router_z", {})], ids=str
+)
+def test_rows_that_lie_side_by_side_are_the_same_tokens(name, options):
+    """As in OPT's blocks and Qwen2-MoE's shared expert, beside routers that read [B, S, D]."""
+    one, other = random(seed=1), random(seed=2)
+    flat = Routing(*(x.flatten(0, 1) for x in (other.logits_TS, other.weights_TE, other.chosen_TE)), other.score)
+    some, others = ({"layers.0.a": one, "layers.0.b": r} for r in (other, flat))
+    torch.testing.assert_close(loss(name, **options)(others, MASK), loss(name, **options)(some, MASK))
+
+
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_routers_are_taken_alone_by_layer_or_all_together(reduce):
     names = ["model.layers.0.q_proj.gate", "model.layers.0.k_proj.gate", "model.layers.1.q_proj.gate"]

@@ -74,6 +74,7 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
     """What `prepared` says, for one plan."""
     method, linears = plan.method, targets.linears(model)
     chosen = targets.select(linears, method.target_modules, names, "method.target_modules")
+    require_fit(model, {name: linears[name] for name in chosen}, "method.target_modules", method.gate is not None)
     built: dict[str, Wrapper] = {}
     if method.scope is Scope.linear:
         built |= {name: plan.linear(name, linears[name]) for name in chosen}
@@ -83,9 +84,20 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
         if method.plain_modules is not None:
             plain = targets.select(linears, method.plain_modules, names, "method.plain_modules")
             outside = [name for name in plain if not any(name.startswith(block + ".") for block in blocks)]
+            require_fit(model, {name: linears[name] for name in outside}, "method.plain_modules", False)
             built |= {name: plan.plain(name, linears[name]) for name in outside}
     introduce(built, names)
     return built
+
+
+def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, gated: bool) -> None:
+    """Raise a ConfigError for the first chosen linear beside which an adapter could not do its work."""
+    wrong = targets.misfits(model, chosen, gated=gated)
+    if wrong:
+        name, why = next(iter(wrong.items()))
+        ends = [{found.rpartition(".")[2] for found in some} for some in (chosen.keys() - wrong.keys(), wrong)]
+        others = ", ".join(sorted(ends[0] - ends[1]))
+        raise ConfigError(f"{key}: '{name}' {why}. Leave it out: {key}=[{others}]")
 
 
 def introduce(built: Mapping[str, Wrapper], names: Model) -> None:

@@ -1,9 +1,11 @@
 """Which modules of a model a method adapts, and how a layer-wise pattern is stretched over the depth."""
 
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixlora.config.schema import Model
@@ -32,6 +34,65 @@ def text_model(model: nn.Module) -> nn.Module:
     found = model.get_decoder()  # type: ignore[operator]
     assert isinstance(found, nn.Module)
     return found
+
+
+TRIED = (0, 1, 2)  # tokens
+
+
+class Probe(nn.Module):
+    """Stands where a wrapper would stand, and finds out why none could."""
+
+    def __init__(self, linear: nn.Module, gated: bool):
+        super().__init__()
+        self.linear, self.gated, self.calls, self.why = linear, gated, 0, ""
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        self.calls += 1
+        y = self.linear(*given, **named)
+        rows = [x.shape[:-1].numel() if isinstance(x, Tensor) else None for x in (*given, y)]
+        if rows != [len(TRIED), len(TRIED)]:
+            self.why = "does not map every token to one product"
+        elif self.gated and self.calls > 1:
+            self.why = "runs more than once in a forward, of which a gate would remember the last"
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            found = getattr(self.linear, name)
+            self.why = f"is not only run: the model reads its {name} by itself"
+            return found
+
+
+@torch.no_grad()
+def misfits(model: nn.Module, linears: Mapping[str, nn.Module], *, gated: bool) -> dict[str, str]:
+    """Linears beside which an adapter could not do its work, and why: tried on a few tokens, in both modes.
+
+    A model that is not one of transformers' is not tried, nor one that has no numbers.
+    """
+    device = getattr(model, "device", None)
+    if not isinstance(device, torch.device) or device.type == "meta" or not hasattr(model, "config"):
+        return {}
+    ids, before = torch.tensor([TRIED], device=device), model.training
+    inputs = {"input_ids": ids}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = torch.arange(len(TRIED), device=device)  # as in training: by place, see `likelihood`
+    probes = {name: Probe(linear, gated) for name, linear in linears.items()}
+    try:
+        for name, probe in probes.items():
+            model.set_submodule(name, probe)
+        for mode in (True, False):
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                model.train(mode)(**inputs)
+            for probe in probes.values():
+                probe.why = probe.why or ("" if probe.calls else "is not run by tokens of text")
+                probe.calls = 0
+    finally:
+        for name, probe in probes.items():
+            model.set_submodule(name, probe.linear)
+        model.train(before)
+    return {name: probe.why for name, probe in probes.items() if probe.why}
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
@@ -72,10 +133,12 @@ def select(candidates: Iterable[str], target_modules: Any, model: Model, key: st
         return found
     endings: list[str] = []
     for entry in [target_modules] if isinstance(target_modules, str) else target_modules:
-        endings += roles.get(entry, [entry])
-    for ending in endings:
-        if not any(ends(name, ending) for name in candidates):
-            raise unmatched(key, ending, candidates, "has a name that ends in")
+        meant = roles.get(entry, [entry])
+        for ending in meant:
+            if not any(ends(name, ending) for name in candidates):
+                told = f"; model.{entry.replace('-', '_')} names what is {entry}" if entry in roles else ""
+                raise unmatched(key, ending, candidates, "has a name that ends in", told)
+        endings += meant
     return [name for name in candidates if any(ends(name, ending) for ending in endings)]
 
 
@@ -88,10 +151,10 @@ def ends(name: str, ending: str) -> bool:
     return name == ending or name.endswith("." + ending)
 
 
-def unmatched(key: str, entry: str, candidates: list[str], relation: str) -> ConfigError:
+def unmatched(key: str, entry: str, candidates: list[str], relation: str, told: str = "") -> ConfigError:
     known = {name.rpartition(".")[2] for name in candidates}
     remedy = f"Did you mean the list [{entry}]?" if entry in known else suggest(entry, known)
-    return ConfigError(f"{key}: no linear of this model {relation} '{entry}'. {remedy}")
+    return ConfigError(f"{key}: no linear of this model {relation} '{entry}'{told}. {remedy}")
 
 
 def layer_of(name: str) -> int | None:
