@@ -44,6 +44,7 @@ MISTAKES = [
     (("+method=smora", *ARC, "train.max_stepps=1"), "train.max_stepps", "Did you mean 'train.max_steps'?"),
     (("+method=smora", *ARC, "+trane.max_steps=1"), "no key 'trane'", "Did you mean 'train'?"),
     (("+method=smora", *ARC, "++method.num_expert=2"), "method.num_expert'", "Did you mean 'num_experts'?"),
+    (("+method=smora", *ARC, "+method.compute=eager"), "'method.compute' is there already", "Write method.compute="),
     (("+method=smora", *ARC, "train.max_steps=many"), "train.max_steps", "'many'"),
     (("+method=smora", *ARC, "train.max_steps=0"), "train.max_steps must be at least 1", "got 0"),
     (("+method=smora", *ARC, "train.learning_rate=-1"), "train.learning_rate must be a positive number", "-1"),
