@@ -39,7 +39,6 @@ def check(config: Config) -> None:
             f"aux_loss.{next(iter(config.aux_loss))} is a loss of routers, and method={config.method.name} has none. "
             "Set aux_loss=none, or choose a method with a gate"
         )
-    check_dtypes(config)
     protocols.check(config)
     require_quantizer(config.model)
     check_attention(config.model)
@@ -102,5 +101,6 @@ def check_run(config: Config, world_size: int) -> None:
         DataError: a source that is not there; a finished run is shown without one.
     """
     check(config)
+    check_dtypes(config)
     if not finished_as(run_folder(config), digest(config), world_size):
         sources.require(config.tasks.mixture.values(), config.data.source)

@@ -19,7 +19,7 @@ from mixlora import losses, ranks, signals
 from mixlora.adapters import files
 from mixlora.adapters.attach import count, paths, place, prepared
 from mixlora.adapters.modules import Wrapper
-from mixlora.checks import check
+from mixlora.checks import check, check_dtypes
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
@@ -56,6 +56,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check(self.config)
+        check_dtypes(self.config)
         self.watch = ranks.Watch(self.config.rank_timeout)
         self.parts = Parts(self.config)
         self.folder = self.parts.folder
@@ -189,10 +190,13 @@ class Experiment:
         loaded = base.load(config.model, device=self.parts.accelerator.device, tokenizer=self.parts.tokenizer)
         most = base.window(loaded.model)
         if most is not None and config.train.max_length > most:
-            raise ConfigError(
+            told = (
                 f"train.max_length={config.train.max_length} is more than the {most} tokens that model "
-                f"'{config.model.name}' was made for. Lower it to {most}"
+                f"'{config.model.name}' was made for"
             )
+            if not base.rotation(loaded.model.config.get_text_config()):
+                raise ConfigError(f"{told}, and it has no positions beyond. Lower it to {most}")
+            say(f"{told}: longer rows are trained on, and prompts are scored with no more than {most}")
         torch.manual_seed(config.seed)
         return loaded, prepared(loaded.model, config.method, config.model)
 

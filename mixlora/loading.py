@@ -26,6 +26,7 @@ def load(folder: Path, device: str = "cpu") -> base.Base:
     model, method, adapter_folder = described(folder)
     loaded = base.load(model, device=device)
     if adapter_folder == folder:  # no configuration but the adapter's own
+        method = files.without_excluded(folder, method, loaded.model, model)
         method = files.with_patterns(method, files.patterns(folder), loaded.model, model)
     files.load(adapter_folder, attach(loaded.model, method, model))
     loaded.model.eval()

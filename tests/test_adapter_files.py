@@ -223,7 +223,6 @@ OTHER_LAYERS = {
     "use_dora": True,
     "alora_invocation_tokens": [1, 2],
     "lora_bias": True,
-    "exclude_modules": ["q_proj"],
     "layers_to_transform": [0],
     "bias": "all",
     "an_option_of_tomorrow": {"rank": 3},
@@ -236,6 +235,13 @@ def test_a_peft_option_without_counterpart_is_refused(tmp_path, option):
     (tmp_path / files.CONFIG).write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=option):
         mixlora.load(tmp_path)
+
+
+@pytest.mark.parametrize("excluded", [["v_proj", "lm_head"], r".*layers\.1\..*"])
+def test_what_a_peft_lora_excludes_carries_no_adapter(tmp_path, excluded):
+    targets = ["q_proj", "v_proj", "up_proj"]
+    theirs = peft_folder(tmp_path, target_modules=targets, exclude_modules=excluded, init_lora_weights="Gaussian")
+    torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_a_peft_lora_of_defaults_loads(tmp_path):

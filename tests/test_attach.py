@@ -14,7 +14,10 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
 )
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from mixlora import gates
 from mixlora.adapters import files
@@ -362,3 +365,52 @@ def test_a_layer_that_runs_twice_carries_no_gate():
     model = Twice(config)
     attach(model, Method(name="lora", r=2, target_modules=["q_proj"]))
     model(input_ids=torch.arange(5)[None])
+
+
+class Experts(nn.Module):
+    """A feed-forward of experts in a list, as models that bring their own code have it: each sees its tokens."""
+
+    def __init__(self, D: int):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(D, D, bias=False) for _ in range(4))
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        rows = x_BSD.flatten(0, 1)
+        return torch.stack([self.experts[t % 4](row[None])[0] for t, row in enumerate(rows)]).view_as(x_BSD)
+
+
+def test_lora_stands_beside_experts_in_a_list_and_a_gate_does_not():
+    for method in (Method(name="lora", r=2), gated()):
+        model = llama(1)
+        model.model.layers[0].mlp = Experts(16)
+        if method.gate is None:
+            attach(model, method)
+            assert sum("experts" in name for name in adapted(model)) == 4
+            continue
+        with pytest.raises(ConfigError, match=r"'model.layers.0.mlp.experts.0' sees other rows .*\[k_proj, o_proj, q_"):
+            attach(model, method)
+        attach(model, gated(target_modules=["k_proj", "o_proj", "q_proj", "v_proj"]))
+
+
+def test_layers_that_training_leaves_out_by_chance_carry_adapters():
+    sizes = {"hidden_size": 16, "ffn_dim": 24, "num_attention_heads": 2, "num_hidden_layers": 4, "vocab_size": 32}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = OPTForCausalLM(OPTConfig(**sizes, layerdrop=0.9, word_embed_proj_dim=16, **NO_ENDS))
+        attach(model, gated(target_modules=["q_proj"]))
+
+
+class Halved(LlamaMLP):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_a_block_that_does_more_is_no_expert_of_a_mixture_of_blocks():
+    model, method = llama(2), gated(scope=Scope.feed_forward, target_modules="feed-forward")
+    other = llama(2)
+    other.model.layers[1].mlp = Halved(other.config)
+    attach(model, method)
+    with pytest.raises(ConfigError, match=r"'model.layers.1.mlp' computes more than down\(act\(gate x\) \* up x\)"):
+        attach(other, method)
+    assert not other.model.layers[1].mlp._forward_hooks
+    attach(other, gated(target_modules="feed-forward"))

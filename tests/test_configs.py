@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mixlora import gates, losses
-from mixlora.checks import ATTENTIONS, check
+from mixlora.checks import ATTENTIONS, check, check_dtypes
 from mixlora.config import load
 from mixlora.config.cli import normalise
 from mixlora.config.explain import leaves
 from mixlora.config.schema import Config, Model
-from mixlora.errors import ConfigError
+from mixlora.errors import ConfigError, DataError
 from mixlora.models import base
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -136,12 +136,20 @@ def test_an_attention_that_a_model_does_not_have_is_refused_with_one_that_it_has
     base.load(dataclasses.replace(mamba, attn_implementation="eager"))
 
 
+def test_an_error_without_a_message_is_named_by_its_kind():
+    with pytest.raises(ConfigError, match="could not be loaded: ImportError"), base.named_errors(Model(name="a")):
+        raise ImportError
+    at_x = base.named_errors(Model(name="a", path="x"))
+    with pytest.raises(DataError, match="could not be loaded from 'x': ValueError"), at_x:
+        raise ValueError
+
+
 def test_adapters_are_not_trained_in_float16():
-    check(composed("method=lora", "tasks=arc", "model.dtype=float16"))
-    check(composed("method=lora", "tasks=arc", "method.adapter_dtype=auto"))
+    check_dtypes(composed("method=lora", "tasks=arc", "model.dtype=float16"))
+    check_dtypes(composed("method=lora", "tasks=arc", "method.adapter_dtype=auto"))
     for keys in (["method.adapter_dtype=float16"], ["method.adapter_dtype=auto", "model.dtype=float16"]):
         with pytest.raises(ConfigError, match=r"in float16.*Set method.adapter_dtype=float32"):
-            check(composed("method=lora", "tasks=arc", *keys))
+            check_dtypes(composed("method=lora", "tasks=arc", *keys))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="its package is here")

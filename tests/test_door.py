@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from mixlora import evaluate, export, generate, report, reproduce, routing, table, train
 from mixlora.config import cli, doors, load
 from mixlora.config.explain import leaves
+from mixlora.models.tokenizer import byte_tokenizer
 
 ARC = ("+tasks=arc", "data.source=sample", "model=tiny")
 
@@ -173,11 +175,19 @@ def test_a_target_that_no_linear_has_is_said_before_anything_is_scored_or_writte
     assert not list(Path().rglob("*.json*"))
 
 
-def test_rows_longer_than_the_model_was_made_for_are_refused(told):
-    """A model with a table of positions would end in an error of its lookup, in the step of the first such row."""
-    status, message = told(train, "+method=lora", *ARC, "train.max_length=2049")
+def test_rows_longer_than_a_table_of_positions_are_refused(told, tmp_path_factory):
+    """It would end in an error of its lookup, in the step of the first such row."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(GPT2Config(**sizes, **ids)).save_pretrained(folder)
+    arc = ("+tasks=arc", "data.source=sample", f"model={folder}", "train.max_length=65")
+    status, message = told(train, "+method=lora", *arc)
     assert status == 2
-    assert "train.max_length=2049 is more than the 2048 tokens that model 'tiny' was made for" in message
+    assert "train.max_length=65 is more than the 64 tokens that model" in message
+    assert "Lower it to 64" in message
     assert not list(Path().rglob("*.json*"))
 
 

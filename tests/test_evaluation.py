@@ -510,6 +510,9 @@ def test_a_model_says_how_many_tokens_it_was_made_for_or_nothing():
     assert base.window(tiny().model) == 2048
     assert base.window(model_of("gpt_neo")) == 2048
     assert {base.window(model_of(name)) for name in ("bloom", "mpt", "mamba")} == {None}
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    config = MistralConfig(**SIZES, max_position_embeddings=64, rope_parameters=yarn)
+    assert base.window(SimpleNamespace(config=config)) == 256
 
 
 def test_a_missing_prediction_is_an_error():

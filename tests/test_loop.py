@@ -415,6 +415,16 @@ def test_a_scale_that_has_held_is_doubled_and_goes_on_from_a_checkpoint(tmp_path
     assert [line["loss_scale"] for line in read_lines(tmp_path / "metrics.jsonl")][5:] == [16, 16]
 
 
+def test_rows_that_no_scale_helps_do_not_lower_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Poisoned, "bad", {2})
+    monkeypatch.setattr(Poisoned, "value", math.nan)
+    made = in_float16(tmp_path)
+    made.__class__ = Poisoned
+    lines = [made.step(step)[0] for step in (1, 2, 3)]
+    assert [line["skipped"] for line in lines] == [0, 1, 1]
+    assert {line["loss_scale"] for line in lines} == {loop.FLOAT16_SCALE}
+
+
 def test_a_loss_that_is_no_number_is_not_computed_again_with_half_the_scale(tmp_path):
     made = in_float16(tmp_path)
     with torch.no_grad():

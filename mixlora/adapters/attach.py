@@ -80,6 +80,12 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
         built |= {name: plan.linear(name, linears[name]) for name in chosen}
     else:
         blocks = feed_forward_blocks(chosen, names)
+        others = targets.other_blocks(model, blocks, names.feed_forward) if targets.can_be_tried(model) else []
+        if others:
+            raise ConfigError(
+                f"method.scope=feed_forward: '{others[0]}' computes more than down(act(gate x) * up x), which is "
+                "all that would be put in its place. Use a method with scope=linear"
+            )
         built |= {name: plan.feed_forward(name, model.get_submodule(name), names) for name in blocks}
         if method.plain_modules is not None:
             plain = targets.select(linears, method.plain_modules, names, "method.plain_modules")
@@ -92,12 +98,12 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
 
 def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, gated: bool) -> None:
     """Raise a ConfigError for the first chosen linear beside which an adapter could not do its work."""
-    wrong = targets.misfits(model, chosen, gated=gated)
+    wrong = targets.misfits(model, chosen, gated=gated) if targets.can_be_tried(model) else {}
     if wrong:
         name, why = next(iter(wrong.items()))
-        ends = [{found.rpartition(".")[2] for found in some} for some in (chosen.keys() - wrong.keys(), wrong)]
-        others = ", ".join(sorted(ends[0] - ends[1]))
-        raise ConfigError(f"{key}: '{name}' {why}. Leave it out: {key}=[{others}]")
+        fit, unfit = ({targets.ending(found) for found in some} for some in (chosen.keys() - wrong.keys(), wrong))
+        others = f"{key}=[{', '.join(sorted(fit - unfit))}]" if fit - unfit else "choose others by a regular expression"
+        raise ConfigError(f"{key}: '{name}' {why}. Leave it out: {others}")
 
 
 def introduce(built: Mapping[str, Wrapper], names: Model) -> None:

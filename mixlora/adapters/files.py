@@ -145,7 +145,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 # What LoraConfig may set: an option that is in neither set would be another layer than W x + s B A x.
 PEFT_READ = {
     *("peft_type", "base_model_name_or_path", "revision", "target_modules", "r", "lora_alpha", "use_rslora"),
-    *("lora_dropout", "bias", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+    *("lora_dropout", "bias", "rank_pattern", "alpha_pattern", "init_lora_weights", "exclude_modules"),
 }
 PEFT_WITHOUT_EFFECT = {
     *("task_type", "auto_mapping", "peft_version", "inference_mode"),
@@ -159,7 +159,7 @@ STARTS_BESIDE_W = {"gaussian", "eva", "orthogonal", "mica"}  # others take from 
 def method_of(folder: Path) -> tuple[Method, str]:
     """The method and the base model that an adapter folder names: ours, or a plain LoRA that PEFT saved.
 
-    Ranks and alphas by module need the model to be understood: see `patterns` and `with_patterns`.
+    What it says of single modules needs the model to be understood: see `without_excluded` and `with_patterns`.
 
     Raises:
         ConfigError: a PEFT adapter with an option that has no counterpart here.
@@ -180,7 +180,7 @@ def method_of(folder: Path) -> tuple[Method, str]:
     if values.get("bias", "none") != "none":
         raise ConfigError(f"{folder / CONFIG} sets bias, which is not supported here")
     start = values.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in STARTS_BESIDE_W:
+    if isinstance(start, str) and start.lower() not in STARTS_BESIDE_W:
         raise ConfigError(
             f"{folder / CONFIG} has init_lora_weights={start!r}, which starts from another W than the base model's: on "
             "the base model it computes something else. Save it in PEFT with path_initial_model_for_weight_conversion"
@@ -208,6 +208,21 @@ def patterns(folder: Path) -> Patterns:
     """What a PEFT folder sets for single modules: `rank_pattern` and `alpha_pattern`."""
     values = read_config(folder)
     return {"r": values.get("rank_pattern") or {}, "lora_alpha": values.get("alpha_pattern") or {}}
+
+
+def without_excluded(folder: Path, method: Method, model: nn.Module, names: Model) -> Method:
+    """`method` without the linears that a PEFT folder excludes: a regular expression, or names and their ends."""
+    excluded = read_config(folder).get("exclude_modules")
+    if not excluded:
+        return method
+    chosen = targets.select(targets.linears(model), method.target_modules, names, "target_modules")
+
+    def out(name: str) -> bool:
+        if isinstance(excluded, str):
+            return re.fullmatch(excluded, name) is not None
+        return any(targets.ends(name, ending) for ending in excluded)
+
+    return replace(method, target_modules=[name for name in chosen if not out(name)])
 
 
 def with_patterns(method: Method, patterns: Patterns, model: nn.Module, names: Model) -> Method:

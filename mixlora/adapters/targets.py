@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixlora.config.schema import Model
+from mixlora.config.schema import FeedForwardNames, Model
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 
@@ -50,8 +50,10 @@ class Probe(nn.Module):
         self.calls += 1
         y = self.linear(*given, **named)
         rows = [x.shape[:-1].numel() if isinstance(x, Tensor) else None for x in (*given, y)]
-        if rows != [len(TRIED), len(TRIED)]:
+        if len(rows) != 2 or None in rows or rows[0] != rows[1]:
             self.why = "does not map every token to one product"
+        elif self.gated and rows[0] != len(TRIED):
+            self.why = "sees other rows than the tokens, of which a gate could not say which they are"
         elif self.gated and self.calls > 1:
             self.why = "runs more than once in a forward, of which a gate would remember the last"
         return y
@@ -67,32 +69,70 @@ class Probe(nn.Module):
 
 @torch.no_grad()
 def misfits(model: nn.Module, linears: Mapping[str, nn.Module], *, gated: bool) -> dict[str, str]:
-    """Linears beside which an adapter could not do its work, and why: tried on a few tokens, in both modes.
-
-    A model that is not one of transformers' is not tried, nor one that has no numbers.
-    """
-    device = getattr(model, "device", None)
-    if not isinstance(device, torch.device) or device.type == "meta" or not hasattr(model, "config"):
-        return {}
-    ids, before = torch.tensor([TRIED], device=device), model.training
-    inputs = {"input_ids": ids}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = torch.arange(len(TRIED), device=device)  # as in training: by place, see `likelihood`
+    """Linears beside which an adapter could not do its work, and why: tried on a few tokens, in both modes, for some
+    models compute otherwise in training."""
     probes = {name: Probe(linear, gated) for name, linear in linears.items()}
+    before = model.training
     try:
         for name, probe in probes.items():
             model.set_submodule(name, probe)
         for mode in (True, False):
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                model.train(mode)(**inputs)
             for probe in probes.values():
-                probe.why = probe.why or ("" if probe.calls else "is not run by tokens of text")
                 probe.calls = 0
+            tried(model.train(mode))
     finally:
         for name, probe in probes.items():
             model.set_submodule(name, probe.linear)
         model.train(before)
+    for probe in probes.values():
+        if gated and not probe.calls:  # in evaluation; training may leave out a layer by chance
+            probe.why = probe.why or "is not run by tokens of text"
     return {name: probe.why for name, probe in probes.items() if probe.why}
+
+
+@torch.no_grad()
+def other_blocks(model: nn.Module, blocks: Iterable[str], names: FeedForwardNames) -> list[str]:
+    """Feed-forward blocks that compute something else than down(act(gate x) ⊙ up x): tried on a few tokens."""
+    found: list[str] = []
+
+    def compare(name: str, block: Any, x: Tensor, y: Any) -> None:
+        if not hasattr(block, names.activation):
+            return  # which is said where a mixture is made of it
+        gate, up, down = (getattr(block, part) for part in (names.gate, names.up, names.down))
+        want = down(getattr(block, names.activation)(gate(x)) * up(x))
+        same = isinstance(y, Tensor) and (y - want).norm() <= torch.finfo(want.dtype).eps ** 0.5 * want.norm()
+        if not same and name not in found:
+            found.append(name)
+
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda block, given, y, name=name: compare(name, block, given[0], y)
+        )
+        for name in blocks
+    ]
+    before = model.training
+    try:
+        tried(model.eval())
+    finally:
+        model.train(before)
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def can_be_tried(model: nn.Module) -> bool:
+    """Whether this is one of transformers' models, and has numbers."""
+    device = getattr(model, "device", None)
+    return isinstance(device, torch.device) and device.type != "meta" and hasattr(model, "config")
+
+
+def tried(model: Any) -> None:
+    """A forward over a few tokens; random numbers are drawn aside."""
+    inputs = {"input_ids": torch.tensor([TRIED], device=model.device)}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = torch.arange(len(TRIED), device=model.device)  # as in training, see `likelihood`
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        model(**inputs)
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
@@ -145,6 +185,12 @@ def select(candidates: Iterable[str], target_modules: Any, model: Model, key: st
 def feed_forward(model: Model) -> list[str]:
     names = model.feed_forward
     return [names.gate, names.up, names.down]
+
+
+def ending(name: str) -> str:
+    """The last part of a name, and the one before it where that is a number."""
+    parts = name.split(".")
+    return ".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])
 
 
 def ends(name: str, ending: str) -> bool:

@@ -120,13 +120,17 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
     return loaded
 
 
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextmanager
 def named_imports(model: Model) -> Iterator[None]:
     """Where a package that this model needs is missing, or too old, or it does not have the attention: one message."""
     try:
         yield
     except (ImportError, ValueError) as error:
-        line, remedy = str(error).strip().splitlines()[0], ""
+        line, remedy = first_line(error), ""
         if isinstance(error, ValueError):
             lacks = LACKS_ATTENTION.match(line)
             if lacks is None:
@@ -144,7 +148,7 @@ def named_errors(model: Model) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if isinstance(error, MixloraError):
             raise
-        line = str(error).splitlines()[0]
+        line = first_line(error)
         remedy = "Use model.path=FOLDER for a local copy, or model=smollm2_135m, which needs no hub"
         origin = model.path or model.package
         raise DataError(f"model '{model.name}' could not be loaded from '{origin}': {line} {remedy}") from None
@@ -191,8 +195,16 @@ def use_cache(model: Any, by_default: bool) -> None:
 
 def window(model: Any) -> int | None:
     """How many tokens the model was made for; None where it does not say (recurrent layers, distances in attention)."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return None if found is None else int(found)
+    config = model.config.get_text_config()
+    rotary, found = rotation(config), getattr(config, "max_position_embeddings", None) or 0
+    stretched = rotary.get("factor", 0) * rotary.get("original_max_position_embeddings", 0)  # by YaRN and others
+    return max(int(found), int(stretched)) if found > 0 else None
+
+
+def rotation(config: Any) -> dict[str, Any]:
+    """How a model turns its queries and keys by their positions; {} where positions are a table, or nothing."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    return found if isinstance(found, dict) else {}
 
 
 def dequantized() -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Trainer:
     def finite_gradients(self, step: int, seen: Sequence[int]) -> tuple[list[Batch], Tally, dict[str, float], float]:
         """The step's gradients, clipped, and their norm before that; where float16 was exceeded by the scale of the
         loss, again with half of it. What is over all ranks is the same on each, and so is the scale."""
-        totals = self.totals
+        totals, scale = self.totals, self.totals.loss_scale
         while True:
             batches, tally, aux_losses = self.gradients_that_fit(step)
             if self.scaled:
@@ -191,6 +191,8 @@ class Trainer:
             tally.signals += len(seen)
             tally.reduce(self.accelerator.device)
             if totals.loss_scale == 1 or math.isfinite(norm) or not math.isfinite(tally.loss):
+                if not math.isfinite(norm):
+                    totals.loss_scale = scale  # which is not to blame
                 return batches, tally, aux_losses, norm
             self.release()
             totals.loss_scale, totals.scaled_steps = totals.loss_scale / 2, 0
