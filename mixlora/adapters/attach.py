@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlora import gates
-from mixlora.adapters import targets
+from mixlora.adapters import targets, trial
 from mixlora.adapters.modules import (
     Ahead,
     Fused,
@@ -80,7 +80,7 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
         built |= {name: plan.linear(name, linears[name]) for name in chosen}
     else:
         blocks = feed_forward_blocks(chosen, names)
-        others = targets.other_blocks(model, blocks, names.feed_forward) if targets.can_be_tried(model) else []
+        others = trial.other_blocks(model, blocks, names.feed_forward) if trial.can_be_tried(model) else []
         if others:
             raise ConfigError(
                 f"method.scope=feed_forward: '{others[0]}' computes more than down(act(gate x) * up x), which is "
@@ -98,7 +98,7 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
 
 def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, gated: bool) -> None:
     """Raise a ConfigError for the first chosen linear beside which an adapter could not do its work."""
-    wrong = targets.misfits(model, chosen, gated=gated) if targets.can_be_tried(model) else {}
+    wrong = trial.misfits(model, chosen, gated=gated) if trial.can_be_tried(model) else {}
     if wrong:
         name, why = next(iter(wrong.items()))
         fit, unfit = ({targets.ending(found) for found in some} for some in (chosen.keys() - wrong.keys(), wrong))

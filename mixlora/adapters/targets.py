@@ -1,14 +1,12 @@
 """Which modules of a model a method adapts, and how a layer-wise pattern is stretched over the depth."""
 
-import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mixlora.config.schema import FeedForwardNames, Model
+from mixlora.config.schema import Model
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 
@@ -34,105 +32,6 @@ def text_model(model: nn.Module) -> nn.Module:
     found = model.get_decoder()  # type: ignore[operator]
     assert isinstance(found, nn.Module)
     return found
-
-
-TRIED = (0, 1, 2)  # tokens
-
-
-class Probe(nn.Module):
-    """Stands where a wrapper would stand, and finds out why none could."""
-
-    def __init__(self, linear: nn.Module, gated: bool):
-        super().__init__()
-        self.linear, self.gated, self.calls, self.why = linear, gated, 0, ""
-
-    def forward(self, *given: Any, **named: Any) -> Any:
-        self.calls += 1
-        y = self.linear(*given, **named)
-        rows = [x.shape[:-1].numel() if isinstance(x, Tensor) else None for x in (*given, y)]
-        if len(rows) != 2 or None in rows or rows[0] != rows[1]:
-            self.why = "does not map every token to one product"
-        elif self.gated and rows[0] != len(TRIED):
-            self.why = "sees other rows than the tokens, of which a gate could not say which they are"
-        elif self.gated and self.calls > 1:
-            self.why = "runs more than once in a forward, of which a gate would remember the last"
-        return y
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            found = getattr(self.linear, name)
-            self.why = f"is not only run: the model reads its {name} by itself"
-            return found
-
-
-@torch.no_grad()
-def misfits(model: nn.Module, linears: Mapping[str, nn.Module], *, gated: bool) -> dict[str, str]:
-    """Linears beside which an adapter could not do its work, and why: tried on a few tokens, in both modes, for some
-    models compute otherwise in training."""
-    probes = {name: Probe(linear, gated) for name, linear in linears.items()}
-    before = model.training
-    try:
-        for name, probe in probes.items():
-            model.set_submodule(name, probe)
-        for mode in (True, False):
-            for probe in probes.values():
-                probe.calls = 0
-            tried(model.train(mode))
-    finally:
-        for name, probe in probes.items():
-            model.set_submodule(name, probe.linear)
-        model.train(before)
-    for probe in probes.values():
-        if gated and not probe.calls:  # in evaluation; training may leave out a layer by chance
-            probe.why = probe.why or "is not run by tokens of text"
-    return {name: probe.why for name, probe in probes.items() if probe.why}
-
-
-@torch.no_grad()
-def other_blocks(model: nn.Module, blocks: Iterable[str], names: FeedForwardNames) -> list[str]:
-    """Feed-forward blocks that compute something else than down(act(gate x) ⊙ up x): tried on a few tokens."""
-    found: list[str] = []
-
-    def compare(name: str, block: Any, x: Tensor, y: Any) -> None:
-        if not hasattr(block, names.activation):
-            return  # which is said where a mixture is made of it
-        gate, up, down = (getattr(block, part) for part in (names.gate, names.up, names.down))
-        want = down(getattr(block, names.activation)(gate(x)) * up(x))
-        same = isinstance(y, Tensor) and (y - want).norm() <= torch.finfo(want.dtype).eps ** 0.5 * want.norm()
-        if not same and name not in found:
-            found.append(name)
-
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda block, given, y, name=name: compare(name, block, given[0], y)
-        )
-        for name in blocks
-    ]
-    before = model.training
-    try:
-        tried(model.eval())
-    finally:
-        model.train(before)
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def can_be_tried(model: nn.Module) -> bool:
-    """Whether this is one of transformers' models, and has numbers."""
-    device = getattr(model, "device", None)
-    return isinstance(device, torch.device) and device.type != "meta" and hasattr(model, "config")
-
-
-def tried(model: Any) -> None:
-    """A forward over a few tokens; random numbers are drawn aside."""
-    inputs = {"input_ids": torch.tensor([TRIED], device=model.device)}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = torch.arange(len(TRIED), device=model.device)  # as in training, see `likelihood`
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        model(**inputs)
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
