@@ -39,12 +39,12 @@ def rows():
 
 @pytest.mark.parametrize("attempt", range(3))
 def test_all_canonical_solutions_pass(box, rows, attempt):
-    start = time.monotonic()
+    start, quiet = time.monotonic(), os.getloadavg()[0] < 1  # nothing else runs
     verdicts = box.judge([(from_humaneval(row), row["canonical_solution"]) for row in rows])
     seconds = time.monotonic() - start
     assert [v for v in verdicts if not v.passed] == []
     print(f"{seconds:.1f} s, load {os.getloadavg()[0]:.1f}")
-    if os.getloadavg()[0] < 3:
+    if quiet:
         assert statistics.median(v.seconds for v in verdicts) <= 0.15
         assert seconds <= 20
 

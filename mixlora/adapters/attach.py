@@ -80,8 +80,7 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
         built |= {name: plan.linear(name, linears[name]) for name in chosen}
     else:
         blocks = feed_forward_blocks(chosen, names)
-        others = trial.other_blocks(model, blocks, names.feed_forward) if trial.can_be_tried(model) else []
-        if others:
+        if others := trial.other_blocks(model, blocks, names.feed_forward):
             raise ConfigError(
                 f"method.scope=feed_forward: '{others[0]}' computes more than down(act(gate x) * up x), which is "
                 "all that would be put in its place. Use a method with scope=linear"
@@ -98,8 +97,7 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
 
 def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, gated: bool) -> None:
     """Raise a ConfigError for the first chosen linear beside which an adapter could not do its work."""
-    wrong = trial.misfits(model, chosen, gated=gated) if trial.can_be_tried(model) else {}
-    if wrong:
+    if wrong := trial.misfits(model, chosen, gated=gated):
         name, why = next(iter(wrong.items()))
         fit, unfit = ({targets.ending(found) for found in some} for some in (chosen.keys() - wrong.keys(), wrong))
         others = f"{key}=[{', '.join(sorted(fit - unfit))}]" if fit - unfit else "choose others by a regular expression"

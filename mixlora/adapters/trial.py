@@ -48,6 +48,8 @@ class Probe(nn.Module):
 def misfits(model: nn.Module, linears: Mapping[str, nn.Module], *, gated: bool) -> dict[str, str]:
     """Linears beside which an adapter could not do its work, and why: tried on a few tokens, in both modes, for some
     models compute otherwise in training."""
+    if not can_be_tried(model):
+        return {}
     probes = {name: Probe(linear, gated) for name, linear in linears.items()}
     before = model.training
     try:
@@ -70,6 +72,8 @@ def misfits(model: nn.Module, linears: Mapping[str, nn.Module], *, gated: bool) 
 @torch.no_grad()
 def other_blocks(model: nn.Module, blocks: Iterable[str], names: FeedForwardNames) -> list[str]:
     """Feed-forward blocks that compute something else than down(act(gate x) ⊙ up x): tried on a few tokens."""
+    if not can_be_tried(model):
+        return []
     found: list[str] = []
 
     def compare(name: str, block: Any, x: Tensor, y: Any) -> None:

@@ -1,7 +1,7 @@
 """Generated answers: left-padded batches, greedy or sampled with a seed, ended by what ends an answer in training.
 
-Nothing of the rules that a model's authors keep beside it is taken over but the tokens that end a text: Qwen2.5's, say,
-penalise repetition, and those of its base model do not know the token that ends an answer.
+Nothing of the rules that a model's authors keep beside it is taken over but the tokens that end a text: some penalise
+repetition, and those of a base model need not know the token by which its chat template ends an answer.
 
 B rows of a batch   V vocabulary
 """

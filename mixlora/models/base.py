@@ -197,8 +197,8 @@ def window(model: Any) -> int | None:
     """How many tokens the model was made for; None where it does not say (recurrent layers, distances in attention)."""
     config = model.config.get_text_config()
     rotary, found = rotation(config), getattr(config, "max_position_embeddings", None) or 0
-    stretched = rotary.get("factor", 0) * rotary.get("original_max_position_embeddings", 0)  # by YaRN and others
-    return max(int(found), int(stretched)) if found > 0 else None
+    factor, original = (rotary.get(key) or 0 for key in ("factor", "original_max_position_embeddings"))
+    return max(int(found), int(factor * original)) if found > 0 else None  # stretched by YaRN and others
 
 
 def rotation(config: Any) -> dict[str, Any]:
