@@ -30,7 +30,7 @@ Scores = Callable[[str], list[float]]
 
 
 def main() -> None:
-    options = arguments(__doc__, model="", limit=60, rounds=3, batch_size=16, batch_tokens=Eval().batch_tokens)
+    options = arguments(__doc__, model="", limit=60, rounds=6, batch_size=16, batch_tokens=Eval().batch_tokens)
     options.model = options.model or ("tiny" if options.quick else "smollm2_135m")
     options.limit = min(options.limit, 4) if options.quick else options.limit
     loaded = base.load(config("lora", options.model).model, device=options.device)

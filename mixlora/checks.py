@@ -1,11 +1,12 @@
 """What can be seen to be wrong before transformers is imported and any data is read."""
 
+import importlib.util
 import os
 from collections.abc import Mapping
 
 from mixlora import gates, losses
 from mixlora.config.load import digest, require_quantizer, run_folder
-from mixlora.config.schema import Config, Dtype, Model, Quantization
+from mixlora.config.schema import Config, Dtype, Model, Quantization, Tracker
 from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 from mixlora.evaluation import protocols
@@ -49,6 +50,27 @@ def check(config: Config) -> None:
         )
 
 
+def check_training(config: Config) -> None:
+    """What makes no difference to a model that is trained already."""
+    check_losses(config)
+    check_dtypes(config)
+    require_tracker(config.tracker)
+
+
+def check_losses(config: Config) -> None:
+    """Nothing that a loss would say of routers that cannot stand together, or of padding that is not there."""
+    for name, loss in losses.build(config.aux_loss).items():
+        if getattr(loss, "count_padding", False) and config.train.packing:
+            raise ConfigError(
+                f"aux_loss.{name}.count_padding=true counts padding, and train.packing=true leaves none. Set "
+                "train.packing=false, or count_padding to false"
+            )
+        experts = config.method.num_experts
+        over = getattr(loss, "over", None)
+        if over is losses.Over.model and isinstance(experts, list) and len({*experts}) > 1:
+            raise losses.unlike(over, experts)
+
+
 def check_dtypes(config: Config) -> None:
     """AdamW keeps its moments in the dtype of the adapter, and a gradient of 1e-4 squared is none in float16."""
     of_base = config.model.dtype if config.method.adapter_dtype is Dtype.auto else config.method.adapter_dtype
@@ -75,11 +97,19 @@ def check_shards(config: Config, environment: Mapping[str, str]) -> None:
     """Nothing that cannot be cut into parts: FSDP makes plain parameters of the parts, and an 8-bit weight is more."""
     sharded = environment.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
     several = environment.get("WORLD_SIZE", "1") != "1"
+    if sharded and several and environment.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/distributed/fsdp2.yaml")
     if sharded and several and config.model.quantization is Quantization.int8:
         raise ConfigError(
             "model.quantization=int8 under FSDP is not supported: what belongs to an 8-bit weight would be lost. Set "
             "model.quantization=nf4, or use configs/distributed/ddp.yaml"
         )
+
+
+def require_tracker(tracker: Tracker) -> None:
+    """Accelerate leaves a tracker out that is not installed, and says so to nobody."""
+    if tracker is not Tracker.none and importlib.util.find_spec(tracker.value) is None:
+        raise ConfigError(f"tracker={tracker.value} needs {tracker.value}: pip install {tracker.value}")
 
 
 def check_attention(model: Model) -> None:
@@ -101,6 +131,6 @@ def check_run(config: Config, world_size: int) -> None:
         DataError: a source that is not there; a finished run is shown without one.
     """
     check(config)
-    check_dtypes(config)
+    check_training(config)
     if not finished_as(run_folder(config), digest(config), world_size):
         sources.require(config.tasks.mixture.values(), config.data.source)

@@ -29,7 +29,14 @@ def main(cfg: DictConfig) -> None:
 
 
 def laid_over(run: DictConfig, composed: DictConfig, keys: list[str]) -> DictConfig:
-    """The run's own configuration with the values that were given on the command line."""
+    """The run's own configuration with the values that were given on the command line.
+
+    `model.path=NEW`, which the door spells `model=path model.path=NEW`, says where the run's model lies now: all else
+    that the run knows of it stays.
+    """
+    if {"model", "model.path"} <= {*keys}:
+        keys = [key for key in keys if key != "model"]
+        run.model |= dict.fromkeys(("package", "gguf_file", "random", "revision"))
     for key in keys:
         OmegaConf.update(run, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     return run

@@ -19,7 +19,7 @@ from mixlora import losses, ranks, signals
 from mixlora.adapters import files
 from mixlora.adapters.attach import count, paths, place, prepared
 from mixlora.adapters.modules import Wrapper
-from mixlora.checks import check, check_dtypes
+from mixlora.checks import check, check_training
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import bar, say
@@ -56,11 +56,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check(self.config)
-        check_dtypes(self.config)
+        check_training(self.config)
         self.watch = ranks.Watch(self.config.rank_timeout)
         self.parts = Parts(self.config)
         self.folder = self.parts.folder
         self.losses = losses.build(self.config.aux_loss)
+        self.start_from: Path | None = None  # a checkpoint, found when the run begins
         self.ways: Callable[[], dict[str, Any]] = dict  # in which training computes: none, till the adapter is there
 
     def run(self) -> None:
@@ -83,10 +84,13 @@ class Experiment:
                 self.announce()
                 began = time.monotonic()
                 loaded, adapter = self.load()
+                ranks.same("base model's weights", loaded.sha256)
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
                     if ranks.agree(self.finished()):
                         say(f"Another process has finished this run while the model was loading here: {self.folder}")
                         return
+                    self.same_configuration()
+                    self.start_from = self.checkpoint_of(loaded)
                     self.begin()
                     with self.failure_recorded(), named(self.folder):
                         self.parts.start_tracker()
@@ -133,16 +137,21 @@ class Experiment:
             f"{time.monotonic() - began:.1f} s, peak memory {peak:.2f} GiB. Nothing was trained or written"
         )
 
+    def checkpoint_of(self, loaded: base.Base) -> Path | None:
+        """Where training goes on from; refused, before anything is scored or written, if it is of another run."""
+        path = ranks.agree(self.checkpoint() if self.parts.accelerator.is_main_process else None)
+        if path is not None:
+            same_origin(path, checkpoint.read(path).state["origin"], self.origin(loaded.sha256))
+        return path
+
     def begin(self) -> None:
-        """Write the configuration; refuse a folder that another configuration began."""
+        """Write the configuration."""
         if not self.parts.accelerator.is_main_process:
             return
         remove_strays(self.folder)
         path = self.folder / "config.yaml"
         text = yaml.safe_dump(configs.plain(self.config), sort_keys=False, allow_unicode=True)
-        if path.is_file():
-            self.same_configuration()
-        else:
+        if not path.is_file():
             write_text(path, text)
         if self.holds_results():
             self.surroundings = with_earlier(self.surroundings, read_json(self.folder / "run.json"))
@@ -168,6 +177,9 @@ class Experiment:
             raise
 
     def same_configuration(self) -> None:
+        """Refuse a folder that another configuration began."""
+        if not self.parts.accelerator.is_main_process or not (self.folder / "config.yaml").is_file():
+            return
         before = configs.config_of(configs.read(self.folder))
         if configs.digest(before) == configs.digest(self.config):
             return
@@ -293,11 +305,9 @@ class Experiment:
 
     def train(self, trainer: Trainer) -> Totals:
         """Go on from the newest whole checkpoint, or from the one that `resume` names, or start."""
-        path = ranks.agree(self.checkpoint() if trainer.main else None)
-        start = 0
+        path, start = self.start_from, 0
         if path is not None:
             saved = checkpoint.read(path)
-            same_origin(path, saved.state["origin"], trainer.origin)
             for change in changes(saved.state.get("made_with", {}), trainer.made_with):
                 say(f"Going on with {change}: the last bits may differ from those of a run in one piece")
             if trainer.main and path.resolve().parents[1] != self.folder.resolve():
@@ -351,7 +361,12 @@ class Experiment:
         ranks.same("configuration", configs.digest(self.config))
         ranks.same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
         if not self.parts.trained:
-            raise ConfigError(f"tasks={self.config.tasks.name} has no training rows")
+            raise ConfigError(f"tasks={self.config.tasks.name} has no training rows of a weight above 0")
+        if self.config.train.load_best and not self.parts.validated:
+            raise ConfigError(
+                "train.load_best=true needs validation scores, and no task that is scored here has validation rows. "
+                "Set it to false, or give a task some (splits.validation)"
+            )
         drawn_from = f"{len(self.parts.plan.tasks)} of {len(self.parts.data)} tasks"
         say(f"{self.parts.steps} steps of {self.parts.rows_a_step} rows from {drawn_from}:")
         for name, drawn in self.parts.plan.drawn().items():

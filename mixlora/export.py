@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     from mixlora.evaluation.generation import own_ends
     from mixlora.models.base import use_cache
 
-    model, method, _ = loading.described(run)
+    model, method, _ = loading.looked_up(run)
     if options.merge and model.quantization is not Quantization.none:
         raise ConfigError(
             f"the base of {run} is {model.quantization.value}, and what is merged would be rounded once more. Keep the "

@@ -30,6 +30,7 @@ class Routing:
     weights_TE: Tensor  # g(x): zero where an expert was not chosen
     chosen_TE: Tensor  # bool
     score: Callable[[Tensor], Tensor]  # from logits to the score of every expert before selection
+    share: Callable[[Tensor], Tensor] | None = None  # the same as parts of their sum, where scores are not yet
 
     @property
     def probs_TE(self) -> Tensor:
@@ -233,6 +234,7 @@ class BalancedTopK(Gate):
             )
         self.router_rows_share = options.rank_partition
         super().__init__(in_features, num_experts, top_k, options, **factory)
+        self.share = partial(self.shares, options)
         self.bias_E: Tensor
         self.register_buffer("bias_E", torch.zeros(num_experts, device=self.router.weight.device))
 
@@ -248,6 +250,13 @@ class BalancedTopK(Gate):
         scores_TS = logits_TS.sigmoid() if options.score is Score.sigmoid else softmax(logits_TS)
         return repeated(scores_TS, options.rank_partition)
 
+    @staticmethod
+    def shares(options: BalancedOptions, logits_TS: Tensor) -> Tensor:
+        """The scores as parts of their sum, as DeepSeek-V3 (arXiv 2412.19437, eq. 19) has them in its balance loss: for
+        what a loss says of probabilities."""
+        scores_TE = BalancedTopK.scores(options, logits_TS)
+        return scores_TE / scores_TE.sum(-1, keepdim=True)
+
     def score_of(self, index_TK: Tensor, logits_TS: Tensor) -> Tensor:
         """The scores of the chosen alone, for which a sigmoid needs no other logit."""
         if self.options.score is Score.softmax:
@@ -261,7 +270,7 @@ class BalancedTopK(Gate):
         if self.options.bias_in_value:
             value_TK = value_TK + bias_E.expand_as(biased_TE).gather(-1, index_TK)
         weight_TK = k * value_TK / value_TK.sum(-1, keepdim=True)
-        return Routing(logits_TS, *placed(weight_TK, index_TK, self.num_experts), self.score)
+        return Routing(logits_TS, *placed(weight_TK, index_TK, self.num_experts), self.score, self.share)
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
@@ -299,7 +308,7 @@ def apart(all_TnE: Routing, n: int) -> list[Routing]:
     if n == 1:
         return [all_TnE]
     parts = [tensor.unbind(-2) for tensor in (all_TnE.logits_TS, all_TnE.weights_TE, all_TnE.chosen_TE)]
-    return [Routing(z, g, chosen, all_TnE.score) for z, g, chosen in zip(*parts, strict=True)]
+    return [Routing(z, g, chosen, all_TnE.score, all_TnE.share) for z, g, chosen in zip(*parts, strict=True)]
 
 
 def of_one_rule(one: Gate | None, other: Gate | None) -> bool:
@@ -364,7 +373,10 @@ def popped(gates: Mapping[str, Gate]) -> dict[str, Routing]:
     routings = {}
     for name, gate in gates.items():
         if gate.routing is None:
-            raise RuntimeError(f"gate {name} did not run in the last forward")
+            raise ConfigError(
+                f"gate {name} did not run in the last forward. Where the model leaves layers out by chance, set "
+                "layerdrop to 0 in its configuration; else leave that module out of method.target_modules"
+            )
         routings[name], gate.routing = gate.routing, None
     return routings
 

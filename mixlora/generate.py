@@ -18,11 +18,11 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError('Nothing to answer: give prompt="...", or lines on standard input')
     from mixlora import loading
     from mixlora.evaluation.generation import generate
-    from mixlora.models.base import USUAL_WINDOW, window
+    from mixlora.models.base import USUAL_WINDOW, accelerator, window
     from mixlora.models.likelihood import pads_rows
     from mixlora.tasks.example import Example
 
-    loaded = loading.load(run)
+    loaded = loading.load(run, device=str(accelerator() or "cpu"))
     formatter = loading.formatter(run, loaded.tokenizer)
     prompts = [options.prompt] if options.prompt is not None else [line.rstrip("\n") for line in sys.stdin]
     examples = [Example(id=str(i), task="prompt", question=text, answer="") for i, text in enumerate(prompts)]

@@ -41,11 +41,10 @@ def mixture_lm_class() -> type:
         """A run folder of mixlora: base model, adapter and gates."""
 
         def __init__(self, run: str, device: str | None = None, **options: Any):
-            import torch
-
             from mixlora import loading
+            from mixlora.models import base
 
-            place = device or str(torch.accelerator.current_accelerator() or "cpu")
+            place = device or str(base.accelerator() or "cpu")
             loaded = loading.load(Path(run), device=place)
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, device=place, **options)
 

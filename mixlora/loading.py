@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
@@ -20,10 +21,14 @@ from mixlora.tasks.prompts import Formatter
 def load(folder: Path, device: str = "cpu") -> base.Base:
     """Base model with the adapter attached and its tensors loaded, in evaluation mode.
 
+    A run that was trained with flash attention, which a CPU does not have, computes the same there by another (sdpa).
+
     Raises:
         ConfigError, CheckpointError, DataError: naming what is missing or does not fit.
     """
-    model, method, adapter_folder = described(folder)
+    model, method, adapter_folder = looked_up(folder)
+    if torch.device(device).type == "cpu" and model.attn_implementation.startswith("flash_attention"):
+        model = dataclasses.replace(model, attn_implementation="sdpa")
     loaded = base.load(model, device=device)
     if adapter_folder == folder:  # no configuration but the adapter's own
         method = files.without_excluded(folder, method, loaded.model, model)
@@ -44,6 +49,8 @@ def formatter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Formatter:
 
 def described(folder: Path) -> tuple[Model, Method, Path]:
     """Base model, method and adapter folder that a folder names."""
+    if folder.name == "adapter" and (folder.parent / "config.yaml").is_file():
+        folder = folder.parent  # a run knows more of its base model
     if (folder / "config.yaml").is_file():
         config = config_of(folder)
         if not (folder / "adapter" / files.CONFIG).is_file():
@@ -52,6 +59,14 @@ def described(folder: Path) -> tuple[Model, Method, Path]:
     method, origin = files.method_of(folder)
     model, revision = model_of(origin), files.read_config(folder).get("revision")
     return dataclasses.replace(model, revision=revision or model.revision), method, folder
+
+
+def looked_up(folder: Path) -> tuple[Model, Method, Path]:
+    """The same, with how the base of an adapter keeps its weights, which the adapter does not say."""
+    model, method, adapter_folder = described(folder)
+    if adapter_folder == folder and model.path is not None:
+        model = dataclasses.replace(model, quantization=base.stored(model))
+    return model, method, adapter_folder
 
 
 def model_of(origin: str) -> Model:

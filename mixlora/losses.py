@@ -77,10 +77,7 @@ class LoadBalance:
     def experts(self, P: Mapping[str, Tensor], group: list[str]) -> int:
         """How many experts each router of a group has."""
         if len(experts := {len(P[name]) for name in group}) > 1:
-            raise ConfigError(
-                f"aux_loss.load_balance.over={self.over.value} puts routers of {sorted(experts)} experts together, "
-                "but needs one number of experts. Use aux_loss.load_balance.over=router, or layer"
-            )
+            raise unlike(self.over, experts)
         return experts.pop()
 
     def shares(self, routings: Mapping[str, Routing], mask_T: Tensor) -> dict[str, Tensor]:
@@ -126,6 +123,13 @@ class RouterZ:
         return torch.stack(list(values.values())).mean()
 
 
+def unlike(over: Over, experts: Iterable[int]) -> ConfigError:
+    return ConfigError(
+        f"aux_loss.load_balance.over={over.value} puts routers of {sorted({*experts})} experts together, but needs one "
+        "number of experts. Use aux_loss.load_balance.over=router, or layer"
+    )
+
+
 AuxLoss = LoadBalance | TsallisEntropy | RouterZ
 LOSSES: dict[str, type[AuxLoss]] = {"load_balance": LoadBalance, "tsallis": TsallisEntropy, "router_z": RouterZ}
 
@@ -163,9 +167,11 @@ def reduced(values: Sequence[Tensor], reduce: Reduce) -> Tensor:
 def score_means(
     routings: Mapping[str, Routing], mask_T: Tensor, of: Callable[[Tensor], Tensor] = lambda p_LTE: p_LTE
 ) -> dict[str, Tensor]:
-    """Means of `of(p)` of every router, whose scores p are computed here, all at once: a model has one kind of gate."""
-    score = next(iter(routings.values())).score
-    return token_means({name: r.logits_TS for name, r in routings.items()}, mask_T, lambda z_LTS: of(score(z_LTS)))
+    """Means of `of(p)` of every router, whose scores p are computed here, all at once: a model has one kind of gate.
+    They sum to one."""
+    first = next(iter(routings.values()))
+    share = first.share or first.score
+    return token_means({name: r.logits_TS for name, r in routings.items()}, mask_T, lambda z_LTS: of(share(z_LTS)))
 
 
 def token_means(

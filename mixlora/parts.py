@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedTokenizerBase
@@ -15,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from mixlora import ranks, tasks
 from mixlora.checks import AS_THEY_ARE
 from mixlora.config import load as configs
-from mixlora.config.schema import Answer, Backend, Config
+from mixlora.config.schema import Answer, Backend, BadRow, Config, Split
 from mixlora.console import say
-from mixlora.errors import ConfigError
+from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import sandbox
 from mixlora.failpoints import reach
 from mixlora.models import base
@@ -25,6 +24,8 @@ from mixlora.tasks import fewshot
 from mixlora.tasks.collate import Row
 from mixlora.tasks.example import Example
 from mixlora.tasks.mixture import Plan, plan
+from mixlora.tasks.overlap import listed
+from mixlora.tasks.parse import MOST_BAD
 from mixlora.tasks.prompts import Formatter
 
 
@@ -43,7 +44,7 @@ class Parts:
         tracker, patience = self.config.tracker.value, self.config.rank_timeout + ranks.GRACE_SECONDS
         return Accelerator(
             # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
-            cpu=not torch.accelerator.is_available(),
+            cpu=base.accelerator() is None,
             # Where these are not given, the environment that `accelerate launch` sets decides.
             mixed_precision=AS_THEY_ARE,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -63,7 +64,30 @@ class Parts:
     @cached_property
     def data(self) -> Mapping[str, tasks.TaskData]:
         reach("data.load")
-        return tasks.load(self.config.tasks, self.config.data, self.config.seed)
+        found = tasks.load(self.config.tasks, self.config.data, self.config.seed)
+        return {name: self.fitting(data) for name, data in found.items()}
+
+    def fitting(self, data: tasks.TaskData) -> tasks.TaskData:
+        """The task without the training rows whose answer leaves no room for a question in train.max_length.
+
+        Raises:
+            DataError: there are such rows, and data.on_bad_row=error; or more of them than may be skipped.
+        """
+        most, rows = self.config.train.max_length, data.train if data.task.weight else ()
+        long = [example.id for example in rows if not self.formatter.fits(example, most)]
+        if not long:
+            return data
+        told = (
+            f"task {data.name}: {len(long)} of {len(rows):,} training rows have an answer that leaves no room for the "
+            f"question in train.max_length={most}: {listed(long)}"
+        )
+        if self.config.data.on_bad_row is BadRow.error:
+            raise DataError(f"{told}. Raise it, or leave these rows out: data.on_bad_row=skip")
+        if len(long) > MOST_BAD * len(rows):
+            raise DataError(f"{told}. They are more than the {MOST_BAD:.0%} that may be left out: raise it")
+        left_out = {*long}
+        kept = [example for example in rows if example.id not in left_out]
+        return replace(data, train=kept, notes=[*data.notes, f"{told}. They are left out"])
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -74,12 +98,18 @@ class Parts:
         return Formatter(self.tokenizer, self.config.data)
 
     @cached_property
-    def trained(self) -> dict[str, tasks.TaskData]:
-        return {name: data for name, data in self.data.items() if data.train}
+    def trained(self) -> Mapping[str, tasks.TaskData]:
+        """The tasks that rows are drawn of."""
+        return {name: data for name, data in self.data.items() if data.train and data.task.weight != 0}
 
     @cached_property
     def evaluated(self) -> dict[str, tasks.TaskData]:
         return {name: data for name, data in self.data.items() if not data.task.train_only}
+
+    @cached_property
+    def validated(self) -> dict[str, tasks.TaskData]:
+        """The tasks that are scored while a run trains."""
+        return {name: data for name, data in self.evaluated.items() if data.validation and self.runnable(data)}
 
     @cached_property
     def plan(self) -> Plan:
@@ -112,8 +142,16 @@ class Parts:
         return max(1, round((train.epochs or 1.0) * rows / self.rows_a_step))
 
     def examples(self, data: tasks.TaskData) -> Sequence[Example]:
-        split = data.validation if self.config.eval.split == "validation" else data.test
+        split = data.validation if self.config.eval.split is Split.validation else data.test
         return split[: self.config.eval.limit]
+
+    def unscored(self, data: tasks.TaskData) -> str | None:
+        """Why a task is not scored, where it is not."""
+        if not self.runnable(data):
+            return "generated code is run only with eval.allow_code_execution=true"
+        if not self.examples(data):
+            return f"there are no {self.config.eval.split.value} rows"
+        return None
 
     @cached_property
     def shots(self) -> dict[str, list[Example]]:
@@ -141,12 +179,18 @@ class Parts:
 
         Raises:
             SandboxError: programs are to be run and no sandbox holds.
-            ConfigError: lm-evaluation-harness on several processes, where it returns results on the first alone.
+            ConfigError: no task has a row of the split that is to be scored; lm-evaluation-harness on several
+                processes, where it returns results on the first alone.
         """
         if self.config.eval.backend is Backend.lm_eval and self.accelerator.num_processes > 1:
             raise ConfigError(
                 f"eval.backend=lm_eval scores on one process, not on {self.accelerator.num_processes}. Use "
                 "eval.protocol=lm_eval with eval.backend=own, which asks and scores alike"
+            )
+        if self.evaluated and not any(map(self.examples, self.evaluated.values())):
+            split = self.config.eval.split.value
+            raise ConfigError(
+                f"eval.split={split}: no task of tasks={self.config.tasks.name} has {split} rows. Use eval.split=test"
             )
         if any(data.task.answer_kind is Answer.code and self.runnable(data) for data in self.evaluated.values()):
             sandbox.require()

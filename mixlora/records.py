@@ -265,3 +265,9 @@ def locked(path: Path) -> TextIO:
             lock.truncate(0)
             return lock
         lock.close()  # its owner finished and took the file away between our two calls
+
+
+def of_mean(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The scored tasks that a mean is over: those that were trained on, or all where none of them was."""
+    scored = [name for name, result in results.items() if result.get("value") is not None]
+    return [name for name in scored if results[name].get("trained", True)] or scored

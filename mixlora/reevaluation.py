@@ -1,17 +1,23 @@
 """Score a trained run or a bare base model again: what `python -m mixlora.evaluate` does."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from mixlora import tasks
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.checks import check
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import say
+from mixlora.errors import DataError
 from mixlora.evaluation.report import print_results
 from mixlora.models import base
 from mixlora.parts import Parts
 from mixlora.scoring import Scoring
+from mixlora.tasks import TaskData
 
 
 def reevaluate(config: Config, run: str | None) -> Path:
@@ -23,7 +29,7 @@ def reevaluate(config: Config, run: str | None) -> Path:
     folder = Path(run) / "evaluations" / name if run else Path(config.output_root) / f"{config.model.name}-{name}"
     config.run_dir = str(folder)
     check(config)
-    parts = Parts(config)
+    parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))
     parts.tell_notes()
     parts.require_means()
     loaded = base.load(config.model, device=parts.accelerator.device, tokenizer=parts.tokenizer)
@@ -35,3 +41,44 @@ def reevaluate(config: Config, run: str | None) -> Path:
         print_results(folder)
         say(f"Wrote {folder}")
     return folder
+
+
+@dataclass
+class Rescored(Parts):
+    """The parts by which a model is scored that was trained before, or never.
+
+    Args:
+        before: the configuration that it was trained with; None for a bare model.
+    """
+
+    before: Config | None = None
+
+    @cached_property
+    def data(self) -> Mapping[str, TaskData]:
+        if self.as_before:
+            return tasks.load(self.config.tasks, self.config.data, self.config.seed)
+        return tasks.load(self.config.tasks, self.config.data, self.config.seed, self.trained)
+
+    @cached_property
+    def trained(self) -> Mapping[str, TaskData]:
+        """The tasks that it was trained on, with their rows. Where these cannot be read here any more that is said, for
+        the scores do not depend on them."""
+        if self.before is None:
+            return {}
+        if self.as_before:
+            return {name: data for name, data in self.data.items() if data.train and data.task.weight}
+        mixture = {name: task for name, task in self.before.tasks.mixture.items() if task.weight and not task.eval_only}
+        try:
+            found = tasks.load(self.before.tasks, self.before.data, self.before.seed)
+        except DataError as error:
+            say(f"Note: which of the scored rows were also trained on is not known here: {error}")
+            return {name: TaskData(name=name, task=task) for name, task in mixture.items()}
+        return {name: found[name] for name in mixture if found[name].train}
+
+    @property
+    def as_before(self) -> bool:
+        """Whether the tasks are those of training, which are then read once."""
+        return self.before is not None and (self.before.tasks, self.before.data) == (
+            self.config.tasks,
+            self.config.data,
+        )

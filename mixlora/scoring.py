@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from mixlora.console import say
 from mixlora.evaluation.routing import expert_loads
 from mixlora.evaluation.run import Evaluator, marked, result, scorer
 from mixlora.failpoints import reach
+from mixlora.gates import gates_of
 from mixlora.models import base
 from mixlora.models.likelihood import evaluating
 from mixlora.parts import Parts
@@ -57,12 +59,10 @@ class Scoring:
 
     def validation(self, step: int) -> dict[str, float]:
         found = {}
-        for name, data in self.parts.evaluated.items():
-            examples = data.validation[: self.config.train.eval_limit]
-            if examples and self.parts.runnable(data):
-                self.at(f"step {step}, validate {name}")
-                predictions = self.evaluator(data.task, examples, f"validate {name}")
-                found[name] = result(data.task, predictions, self.evaluator.protocol)["value"]
+        for name, data in self.parts.validated.items():
+            self.at(f"step {step}, validate {name}")
+            predictions = self.evaluator(data.task, data.validation[: self.config.train.eval_limit], f"validate {name}")
+            found[name] = result(data.task, predictions, self.evaluator.protocol)["value"]
         return found
 
     def evaluate_base(self) -> None:
@@ -96,7 +96,8 @@ class Scoring:
         # A name, a folder or a branch of the hub may hold other weights tomorrow; `dtype: auto` goes by the device. The
         # digest of the weights tells their dtype as well.
         made_of = [config["model"], self.loaded.sha256, self.parts.accelerator.device.type]
-        asked = [config["data"], config["eval"], self.config.seed, tasks]
+        seed = self.config.seed if self.config.eval.temperature else None  # of samples, and of nothing else
+        asked = [config["data"], config["eval"], seed, tasks]
         packages = ("torch", "transformers", "lm_eval", *configs.quantizer(self.config.model))
         return digest([made_of, asked, [version(package) for package in packages]])
 
@@ -109,8 +110,7 @@ class Scoring:
         scored = Scored(folder, digest(of))
         there, results = ranks.agree(scored.begin() if self.main else []), dict[str, Any]()
         for name, data in self.parts.evaluated.items():
-            if not self.parts.runnable(data):
-                reason = "generated code is run only with eval.allow_code_execution=true"
+            if (reason := self.parts.unscored(data)) is not None:
                 found = {"metric": data.task.metric, "value": None, "stderr": None, "n": 0, "reason": reason}
                 results[name] = found | self.origin(name)
                 continue
@@ -144,12 +144,15 @@ class Scoring:
         }
 
     def routing(self) -> dict[str, Any]:
-        rows = {
-            name: [self.parts.row(name, example) for example in self.parts.examples(data)[:ROUTING_ROWS]]
-            for name, data in self.parts.evaluated.items()
-        }
+        """Where the tokens of some scored examples went, those that are no longer than a training row can be."""
+        most, fits = self.config.train.max_length, self.parts.formatter.fits
+        found = {}
+        for name, data in self.parts.evaluated.items() if gates_of(self.loaded.model) else ():
+            fitting = (example for example in self.parts.examples(data) if fits(example, most))
+            if rows := [self.parts.row(name, example) for example in itertools.islice(fitting, ROUTING_ROWS)]:
+                found[name] = rows
         with evaluating(self.loaded.model):
-            return expert_loads(self.loaded.model, rows, batch_size=8, pad_id=int(self.loaded.tokenizer.pad_token_id))
+            return expert_loads(self.loaded.model, found, self.config.eval, int(self.loaded.tokenizer.pad_token_id))
 
 
 @dataclass(frozen=True)

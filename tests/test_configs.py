@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mixlora import gates, losses
-from mixlora.checks import ATTENTIONS, check, check_dtypes
+from mixlora.checks import ATTENTIONS, check, check_dtypes, check_training
 from mixlora.config import load
 from mixlora.config.cli import normalise
 from mixlora.config.explain import leaves
@@ -158,3 +158,70 @@ def test_an_attention_whose_package_is_missing_is_said_in_one_line():
         base.load(
             composed("method=lora", "model=tiny", "tasks=arc", "model.attn_implementation=flash_attention_2").model
         )
+
+
+OUT_OF_RANGE = {
+    "eval.split=valid": "eval.split",
+    "train.warmup_ratio=3": "train.warmup_ratio is a part of all steps",
+    "train.adam_beta2=1.0": "train.adam_beta2 must be in",
+    "train.adam_beta1=-0.1": "train.adam_beta1 must be in",
+    "train.adam_epsilon=-1e-8": "train.adam_epsilon must be",
+    "train.weight_decay=-0.1": "train.weight_decay must be",
+}
+
+
+@pytest.mark.parametrize("override", OUT_OF_RANGE)
+def test_a_value_that_cannot_be_is_refused_with_its_key(override):
+    """Another split than the two would have been the test split; the others are torch's to refuse, after everything."""
+    with pytest.raises(ConfigError, match=re.escape(OUT_OF_RANGE[override])):
+        composed("method=lora", "tasks=arc", override)
+
+
+@pytest.mark.parametrize("keys", [{"options": {"fixed": [False, "yes"]}}, {"cue": True}], ids=["in a list", "alone"])
+def test_a_text_that_yaml_takes_for_a_truth_value_is_refused(keys):
+    """`fixed: [no, yes]` without quotes would be asked as False and True."""
+    values = load.plain(composed("method=lora", "tasks=arc"))
+    values["tasks"]["mixture"]["arc_easy"] |= keys
+    with pytest.raises(ConfigError, match=r"arc_easy\.(options\.fixed\[0\]|cue) is a text, .* in quotes"):
+        load.config_of(OmegaConf.create(values))
+
+
+def test_padding_is_not_counted_where_there_is_none():
+    """MoLA's own loss counts it, so that loss brings padded rows."""
+    assert not composed("method=mola", "tasks=arc", "aux_loss=load_balance_layer_sum").train.packing
+    config = composed("method=dynmole", "tasks=arc", "aux_loss.tsallis.count_padding=true")
+    with pytest.raises(ConfigError, match=r"tsallis\.count_padding=true .*train\.packing=false"):
+        check_training(config)
+    check(config)  # a run from before is still scored
+    config.train.packing = False
+    check_training(config)
+
+
+def test_routers_of_other_sizes_are_not_put_together_and_that_is_said_at_once():
+    config = composed("method=mola", "tasks=arc", "aux_loss=load_balance_all_layers")
+    with pytest.raises(ConfigError, match=r"over=model puts routers of \[2, 4, 6, 8\] experts together"):
+        check_training(config)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    """Accelerate would track nothing and say nothing."""
+    config = composed("method=lora", "tasks=arc", "tracker=tensorboard")
+    check_training(config)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        check_training(config)
+    check(config)  # what was trained elsewhere is scored here
+
+
+def test_a_sweep_does_not_mix_names_of_models_with_paths():
+    assert normalise(["-m", "model=a/b,c/d"])[1:] == ["model=path", "model.path=a/b,c/d"]
+    assert normalise(["-m", "model=tiny,smollm2_135m"])[1:] == ["model=tiny,smollm2_135m"]
+    with pytest.raises(ConfigError, match="names of configs/model and over hub ids"):
+        normalise(["-m", "model=smollm2_135m,Qwen/Qwen2.5-0.5B"])
+
+
+def test_a_key_that_came_later_does_not_rename_the_runs_of_before():
+    mixture = load.decisive(composed("method=lora", "tasks=humaneval"))["tasks"]["mixture"]
+    assert "fixtures" in mixture["mbpp"]
+    assert "fixtures" not in mixture["humaneval"]

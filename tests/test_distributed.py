@@ -1,7 +1,10 @@
 """Two processes are one run: the same losses, one folder, one message, one end."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -128,6 +131,23 @@ def test_a_model_in_shards_goes_on_and_mixes_dtypes(configs, tmp_path):
     assert all(rank.returncode for rank in dead)
     ended(train_on(configs, tmp_path / "run", *job, **FSDP))
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+@pytest.mark.full
+def test_layers_that_stay_whole_are_scored_with_the_best_adapter(configs, tmp_path):
+    """zero2.yaml: what a forward has gathered stays, and the best adapter is written into the parts after one."""
+    job = ("method=mole", *TWO, "train.max_steps=6", "train.eval_steps=1", "train.load_best=true", "train.eval_limit=4")
+    stay = FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"}
+    ended(train_on(configs, tmp_path / "run", *job, "train.learning_rate=0.05", **stay))
+    scores = {line["step"]: line["validation_mean"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")}
+    assert max(scores.values()) > scores[6], "the best step must not be the last one for this to show anything"
+    line = [sys.executable, "-m", "mixlora.evaluate", "--config-dir", str(configs), f"run={tmp_path / 'run'}"]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    subprocess.run(line, env=env, check=True, capture_output=True)
+    (again,) = (tmp_path / "run" / "evaluations").iterdir()
+    want, found = (read_lines(folder / "predictions" / "sums.jsonl") for folder in (again, tmp_path / "run"))
+    for a, b in zip(want, found, strict=True):
+        assert b["log_likelihoods"] == pytest.approx(a["log_likelihoods"], rel=1e-4)
 
 
 @pytest.mark.full

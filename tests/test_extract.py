@@ -97,6 +97,13 @@ NUMBERS = [  # (text, strict, flexible)
     ("", None, None),
     ("#### eighteen", None, None),
     ("#### 5\n#### 6", "5", "6"),
+    ("#### 1e-05", "1e-05", "1e-05"),
+    ("it is 1.5e-3 m", None, "0.0015"),
+    ("0.00001", None, "1e-05"),
+    ("2E3", None, "2000"),
+    ("3e", None, "3"),
+    ("1" * 400, None, "1" * 400),
+    ("#### -" + "1" * 400, "-" + "1" * 400, "-" + "1" * 400),
 ]
 
 
@@ -134,3 +141,10 @@ def test_texts_are_compared_folded():
 def test_equal_numbers_have_one_spelling():
     same = ["0.5", ".5", "1/2", "0.50", "$0.5"]
     assert len({canonical_number(text) for text in same}) == 1
+
+
+def test_an_option_that_begins_with_an_article_is_not_the_letter_a():
+    """ "The answer is A rock" names the option; where no option is spelled so it is the letter, as before."""
+    options = ["The sun", "A rock", "a rocket", "water"]
+    read = {"The answer is: A rock": "B", "The answer is A rocket.": "C", "The answer is A because": "A", "A": "A"}
+    assert {text: option(text, "ABCD", options) for text in read} == read

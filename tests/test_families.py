@@ -10,7 +10,7 @@ from test_loop import gradients, trainer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mixlora.config.schema import Method
+from mixlora.config.schema import Dtype, Method
 from mixlora.evaluation.generation import generate
 from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.models import base
@@ -55,6 +55,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 EAGER = ("bloom", "gpt_oss", "xglm")  # have no other attention
 PADDED = (*EAGER, "recurrent_gemma")  # are not computed row by row in a pack
+# transformers computes them in no float64; the others' rounding would reach 1e-4 on some machines in float32.
+NO_FLOAT64 = {"bloom", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "xglm"}
 
 
 def model_of(name: str) -> nn.Module:
@@ -73,18 +75,21 @@ def model_of(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_is_the_same_however_it_is_cut(name, tmp_path):
     """In packs, padded, and row by row."""
-    method = Method(name="m", r=2, num_experts=3, top_k=2, gate={"kind": "topk"}, target_modules="all-linear")
+    dtype, tolerance = (torch.float32, 1e-4) if name in NO_FLOAT64 else (torch.float64, 1e-6)
+    gate: dict[str, Any] = {"kind": "topk"}
+    method = Method(name="m", r=2, num_experts=3, top_k=2, gate=gate, target_modules="all-linear")
+    method.adapter_dtype = Dtype.float32 if name in NO_FLOAT64 else Dtype.float64
 
     def made(rows: int, **how: Any) -> Trainer:
         cut = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 8 // rows}
-        return trainer(tmp_path, method=method, model=model_of(name), **cut, **how)
+        return trainer(tmp_path, method=method, model=model_of(name).to(dtype), **cut, **how)
 
     want, padded, packed = made(1, packing=False), made(8, packing=False), made(8)
     assert packed.packed is (name not in PADDED)
     alone = gradients(want)
     assert alone.norm() > 0.01
     for cut in (padded, packed):
-        assert float((gradients(cut) - alone).norm() / alone.norm()) < 1e-4
+        assert float((gradients(cut) - alone).norm() / alone.norm()) < tolerance
     line, _ = made(8, aux={"load_balance": {}, "router_z": {}}).step(1)
     assert line["expert_load"]["idle"] < 1
 

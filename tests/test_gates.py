@@ -183,7 +183,7 @@ def test_a_record_is_popped_once():
     model = torch.nn.ModuleDict({"a": gate_of({"kind": "topk"}, 8, 4, 2)})
     model["a"](torch.randn(3, 8))
     assert list(gates.pop_routings(model)) == ["a"]
-    with pytest.raises(RuntimeError, match="gate a did not run"):
+    with pytest.raises(ConfigError, match="gate a did not run"):
         gates.pop_routings(model)
 
 

@@ -251,6 +251,27 @@ def test_the_best_adapter_is_kept_though_later_steps_are_worse(tmp_path):
     assert all(torch.equal(seen[4][name], t) for name, t in made.tensors().items())
 
 
+def test_going_on_in_another_folder_keeps_the_best_adapter(tmp_path):
+    """The new folder has no checkpoint yet that names it."""
+    job = {"eval_steps": 2, "load_best": True, "score": lambda step: {"a": 1 / step}}
+    whole, again = trainer(tmp_path / "whole", **job), trainer(tmp_path / "again", **job)
+    whole.run()
+    path = tmp_path / "whole" / "checkpoints" / "step-6"
+    checkpoint.adopt(path, tmp_path / "again", with_best=True)
+    again.restore(checkpoint.read(path))
+    assert again.run(6).best_step == 2
+    for made in (whole, again):
+        made.restore_best()
+    assert all(torch.equal(whole.tensors()[name], t) for name, t in again.tensors().items())
+
+
+def test_a_validation_score_is_written_whatever_steps_are_logged(tmp_path):
+    made = trainer(tmp_path, eval_steps=3, logging_steps=4, score=lambda step: {"a": step / 10})
+    made.run()
+    lines = {line["step"]: line.get("validation_mean") for line in metrics(tmp_path)}
+    assert lines == {3: 0.3, 4: None, 6: 0.6, 8: 0.8}
+
+
 def test_a_checkpoint_of_another_model_changes_nothing(tmp_path):
     made = trainer(tmp_path)
     made.save(1)

@@ -72,8 +72,20 @@ def test_scores_of_ranks_that_share_an_output_are_those_of_the_gate():
     for name in ("layers.0.gate", "layers.1.gate"):
         found[name] = gate.route(torch.randn(2, 4, 3, dtype=torch.float64), **gate.state())
         p = found[name].logits_TS.sigmoid().repeat_interleave(4, dim=-1)[MASK]
+        p = p / p.sum(-1, keepdim=True)
         want.append(12 * (found[name].chosen_TE[MASK].double().mean(0) / 4 * p.mean(0)).sum())
     torch.testing.assert_close(loss("load_balance")(found, MASK), sum(want) / 2)
+
+
+@pytest.mark.parametrize("gate", [{"score": "sigmoid"}, {"score": "softmax", "rank_partition": 4}], ids=str)
+def test_scores_that_do_not_sum_to_one_are_parts_of_their_sum_to_a_loss(gate):
+    """Balanced is 1 and undecided is 1, as for every other gate: one definition for all."""
+    made = gate_of({"kind": "balanced", **gate}, 5, 12, 4, dtype=torch.float64)
+    alike = {
+        "layers.0.gate": made.route(torch.zeros(2, 4, made.router.out_features, dtype=torch.float64), **made.state())
+    }
+    assert float(loss("load_balance")(alike, MASK)) == pytest.approx(1)
+    assert float(loss("tsallis", eps=0.0)(alike, MASK)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

@@ -205,6 +205,25 @@ def test_a_run_that_was_sent_back_goes_on_from_its_own_checkpoints(configs, whol
 
 
 @pytest.mark.full
+def test_the_best_adapter_of_the_run_that_was_gone_on_from_is_kept(configs, whole, half, tmp_path):
+    """In a folder of its own, which has no checkpoint yet that names it."""
+    other = tmp_path / "other"
+    done = train(configs, other, *METHOD, f"resume={half / 'checkpoints' / 'step-4'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(other)["adapter/adapter_model.safetensors"] == contents(whole)["adapter/adapter_model.safetensors"]
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_scored_or_written(configs, half, tmp_path):
+    before = (half / "run.json").read_bytes()
+    done = train(configs, half, *METHOD, f"resume={tmp_path / 'step-50'}")
+    assert done.returncode == 4
+    assert "step-50 has no manifest.json" in done.stderr
+    assert (half / "run.json").read_bytes() == before
+    done = train(configs, tmp_path / "new", *METHOD, f"resume={tmp_path / 'step-50'}")
+    assert done.returncode == 4
+    assert not (tmp_path / "new" / "before").exists()
+
+
 def test_going_on_with_other_versions_is_said(configs, whole, half):
     for path in (half / "checkpoints").iterdir():
         state = json.loads((path / "state.json").read_text())

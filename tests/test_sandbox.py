@@ -17,10 +17,13 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mixlora import score_code
+from mixlora.config.schema import Task
+from mixlora.config.typed import typed
 from mixlora.errors import SandboxError
-from mixlora.evaluation.code import judge_code
+from mixlora.evaluation.code import judge_code, problem_of
 from mixlora.evaluation.sandbox import (
     Problem,
     Sandbox,
@@ -35,6 +38,7 @@ from mixlora.evaluation.sandbox import (
 )
 from mixlora.evaluation.sandbox.boxed.values import decode, encode
 from mixlora.tasks.example import Example
+from mixlora.tasks.parse import Reader
 
 try:
     require()
@@ -228,6 +232,8 @@ REPLIES = {
     ),
     "whole with a helper": (f"def h():\n    pass\n\n{WHOLE}", f"    pass\n\n\ndef h():\n    pass\n\n{WHOLE}"),
     "carriage returns": ("    return a + b\r\n\r\nx", "    return a + b\n"),
+    "one blank, then a whole": (f" Here is it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
+    "one blank, then a body": (" So:\n```\n    return a + b\n```", "    return a + b\n"),
     "empty": ("", "\n"),
 }
 
@@ -337,6 +343,27 @@ def test_rows_of_mbpp(box):
     made = from_mbpp(row)
     assert (made.task_id, made.entry_point) == ("MBPP/11", "height")
     assert judged(box, row["code"], made).result == "passed"
+    task = typed(Task, yaml.safe_load((Path(__file__).parents[1] / "configs" / "task" / "mbpp.yaml").read_text()))
+    example = Reader.of(task)(row, "mbpp/test/11")
+    assert judged(box, row["code"], problem_of(example)).result == "passed"
+    flat = "class Node: pass\ndef height(n): return 1 + (1 if getattr(n, 'left', None) else 0)"
+    assert judged(box, flat, problem_of(example)).result == "passed"
+
+
+def test_a_prefix_that_is_no_program_stands_in_the_answer_alone():
+    example = Example(
+        id="a", task="t", question="?", answer="pass", entry_point="f", prefix="def f(x):\n    for i in x:\n"
+    )
+    assert problem_of(example).context.strip() == ""
+
+
+def test_judgements_share_the_cpus_that_this_process_may_use(monkeypatch):
+    """More at a time than that would take an honest program's seconds on the clock from it."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert Sandbox().workers == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert Sandbox().workers == 2
 
 
 # --- hostile programs ---------------------------------------------------------------------------------------------

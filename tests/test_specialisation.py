@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mixlora.tables import specialisation as s
+from mixlora.tables.report import top_k
 
 E, T = 8, 4
 COLLAPSED = np.array([[500.0, 500, 0, 0, 0, 0, 0, 0]] * T)
@@ -66,3 +67,18 @@ def test_what_a_task_prefers():
     assert lift == pytest.approx(T)
     assert s.layer(name) == 3
     assert s.short("model.layers.0.self_attn.q_proj.gate") == "q_proj"
+
+
+def test_a_pattern_of_top_k_goes_by_the_layer():
+    """Four of eight experts, always the same, have collapsed where four are chosen, and not where one is."""
+    same = [1, 1, 1, 1, 0, 0, 0, 0]
+    found = {"task": {f"model.layers.{i}.q_proj.gate": same for i in range(4)}}
+    first, *_, last = s.gates(found, [1, 4])
+    assert (first.top_k, first.collapsed) == (1, False)
+    assert (last.top_k, last.collapsed) == (4, True)
+
+
+def test_a_gate_that_adds_up_probabilities_uses_one_expert_at_the_least():
+    config = {"method": {"top_k": None, "num_experts": 6, "gate": {"kind": "entropy", "top_p": 0.75}}}
+    assert top_k(config) == 1
+    assert top_k({"method": {"top_k": None, "num_experts": 6, "gate": {"kind": "dense"}}}) == 6

@@ -42,6 +42,16 @@ def test_a_longer_plan_goes_on_from_a_shorter_one():
     assert draw(3000).draws(0, 800) == draw(800).draws(0, 800)
 
 
+def test_a_plan_of_many_small_tasks_goes_on_as_well():
+    """With many tasks one may be ahead of its share by more than a draw, since the others are behind theirs."""
+    sizes = {"a": 900} | {f"b{i}": 10 for i in range(10)}
+    for seed in range(60):
+        short, long = (
+            draw(n, sizes=sizes, weights=dict.fromkeys(sizes, 1.0), seed=seed).draws(0, 90) for n in (90, 900)
+        )
+        assert short == long
+
+
 def test_every_pass_is_a_fresh_permutation():
     taken = rows(draw(1000, sampling=Sampling.equal), "small")
     passes = [taken[i : i + 7] for i in range(0, len(taken) - 6, 7)]

@@ -142,6 +142,14 @@ def test_where_keeps_the_rows_that_match():
     assert [example.id for example in found] == ["quiz/train/1"]
 
 
+def test_where_reads_dotted_paths():
+    """A picture behind a dot is a picture, and what is not there is none."""
+    chosen = task(where={"meta.image": None})
+    rows = [row() | {"meta": {"image": "x.png"}}, row() | {"meta": {"image": None}}, row() | {"meta": {}}]
+    found, _ = parse(chosen, *rows)
+    assert [example.id.rpartition("/")[2] for example in found] == ["1", "2"]
+
+
 def test_a_number_must_contain_its_mark():
     number = task(options=None, answer="solution", answer_kind=Answer.number, answer_contains="####")
     assert one(number, {"question": "1+1", "solution": "#### 2"}).answer == "#### 2"

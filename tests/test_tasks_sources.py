@@ -15,6 +15,7 @@ from mixlora import tasks
 from mixlora.config.schema import BadRow, Data, Mixture, Options, Overlap, Splits, Task
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks import hub, overlap, sources
+from mixlora.tasks import own as own_files
 from mixlora.tasks.example import Example
 from mixlora.tasks.table import MissingSplit
 
@@ -222,6 +223,29 @@ def test_overlap_is_dropped_or_refused(overlapping):
         load(folder, *chosen, overlap=Data().overlap)
 
 
+def test_where_nothing_is_trained_any_more_rows_of_another_run_are_only_said(overlapping):
+    folder, quiz, other = overlapping
+    chosen, options = Mixture(name="m", mixture={"quiz": quiz}), Data(source=str(folder))
+    trained = tasks.load(Mixture(name="o", mixture={"other": other}), options)
+    again = tasks.load(chosen, options, trained=trained)["quiz"]
+    assert again.trained_on["test"] == ["quiz/test/0", "quiz/test/1", "quiz/test/2"]
+    assert any("3 of 8 test rows are also trained on" in note for note in again.notes)
+    assert tasks.load(chosen, options, trained={})["quiz"].trained_on["test"] == []
+
+
+def test_a_sign_between_numbers_and_a_vowel_of_any_script_make_another_question():
+    same = [("Is it well-known?", "is it WELL known"), ("2+2", "2 + 2"), ("Cafe\u0301!", "caf\u00e9")]
+    other = [
+        ("What is 3 + 4?", "What is 3 - 4?"),
+        ("3 * 4", "3 / 4"),
+        ("x is -3", "x is 3"),
+        ("की", "का"),
+        ("a < b", "a > b"),
+    ]
+    assert all(overlap.folded(one) == overlap.folded(two) for one, two in same)
+    assert all(overlap.folded(one) != overlap.folded(two) for one, two in other)
+
+
 def test_held_out_rows_that_repeat_a_training_row_are_only_said(folder):
     """They are no published set, and some sets repeat a tenth of their own rows."""
     pq.write_table(pa.Table.from_pylist([*rows(20), *rows(20)]), folder / "me/quiz/default/train.parquet")
@@ -343,6 +367,13 @@ def test_a_damaged_own_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         load("hub", task(path=str(tmp_path / name), splits={"test": "all"}))
+
+
+def test_a_first_line_with_a_name_left_empty_is_a_table(tmp_path):
+    """As pandas writes one: the index has no name."""
+    (tmp_path / "some.csv").write_text(",q,key\n0,a,b\n1,c,d\n")
+    found = own_files.read(task(path=str(tmp_path / "some.csv")), "all").rows
+    assert found == [{"": "0", "q": "a", "key": "b"}, {"": "1", "q": "c", "key": "d"}]
 
 
 def test_a_missing_own_file_names_what_is_there(tmp_path):

@@ -175,7 +175,8 @@ def method_of(folder: Path) -> tuple[Method, str]:
             f"{folder / CONFIG} has peft_type={values.get('peft_type')!r}; LORA and MIXLORA can be loaded"
         )
     for option, value in values.items():
-        if value and option not in PEFT_READ | PEFT_WITHOUT_EFFECT:
+        of_layer_0 = option == "layers_to_transform" and value == 0
+        if (value or of_layer_0) and option not in PEFT_READ | PEFT_WITHOUT_EFFECT:
             raise ConfigError(f"{folder / CONFIG} sets {option}, which is not supported here")
     if values.get("bias", "none") != "none":
         raise ConfigError(f"{folder / CONFIG} sets bias, which is not supported here")

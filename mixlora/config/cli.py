@@ -51,9 +51,9 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
                 refuse_tasks(sys.argv[1:], in_ranks=record is Config)
                 if MULTIRUN & set(sys.argv):
                     refuse_ranks(sys.argv[1:])
+                sys.argv[1:] = normalise(sys.argv[1:])
             except ConfigError as error:
                 leave(error, met_by_all=True)
-            sys.argv[1:] = normalise(sys.argv[1:])
             # With this set Hydra raises instead of printing its own traceback; the messages below are ours.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             if not sys.stderr.isatty():
@@ -147,7 +147,11 @@ def is_main_process() -> bool:
 
 
 def normalise(argv: Sequence[str]) -> list[str]:
-    """`+method=x` -> `method=x`; `model=owner/name` and `model.path=...` -> `model=path model.path=...`."""
+    """`+method=x` -> `method=x`; `model=owner/name` and `model.path=...` -> `model=path model.path=...`.
+
+    Raises:
+        ConfigError: a sweep over hub ids or folders and over names of configs/model.
+    """
     out: list[str] = []
     for argument in argv:
         override = parsed(argument)
@@ -159,7 +163,13 @@ def normalise(argv: Sequence[str]) -> list[str]:
             argument = argument.lstrip("+")
         value = argument.partition("=")[2]
         named = (Path(config_dir()) / "model" / f"{value}.yaml").is_file()
-        if override.key_or_group == "model" and group and ("/" in value or Path(value).is_dir()) and not named:
+        is_path = override.key_or_group == "model" and group and ("/" in value or Path(value).is_dir()) and not named
+        if is_path and override.is_sweep_override() and not all("/" in one for one in value.split(",")):
+            raise ConfigError(
+                f"model={value} sweeps over names of configs/model and over hub ids or folders. Give what has no name "
+                "there one: a file model/NAME.yaml in a folder for --config-dir, with the keys of model/path.yaml"
+            )
+        if is_path:
             out += ["model=path", f"model.path={value}"]
         elif override.key_or_group == "model.path" and not any(a.startswith("model=") for a in argv):
             out += ["model=path", argument.lstrip("+")]

@@ -77,6 +77,9 @@ def decisive(config: Config) -> dict[str, Any]:
     """Everything in the configuration that decides the result, as plain data."""
     values = {k: v for k, v in plain(config).items() if k not in NAMELESS}
     values["train"] = {k: v for k, v in values["train"].items() if k not in NAMELESS_TRAIN}
+    for task in values["tasks"]["mixture"].values():
+        if task["fixtures"] is None:  # a key that came later: runs of before keep their names
+            del task["fixtures"]
     if config.method.compute is Compute.lean:  # a run goes from the one to the other where memory runs out
         values["method"] = values["method"] | {"compute": Compute.fast.value}
     return values
@@ -224,6 +227,16 @@ def check_train(config: Config) -> None:
         value = getattr(train, key)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"train.{key} must be a positive number, got {value}")
+    for key in ("weight_decay", "adam_epsilon"):
+        if not 0 <= getattr(train, key) < float("inf"):
+            raise ConfigError(f"train.{key} must be a number of at least 0, got {getattr(train, key)}")
+    for key in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(train, key) < 1:
+            raise ConfigError(f"train.{key} must be in [0, 1), got {getattr(train, key)}")
+    if not 0 <= train.warmup_ratio <= 1:
+        raise ConfigError(
+            f"train.warmup_ratio is a part of all steps, from 0 to 1, got {train.warmup_ratio}: 0.03 is 3 % of them"
+        )
     if config.eval.limit is not None and config.eval.limit < 1:
         raise ConfigError(f"eval.limit must be at least 1, got {config.eval.limit}")
     if config.rank_timeout < 1:

@@ -171,6 +171,7 @@ class Task:
     tests: str | None = None  # answer_kind=code: template of the test program
     entry_point: str | None = None  # answer_kind=code: column with the name of the function
     prefix: str | None = None  # answer_kind=code: template of the code that an answer may go on from; it runs before it
+    fixtures: str | None = None  # answer_kind=code: template of code that runs after the answer
     stop: list[str] = field(default_factory=list)
     max_new_tokens: int = 64
     wordings: dict[str, Wording] = field(default_factory=dict)  # data.style -> how that protocol words this task
@@ -286,6 +287,11 @@ class Backend(Enum):
     lm_eval = "lm_eval"
 
 
+class Split(Enum):
+    test = "test"
+    validation = "validation"  # what settings are chosen by
+
+
 @dataclass(kw_only=True)
 class Eval:
     limit: int | None = None  # examples a task
@@ -296,7 +302,7 @@ class Eval:
     protocol: Protocol = Protocol.auto
     num_fewshot: int = 0  # solved examples before each question, drawn from train
     fewshot_seed: int = 0
-    split: str = "test"
+    split: Split = Split.test
     backend: Backend = Backend.own
     allow_code_execution: bool = False
     temperature: float = 0.0  # of generated answers; 0 is greedy

@@ -62,7 +62,18 @@ def reject_unknown(values: Any, annotation: Any, where: str) -> None:
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"There is no key '{dotted(where, str(key))}'. {suggest(str(key), hints)}")
+        reject_truth(value, hints[key], dotted(where, str(key)))
         reject_unknown(value, hints[key], dotted(where, str(key)))
+
+
+def reject_truth(value: Any, annotation: Any, where: str) -> None:
+    """Raise where YAML has made a truth value of a text: yes, no, on and off without quotes."""
+    if annotation in (list[str], list[str] | None) and isinstance(value, list):
+        for i, one in enumerate(value):
+            reject_truth(one, str, f"{where}[{i}]")
+    elif annotation in (str, str | None) and isinstance(value, bool):
+        words = "yes, on and true" if value else "no, off and false"
+        raise ConfigError(f"{where} is a text, and to YAML {words} are truth values. Write it in quotes")
 
 
 def dataclass_in(annotation: Any) -> Any:

@@ -1,7 +1,10 @@
 """Answers found in generated text. Every rule gives None where there is no answer: nothing is guessed."""
 
+import math
 import re
 from collections.abc import Sequence
+
+EXTRACTION_VERSION = 2  # raised by one whenever the same text would be read as another answer
 
 # ---- options
 
@@ -16,14 +19,14 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
 
     In this order: a letter and nothing else, in either case; "answer is B", the last where there are several; a letter
     that the answer begins with, as in a list; the one letter in brackets; the text of one option. Two letters without
-    such a sign are no answer.
+    such a sign are no answer. "The answer is A rock" is the option "A rock" where there is one.
     """
     found = re.fullmatch(ALONE, text)
     if found and found[1].upper() in labels:
         return found[1].upper()
-    stated = [m[1].upper() for m in re.finditer(STATED, text, re.IGNORECASE) if m[1].isupper() or is_last_word(m, text)]
-    if stated and stated[-1] in labels:
-        return stated[-1]
+    stated = [m for m in re.finditer(STATED, text, re.IGNORECASE) if m[1].isupper() or is_last_word(m, text)]
+    if stated and (letter := stated[-1][1].upper()) in labels:
+        return named(text[stated[-1].start(1) :], labels, options) or letter
     begins = re.match(LEADING, text)
     if begins and begins[1] in labels and not bracketed(text, labels) - {begins[1]}:
         return begins[1]
@@ -33,6 +36,14 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
     said = fold(text)
     same = [label for label, one in zip(labels, options, strict=True) if fold(one) == said]
     return same[0] if len(same) == 1 else None
+
+
+def named(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """The letter of the one option that begins with an article and that `text` begins with."""
+    said = fold(text)
+    spelled = [(label, fold(one)) for label, one in zip(labels, options, strict=True)]
+    found = [label for label, one in spelled if one.startswith("a ") and re.match(rf"{re.escape(one)}\b", said)]
+    return found[0] if len(found) == 1 else None
 
 
 def bracketed(text: str, labels: Sequence[str]) -> set[str]:
@@ -59,7 +70,7 @@ def fold(text: str) -> str:
 
 
 # Digits with commas between them only where thousands stand; a fraction needs a digit on both sides of the slash.
-DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?!\w))?"
 NUMBER = re.compile(rf"(?<![\w.])(?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?")
 STRICT = re.compile(rf"####\s*((?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?)")
 MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
@@ -82,4 +93,6 @@ def canonical_number(text: str) -> str:
     plain = re.sub(r"[,$\s]", "", text)
     above, _, below = plain.partition("/")
     value = float(above) / float(below) if below and float(below) else float(above)
+    if not math.isfinite(value):  # hundreds of digits
+        return plain
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)

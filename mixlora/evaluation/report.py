@@ -9,7 +9,7 @@ from rich.table import Table
 from mixlora.config.cli import spelled
 from mixlora.console import console, say
 from mixlora.evaluation.scores import paired_difference
-from mixlora.records import read_json, read_lines
+from mixlora.records import of_mean, read_json, read_lines
 
 
 def print_results(folder: Path) -> None:
@@ -39,7 +39,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     metrics = sorted({r["metric"] for r in results.values() if r["value"] is not None})
     lines = [f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer; change: paired"]
     if any(not r.get("trained", True) for r in results.values()):
-        lines.append("* not trained: the task has no training rows")
+        lines.append("* not trained on")
     if any(not r.get("complete", True) for r in results.values()):
         lines.append("† the data set lacks rows here")
     for name, result in results.items():
@@ -65,11 +65,12 @@ def cells(folder: Path, name: str, result: dict[str, Any], before: dict[str, Any
 
 def mean_cells(folder: Path, after: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """Unweighted mean over the trained tasks, with the standard error of the paired difference."""
-    names = [n for n, r in after.items() if r["value"] is not None and r.get("trained", True)]
+    names = of_mean(after)
     if not names:
         return ["mean", "", "", "", "", ""]
+    label = "mean of trained" if all(after[n].get("trained", True) for n in names) else "mean"
     mean = sum(after[n]["value"] for n in names) / len(names)
-    row = ["mean of trained", str(sum(after[n]["n"] for n in names)), ""]
+    row = [label, str(sum(after[n]["n"] for n in names)), ""]
     if any(n not in before or before[n]["value"] is None for n in names):
         return [*row, "", percent(mean), ""]
     changes = [difference(folder, n, after[n]["metric"]) for n in names]

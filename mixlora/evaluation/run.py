@@ -236,13 +236,15 @@ class Evaluator:
             "version": PROTOCOL_VERSION,
             "style": self.protocol.style.value,
             "template": formatter.layout.name,
-            "split": options.split,
+            "split": options.split.value,
             "num_fewshot": options.num_fewshot,
-            "shots": [shot.id for shot in self.shots.get(task.name, ())],
+            # The harness draws its own.
+            "shots": [s.id for s in self.shots.get(task.name, ())] if options.backend is Backend.own else None,
             "max_length": self.max_length,
             "temperature": options.temperature,
             "max_new_tokens": self.max_new_tokens(task),
             **({"generation": GENERATION_VERSION} if generated and options.backend is Backend.own else {}),
+            **({"extraction": extract.EXTRACTION_VERSION} if self.protocol.reads(task) is Reading.generated else {}),
             **(code if task.answer_kind is Answer.code else {}),
             **({"attention": attention(self.model)} if unusual else {}),
         }

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,9 @@ def load(
         DataError: the hub cannot be reached or does not have the model.
     """
     require_quantizer(model)
+    # Under `accelerate launch` with FSDP transformers would leave the weights of all ranks but the first zero, for
+    # Accelerate to send them; here every rank reads them.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     dtype = torch_dtype(model.dtype, device)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -77,6 +81,13 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     with named_errors(model):
         origin, options = where(model)
         return AutoTokenizer.from_pretrained(origin, **options)
+
+
+def accelerator() -> torch.device | None:
+    """The accelerator that is used where there is one. Apple's is not: it lacks float64, in which a step is summed up,
+    and nothing here was ever run on one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return None if found is None or found.type == "mps" else found
 
 
 def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
@@ -170,6 +181,18 @@ def where(model: Model) -> tuple[str, dict[str, Any]]:
     return model.path, options
 
 
+def stored(model: Model) -> Quantization:
+    """How a hub id or a folder keeps its weights. Raises as `load` does."""
+    origin, options = where(model)
+    with named_errors(model):
+        config = AutoConfig.from_pretrained(origin, **options)
+    kept = getattr(config, "quantization_config", None) or {}
+    kept = kept if isinstance(kept, dict) else kept.to_dict()
+    if kept.get("load_in_8bit"):
+        return Quantization.int8
+    return Quantization.nf4 if kept.get("load_in_4bit") else Quantization.none
+
+
 def quantized(loaded: torch.nn.Module) -> Quantization:
     """How bitsandbytes holds the weights of a model."""
     if getattr(loaded, "is_loaded_in_8bit", False):
@@ -198,6 +221,8 @@ def window(model: Any) -> int | None:
     config = model.config.get_text_config()
     rotary, found = rotation(config), getattr(config, "max_position_embeddings", None) or 0
     factor, original = (rotary.get(key) or 0 for key in ("factor", "original_max_position_embeddings"))
+    if rotary.get("rope_type") == "llama3":  # turned as if for more than it was trained for
+        factor = 0
     return max(int(found), int(factor * original)) if found > 0 else None  # stretched by YaRN and others
 
 

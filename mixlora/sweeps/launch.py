@@ -40,7 +40,7 @@ def launch(loader: Any, master: DictConfig, job_overrides: Sequence[Sequence[str
         return returns(points, job_overrides)
     failed = run(left, place, board)
     frame = show.summary(points, board.states)
-    splits = sorted({config.eval.split for config in configs})
+    splits = sorted({config.eval.split.value for config in configs})
     show.show(frame, " and ".join(splits))
     say(f"Summary: {show.keep(frame, points, Path(first.output_root))}")
     if failed:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mixlora.console import console, say
-from mixlora.records import log_path, read_json, write_text
+from mixlora.records import log_path, of_mean, read_json, write_text
 from mixlora.sweeps.points import Point
 
 LOOK_SECONDS = 2.0  # between two looks at the run folders
@@ -84,10 +84,10 @@ class Board:
 
 
 def score(folder: Path) -> tuple[float, float, int] | None:
-    """Mean over the trained tasks, its standard error and the number of examples; None where nothing was scored."""
+    """Mean over tasks (see `of_mean`), its standard error and the number of examples; None where nothing was scored."""
     path = folder / "results.json"
-    results = read_json(path).values() if path.is_file() else ()
-    found = [r for r in results if r.get("value") is not None and r.get("trained", True)]
+    results = read_json(path) if path.is_file() else {}
+    found = [results[name] for name in of_mean(results)]
     if not found:
         return None
     error = sum(r["stderr"] ** 2 for r in found) ** 0.5 / len(found)

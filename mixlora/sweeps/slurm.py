@@ -18,7 +18,7 @@ from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
 from mixlora.records import in_use
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, Refused, command, last_line, patience, size_of
+from mixlora.sweeps.processes import Machine, Refused, command, last_line, patience, size_of, threads
 
 ENDING = "completing"  # of a job that was cancelled, and of one that is being requeued
 QUEUE_SECONDS = 5.0  # between two looks at the queue, whatever the number of points
@@ -197,7 +197,9 @@ def parameters(launch: Launch, folder: Path, after: str | None = None) -> dict[s
         after: the job whose end this one must wait for.
     """
     asked = launch.slurm
-    gpus = launch.processes if asked.gpus_per_node is None else asked.gpus_per_node
+    gpus = gpus_of_node(launch)
+    # srun, which starts the job's task, does not go by sbatch's own from SLURM 22.05 to 23.02.
+    cpus = [] if asked.cpus_per_task is None else [f"export SRUN_CPUS_PER_TASK={asked.cpus_per_task}"]
     wanted = {
         "job_name": job_name(folder),
         "partition": asked.partition,
@@ -212,12 +214,16 @@ def parameters(launch: Launch, folder: Path, after: str | None = None) -> dict[s
         "constraint": asked.constraint,
         "dependency": None if after is None else f"afterany:{after}",
         "signal_delay_s": asked.signal_delay_s,
-        "setup": asked.setup or None,
+        "setup": [*cpus, *asked.setup] or None,
         "stderr_to_stdout": True,
         # Without it a cluster whose default is otherwise would not bring back a preempted job.
         "additional_parameters": {"requeue": True, **asked.additional_parameters},
     }
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def gpus_of_node(launch: Launch) -> int:
+    return launch.processes if launch.slurm.gpus_per_node is None else launch.slurm.gpus_per_node
 
 
 @contextlib.contextmanager
@@ -265,6 +271,7 @@ class Node:
                     **os.environ,
                     "PYTHONUNBUFFERED": "1",
                     signals.LAUNCHED: "1",
+                    **({} if gpus_of_node(self.launch) else threads(self.launch.processes)),
                 },
             )
         signal.signal(warning, handler)

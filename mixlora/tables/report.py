@@ -4,6 +4,7 @@ Built from the record files alone, so it can be made again for any run at any ti
 """
 
 import functools
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from mixlora.config.schema import Loss
 from mixlora.config.typed import suggest
 from mixlora.console import say
 from mixlora.errors import ConfigError
-from mixlora.records import is_there, read_lines, write_text
+from mixlora.records import is_there, of_mean, read_lines, write_text
 from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
 from mixlora.tables.plots import Draw
@@ -67,11 +68,13 @@ def run_page(folder: Path) -> str:
     )
 
 
-def top_k(config: Mapping[str, Any]) -> int:
-    """Experts that a token uses at the least: all of them where the method names no number."""
+def top_k(config: Mapping[str, Any]) -> int | list[int]:
+    """Experts that a token uses at the least, or their pattern over the layers: without a number all of them, or one
+    where the gate adds up to a share of the probability."""
     method = config.get("method", {})
-    value = method.get("top_k") or method.get("num_experts") or 1
-    return int(min(value) if isinstance(value, list) else value)
+    adds_up = "top_p" in (method.get("gate") or {})
+    found: int | list[int] = method.get("top_k") or (1 if adds_up else method.get("num_experts")) or 1
+    return found
 
 
 def trained_on(config: Mapping[str, Any]) -> str:
@@ -112,13 +115,13 @@ def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
 
 def summary(record: Mapping[str, Any], after: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The few numbers on top."""
-    scored = {task: r["value"] for task, r in after.items() if r.get("value") is not None}
-    cards = []
-    if scored:
-        mean = 100 * sum(scored.values()) / len(scored)
-        base = [before[task]["value"] for task in scored if before.get(task, {}).get("value") is not None]
-        change = f" ({mean - 100 * sum(base) / len(base):+.1f})" if len(base) == len(scored) else ""
-        cards.append(("mean score, %", f"{mean:.1f}{change}"))
+    names, cards = of_mean(after), []
+    if names:
+        mean = 100 * sum(after[task]["value"] for task in names) / len(names)
+        base = [before[task]["value"] for task in names if before.get(task, {}).get("value") is not None]
+        change = f" ({mean - 100 * sum(base) / len(base):+.1f})" if len(base) == len(names) else ""
+        label = "mean of trained, %" if all(after[task].get("trained", True) for task in names) else "mean score, %"
+        cards.append((label, f"{mean:.1f}{change}"))
     sizes = record.get("parameters", {})
     if sizes:
         cards.append(("trained parameters", f"{sizes['trainable']:,}"))
@@ -192,10 +195,12 @@ def check_kind(kind: str | None) -> None:
 
 
 def write_plots(figures: Sequence[tuple[str, str, Draw]], folder: Path, kind: str) -> list[Path]:
-    """Every figure as a file: folder/plots/<title>.<kind>."""
-    written = []
+    """Every figure as a file: folder/plots/<title>.<kind>; titles that are spelled alike there are numbered."""
+    written: list[Path] = []
     for title, _, draw in figures:
-        path = folder / "plots" / f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.{kind}"
+        stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        path = next(p for end in endings if (p := folder / "plots" / f"{stem}{end}.{kind}") not in written)
         plots.write(draw, path)
         written.append(path)
     return written

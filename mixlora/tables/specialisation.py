@@ -98,12 +98,20 @@ def gate(name: str, load_TE: NDArray[np.float64], top_k: int) -> Gate:
 def tables(loads: Loads) -> dict[str, NDArray[np.float64]]:
     """gate -> [tasks, experts]."""
     names = list(next(iter(loads.values()), {}))
-    return {name: np.array([loads[task][name] for task in loads], dtype=np.float64) for name in names}
+    return {name: np.array([of[name] for of in loads.values()], dtype=np.float64) for name in names}
 
 
-def gates(loads: Loads, top_k: int) -> list[Gate]:
-    """Every gate, by layer. Empty for a method without gates."""
-    found = [gate(name, load_TE, min(top_k, load_TE.shape[1])) for name, load_TE in tables(loads).items()]
+def gates(loads: Loads, top_k: int | Sequence[int]) -> list[Gate]:
+    """Every gate, by layer. Empty for a method without gates.
+
+    Args:
+        top_k: experts that a token uses at the least: one number, or a pattern that is stretched over the layers.
+    """
+    pattern = [top_k] if isinstance(top_k, int) else top_k
+    made = tables(loads)
+    depth = 1 + max(map(layer, made), default=0)
+    at_least = {name: pattern[layer(name) * len(pattern) // depth] for name in made}
+    found = [gate(name, load_TE, min(at_least[name], load_TE.shape[1])) for name, load_TE in made.items()]
     return sorted(found, key=lambda g: (layer(g.name), g.name))
 
 

@@ -1,6 +1,6 @@
 """Load the tasks of a mixture: which rows are trained on, tuned on and tested on, and what a user must know of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
@@ -37,11 +37,17 @@ class TaskData:
     notes: list[str] = field(default_factory=list)
 
 
-def load(tasks: Mixture, data: Data, seed: int = 0) -> dict[str, TaskData]:
+def load(
+    tasks: Mixture, data: Data, seed: int = 0, trained: Mapping[str, TaskData] | None = None
+) -> dict[str, TaskData]:
     """Read and parse what each task of the mixture needs. Everything that is wrong with the keys is said first.
 
     A task whose source has no training split is only evaluated, with a note. Validation rows are never trained on.
     The result does not depend on `seed`: runs that differ in it must see the same held-out rows.
+
+    Args:
+        trained: the tasks of an earlier run whose model is only scored here. Which of its rows are scored again is then
+            said, whatever data.overlap is, for training is over. None: this mixture is trained on.
 
     Raises:
         ConfigError: a task's keys do not fit together.
@@ -53,7 +59,8 @@ def load(tasks: Mixture, data: Data, seed: int = 0) -> dict[str, TaskData]:
     named = {name: replace(task, name=name) for name, task in tasks.mixture.items()}
     for task in named.values():
         check(task)
-    return against_overlap({name: load_task(task, data) for name, task in named.items()}, data.overlap)
+    found = {name: load_task(task, data) for name, task in named.items()}
+    return against_overlap(found, data.overlap if trained is None else Overlap.note, trained)
 
 
 def load_task(task: Task, data: Data) -> TaskData:
@@ -130,14 +137,22 @@ def hold_out(name: str, train: Sequence[Example]) -> tuple[list[Example], list[E
     return rest, [example for i, example in enumerate(train) if i in chosen]
 
 
-def against_overlap(found: dict[str, TaskData], policy: Overlap) -> dict[str, TaskData]:
+def against_overlap(
+    found: dict[str, TaskData], policy: Overlap, trained: Mapping[str, TaskData] | None = None
+) -> dict[str, TaskData]:
     """Find the rows that one task of the mixture scores and any task trains on; see `overlap`.
 
     Rows that were held out of train are no published test set: where they repeat a training row it is only said.
+
+    Args:
+        trained: the tasks that were trained on; None: those of `found`.
     """
     asked = {name: {s: overlap.questions(getattr(data, s)) for s in SPLITS} for name, data in found.items()}
-    trained = {digest for of in asked.values() for digest in of["train"]}
-    seen = {name: {s: among(getattr(found[name], s), of[s], trained) for s in SCORED} for name, of in asked.items()}
+    if trained is None:
+        known = {digest for of in asked.values() for digest in of["train"]}
+    else:
+        known = {digest for data in trained.values() for digest in overlap.questions(data.train)}
+    seen = {name: {s: among(getattr(found[name], s), of[s], known) for s in SCORED} for name, of in asked.items()}
     again = [
         (name, split, overlap.message(ids, getattr(found[name], split), split))
         for name, of in seen.items()
@@ -146,7 +161,7 @@ def against_overlap(found: dict[str, TaskData], policy: Overlap) -> dict[str, Ta
     ]
     wrong = [text for name, split, text in again if split == "test" or not found[name].held_out]
     if wrong and policy is Overlap.error:
-        raise DataError("\n".join(wrong))
+        raise DataError("\n".join(f"{text}. {overlap.REMEDY}" for text in wrong))
     if policy is Overlap.drop:
         tested = {digest for of in asked.values() for split in SCORED for digest in of[split]}
         found = {name: dropped(data, among(data.train, asked[name]["train"], tested)) for name, data in found.items()}
@@ -155,14 +170,14 @@ def against_overlap(found: dict[str, TaskData], policy: Overlap) -> dict[str, Ta
         name: replace(data, trained_on=seen[name], notes=[*data.notes, *(text for n, _, text in again if n == name)])
         for name, data in found.items()
     }
-    return with_resembling(found)
+    return with_resembling(found, found if trained is None else trained)
 
 
-def with_resembling(found: dict[str, TaskData]) -> dict[str, TaskData]:
+def with_resembling(found: dict[str, TaskData], trained: Mapping[str, TaskData]) -> dict[str, TaskData]:
     """Note the test rows that share a run of words with training rows and are not the same question."""
-    trained = [example for data in found.values() for example in data.train]
+    rows = [example for data in trained.values() for example in data.train]
     tested = [example for data in found.values() for example in data.test]
-    (ids,) = overlap.resembling(tested, [trained]) if trained and tested else ([],)
+    (ids,) = overlap.resembling(tested, [rows]) if rows and tested else ([],)
     out = {}
     for name, data in found.items():
         same = {*data.trained_on.get("test", [])}

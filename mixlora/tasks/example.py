@@ -24,8 +24,8 @@ class Example:
     """One question with its answer.
 
     `answer` is what training teaches: the text of the right option, the reasoning that ends in the number, the body of
-    the function. `options` is empty for generated answers. `tests`, `entry_point` and `prefix` are for code only. `row`
-    is kept for code and where `wordings` word it in other ways.
+    the function. `options` is empty for generated answers. `tests`, `entry_point`, `prefix` and `fixtures` are for code
+    only. `row` is kept for code and where `wordings` word it in other ways.
     """
 
     id: str  # "<task>/<split>/<row>"
@@ -40,5 +40,6 @@ class Example:
     tests: str = ""
     entry_point: str = ""
     prefix: str = ""  # code that the answer may go on from
+    fixtures: str = ""  # code that runs after it
     row: Mapping[str, Any] | None = None
     wordings: Mapping[str, Worded] = field(default_factory=dict)  # of the task, one mapping for all its rows

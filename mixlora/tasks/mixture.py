@@ -78,7 +78,8 @@ def plan(
     used = {task: min(n, (caps or {}).get(task) or n) for task, n in sorted(sizes.items())}
     shares = probabilities(used, weights, sampling=sampling, temperature=temperature, size_cap=size_cap)
     tasks = tuple(task for task in used if shares[task] > 0)
-    counts = [math.ceil(total * shares[task]) + 1 for task in tasks]
+    # When `total` draws are made, the moment is before total + tasks: until then each task is behind by less than one.
+    counts = [math.ceil((total + len(tasks)) * shares[task]) + 1 for task in tasks]
     moments = [moments_of(task, n, shares[task], seed) for task, n in zip(tasks, counts, strict=True)]
     task_M = np.repeat(np.arange(len(tasks), dtype=np.int32), counts)
     first_N = np.argsort(np.concatenate(moments), kind="stable")[:total]

@@ -80,12 +80,12 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     """Every value is a text; a short row lacks its last columns."""
     csv.field_size_limit(1 << 30)  # of Python's reader, which by itself stops at 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="", strict=True)
+        reader = csv.DictReader(file, strict=True)
         try:
             rows = [{k: v for k, v in row.items() if v is not None} for row in reader]
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from None
-    long = next((i for i, row in enumerate(rows) if "" in row), None)
+    long = next((i for i, row in enumerate(rows) if None in row), None)  # the key of what has no name
     if long is not None:
         raise DataError(f"{path}, row {long} has more values than the first line has names. Quote texts with commas")
     return rows

@@ -75,6 +75,7 @@ class Reader:
     columns: frozenset[str]
     identity: Template | None = None
     prefix: Template | None = None
+    fixtures: Template | None = None
     wordings: Mapping[str, Worded] = field(default_factory=dict)
 
     @classmethod
@@ -86,7 +87,8 @@ class Reader:
         options = option_reader(task.options, task) if task.options else None
         identity = template(task.identity, f"task {task.name}: identity") if task.identity else None
         prefix = template(task.prefix, f"task {task.name}: prefix") if task.prefix else None
-        return cls(task, question, options, tests, columns(task), identity, prefix, worded(task))
+        fixtures = template(task.fixtures, f"task {task.name}: fixtures") if task.fixtures else None
+        return cls(task, question, options, tests, columns(task), identity, prefix, fixtures, worded(task))
 
     def __call__(self, row: Mapping[str, Any], id: str) -> Example:
         """Raises BadField."""
@@ -149,7 +151,8 @@ class Reader:
         if not entry_point:
             raise BadField(self.task.answer, "defines no function that the tests call")
         prefix = newlines(self.prefix(row)) if self.prefix else ""
-        return {"tests": tests, "entry_point": entry_point, "prefix": prefix, "row": row}
+        fixtures = newlines(self.fixtures(row)) if self.fixtures else ""
+        return {"tests": tests, "entry_point": entry_point, "prefix": prefix, "fixtures": fixtures, "row": row}
 
 
 def worded(task: Task) -> dict[str, Worded]:
@@ -237,7 +240,14 @@ def spelled(value: Any) -> str:
 
 
 def kept(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    return all(row.get(name) == value for name, value in where.items())
+    return all(value_or_none(row, path) == value for path, value in where.items())
+
+
+def value_or_none(row: Mapping[str, Any], path: str) -> Any:
+    try:
+        return value_at(row, path)
+    except BadField:
+        return None
 
 
 def require_columns(paths: frozenset[str], table: Table) -> None:

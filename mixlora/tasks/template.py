@@ -121,6 +121,7 @@ def columns(task: Task) -> frozenset[str]:
         task.tests or "",
         task.identity or "",
         task.prefix or "",
+        task.fixtures or "",
         *(wording.question or "" for wording in task.wordings.values()),
     ]
     paths = [path for text in texts for path in template(text, f"task {task.name}").paths]

@@ -72,11 +72,15 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def prune_best(best: Path, folder: Path) -> None:
-    """Remove the best adapters that no checkpoint in `folder` names: a run may go on from any of those."""
+def prune_best(best: Path, folder: Path, keep: int = 0) -> None:
+    """Remove the best adapters that no checkpoint in `folder` names: a run may go on from any of those.
+
+    Args:
+        keep: the step of one that stays: the run's own best, which may come from a checkpoint in another folder.
+    """
     if not steps(best):
         return
-    named = set()
+    named = {keep}
     for path in steps(folder):
         # Not `damage`, which reads every byte: one that cannot be read is nothing to go on from.
         with contextlib.suppress(ValueError, OSError):

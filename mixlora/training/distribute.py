@@ -30,8 +30,6 @@ def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         )
     if accelerator.num_processes == 1 or not switched_on("ACCELERATE_USE_FSDP"):
         return accelerator.prepare(model)
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/distributed/fsdp2.yaml")
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad})
     if len(dtypes) > 1:  # routers stay in float32
         raise ConfigError(
@@ -60,3 +58,11 @@ def synchronised(model: nn.Module, accelerator: Accelerator, last: bool) -> Iter
     else:
         with accelerator.no_sync(model):
             yield
+
+
+def apart_again(model: nn.Module) -> None:
+    """Let the next forward gather the parts anew: with reshard_after_forward=false (zero2.yaml) a forward without
+    backward leaves the layers whole, and what is then written into the parts would not be seen."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -33,7 +33,7 @@ from mixlora.models.likelihood import AnswerLosses, packs_rows, pads_rows
 from mixlora.records import append_line, read_lines, sync_file, write_lines
 from mixlora.tasks.collate import Batch, Row, collate, pack, packs_for, packs_within, padded_batches
 from mixlora.training import checkpoint
-from mixlora.training.distribute import distribute, synchronised
+from mixlora.training.distribute import apart_again, distribute, synchronised
 from mixlora.training.schedule import factor
 from mixlora.training.tally import Tally
 
@@ -143,7 +143,7 @@ class Trainer:
                 scores = self.validate(step)
                 line |= {"seconds": round(self.totals.seconds, 3)} | scores
                 reach("step.metrics")
-                if self.main and (step % self.train.logging_steps == 0 or step == self.steps):
+                if self.main and (scores or step % self.train.logging_steps == 0 or step == self.steps):
                     append_line(self.metrics, line)
                 self.on_step(line)
                 last = step == self.steps
@@ -363,7 +363,7 @@ class Trainer:
 
     def prune(self) -> None:
         checkpoint.prune(self.folder / "checkpoints", self.train.save_total_limit)
-        checkpoint.prune_best(self.folder / "best", self.folder / "checkpoints")
+        checkpoint.prune_best(self.folder / "best", self.folder / "checkpoints", keep=self.totals.best_step)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to the state after `saved.step`: tensors, optimizer, totals, and the files of the run folder."""
@@ -383,6 +383,7 @@ class Trainer:
     def restore_best(self) -> None:
         """The adapter as it was at the best validation score."""
         load_tensors(self.adapter, checkpoint.read(self.folder / "best" / f"step-{self.totals.best_step}").adapter)
+        apart_again(self.wrapped)
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole adapter; every rank must ask for it."""

@@ -1,6 +1,7 @@
 """One programming problem, from HumanEval's rows, MBPP's rows or anywhere else."""
 
 import ast
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,14 +79,13 @@ def text(row: Mapping[str, Any], column: str) -> str:
 
 
 def standing(prompt: str) -> str:
-    """The prompt as a program: its last function has a docstring for a body, or gets one."""
-    try:
-        ast.parse(prompt)
-        return prompt
-    except SyntaxError:
-        whole = f"{prompt.rstrip()}\n    pass\n"
-        ast.parse(whole)
-        return whole
+    """The prompt as a program: its last function has a docstring for a body, or gets one. One that breaks off elsewhere
+    is none: then the tests find its names in the candidate's program alone."""
+    for program in (prompt, f"{prompt.rstrip()}\n    pass\n"):
+        with contextlib.suppress(SyntaxError):
+            ast.parse(program)
+            return program
+    return ""
 
 
 def normal(code: str) -> str:
@@ -94,8 +94,12 @@ def normal(code: str) -> str:
 
 
 def imports_of(code: str) -> str:
-    """The top-level import statements of a trusted program."""
-    statements = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    """The top-level import statements of a trusted program; none where it is no program by itself."""
+    try:
+        parsed = ast.parse(code)
+    except SyntaxError:
+        return ""
+    statements = [node for node in parsed.body if isinstance(node, ast.Import | ast.ImportFrom)]
     return "\n".join(ast.unparse(node) for node in statements)
 
 

@@ -60,7 +60,8 @@ class Sandbox:
             verdicts = box.judge([(problem, completion), ...])
 
     Args:
-        workers: judgements at a time; each is two processes that take turns. None: one a CPU.
+        workers: judgements at a time; each is two processes that take turns. None: one for each CPU that this process
+            may use, shared with the other ranks of its machine: more would make honest programs time out.
         timeout: CPU seconds of a candidate, rounded up to whole ones. The clock allows four times as much.
         accept_unsandboxed: no box at all, for a container that is itself one. Every verdict says so.
 
@@ -70,7 +71,7 @@ class Sandbox:
     """
 
     def __init__(self, workers: int | None = None, timeout: float = TIMEOUT, accept_unsandboxed: bool = False):
-        self.workers = workers if workers is not None else os.cpu_count() or 1
+        self.workers = workers if workers is not None else own_cpus()
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         if not 0 < timeout < 86400:
@@ -129,6 +130,11 @@ class Sandbox:
         (verdict,) = self.judge([(problem, PROBE)])
         if not verdict.passed:
             raise SandboxError(f"the sandbox of this machine does not hold ({verdict.result}). {ALLOW}")
+
+
+def own_cpus() -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def attempt(launcher: Launcher, problem: Problem, completion: str, limits: Limits, cancelled: threading.Event) -> str:
