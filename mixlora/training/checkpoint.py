@@ -195,9 +195,14 @@ def read(path: Path) -> Checkpoint:
     if reason is not None:
         raise CheckpointError(f"{reason}. Use an earlier checkpoint, or resume=null for the newest whole one")
     state = read_json(path / "state.json")
-    adapter = load_safetensors((path / "adapter.safetensors").read_bytes())
-    optimizer = load_safetensors((path / "optimizer.safetensors").read_bytes())
+    adapter, optimizer = (tensors_in(path / f"{name}.safetensors") for name in ("adapter", "optimizer"))
     return Checkpoint(state.pop("step"), adapter, optimizer, state)
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """In the order of their names: safetensors gives them in one of its own in each process, and where a model is in
+    shards all ranks must take up the same tensor at a time."""
+    return dict(sorted(load_safetensors(path.read_bytes()).items()))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
