@@ -237,6 +237,13 @@ def test_a_peft_option_without_counterpart_is_refused(tmp_path, option):
         mixlora.load(tmp_path)
 
 
+def test_the_first_layer_alone_is_a_choice_too(tmp_path):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "layers_to_transform": 0}
+    (tmp_path / files.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="layers_to_transform"):
+        mixlora.load(tmp_path)
+
+
 @pytest.mark.parametrize("excluded", [["v_proj", "lm_head"], r".*layers\.1\..*"])
 def test_what_a_peft_lora_excludes_carries_no_adapter(tmp_path, excluded):
     targets = ["q_proj", "v_proj", "up_proj"]

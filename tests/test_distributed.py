@@ -124,8 +124,8 @@ def test_compiled_layers_train_as_one(configs, tmp_path, sharded):
 
 @pytest.mark.full
 def test_a_model_in_shards_goes_on_and_mixes_dtypes(configs, tmp_path):
-    """A bfloat16 base under float32 adapters, killed and resumed by processes that share no parent's memory: safetensors
-    gives tensors in an order of its own in each."""
+    """A bfloat16 base under float32 adapters, killed and resumed by processes without a common parent's memory:
+    safetensors gives tensors in an order of its own in each."""
     job = ("method=mola", *TWO, "model.dtype=bfloat16", "train.max_steps=4", "train.save_steps=2", "rank_timeout=20")
     ended(train_on(configs, tmp_path / "whole", *job, **FSDP))
     dead = train_on(configs, tmp_path / "run", *job, **FSDP, MIXLORA_FAIL="1/step.forward@7:kill")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mixlora import evaluate, export, generate, report, reproduce, routing, table, train
@@ -286,3 +287,20 @@ def test_a_value_is_quoted_where_hydra_would_read_something_else():
     for value in ("runs/a-1", "a b", "/x/lr=1e-4,2", "1", "a]b", 'say "no"', "back\\slash", "null", "${x}"):
         assert cli.parsed(cli.spelled("run", value)).value() == value
     assert cli.spelled("run", "/data/runs/a-1") == "run=/data/runs/a-1"
+
+
+def test_where_a_runs_model_lies_now_changes_nothing_else_of_it():
+    """model.path=NEW, as the door spells it, beside a run's configuration."""
+    known = {
+        "name": "llama",
+        "path": "a/b",
+        "revision": "c0ffee",
+        "dtype": "bfloat16",
+        "quantization": "nf4",
+        "random": None,
+    }
+    run = OmegaConf.create({"model": known, "tasks": {"name": "arc"}})
+    given = OmegaConf.create({"model": {"name": "path", "path": "/new", "dtype": "auto", "quantization": "none"}})
+    found = evaluate.laid_over(run, given, ["model", "model.path"]).model
+    assert (found.path, found.revision, found.name) == ("/new", None, "llama")
+    assert (found.dtype, found.quantization) == ("bfloat16", "nf4")

@@ -27,6 +27,7 @@ from transformers import (
     GPTNeoForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
+    LlamaConfig,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -513,6 +514,11 @@ def test_a_model_says_how_many_tokens_it_was_made_for_or_nothing():
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     config = MistralConfig(**SIZES, max_position_embeddings=64, rope_parameters=yarn)
     assert base.window(SimpleNamespace(config=config)) == 256
+    # Llama 3.2's: turned as if for 32 times 8,192 tokens, trained for a half of that.
+    llama = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "original_max_position_embeddings": 16}
+    llama |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = LlamaConfig(**SIZES, max_position_embeddings=256, rope_parameters=llama)
+    assert base.window(SimpleNamespace(config=config)) == 256
 
 
 def test_a_missing_prediction_is_an_error():
@@ -809,6 +815,9 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
         protocols.check(Config(tasks=Mixture(name="mix", mixture={"boolq": task("boolq", metric="accc")})))
     with pytest.raises(ConfigError, match=r"eval\.protocol.*loglikelihood"):
         typed(Eval, {"protocol": "nothing"}, "eval")
+    for key in ("max_length", "fewshot_seed"):
+        with pytest.raises(ConfigError, match=rf"goes by the harness's own, not by eval\.{key}=64"):
+            check("boolq", backend=Backend.lm_eval, **{key: 64})
 
 
 def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():

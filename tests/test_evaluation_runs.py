@@ -18,8 +18,11 @@ from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import protocols
 from mixlora.evaluation.harness import Harness
 from mixlora.experiment import Experiment
+from mixlora.models import base
+from mixlora.parts import Parts
 from mixlora.records import read_json, read_lines
 from mixlora.reevaluation import reevaluate
+from mixlora.scoring import Scoring
 from mixlora.tables.paired import compare
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +70,20 @@ def test_a_run_that_is_scored_again_gives_the_same(run):
         assert read_lines(again / "predictions" / f"{name}.jsonl") == read_lines(run / "predictions" / f"{name}.jsonl")
     assert read_json(again / "results.json") == read_json(run / "results.json")
     assert all(pair.p == 1 and not pair.won and not pair.lost for pair in compare(run, again))
+
+
+def test_the_base_model_is_scored_once_for_all_seeds_of_a_sweep(run):
+    """A seed is of training; of scores only where answers are drawn."""
+    config = configs.config_of(configs.read(run))
+    loaded = base.load(config.model)
+
+    def digest(**changes) -> str:
+        eval_changes = {key: changes.pop(key) for key in ("temperature",) if key in changes}
+        changed = replace(config, eval=replace(config.eval, **eval_changes), **changes)
+        return Scoring(Parts(changed), loaded).protocol_digest()
+
+    assert digest(seed=0) == digest(seed=1)
+    assert digest(seed=0, temperature=0.8) != digest(seed=1, temperature=0.8)
 
 
 def test_solved_examples_and_protocols_reach_the_results(run):

@@ -17,6 +17,7 @@ from tiny_runs import REPOSITORY, TORCHRUN
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import mixlora
 from mixlora import export, train
 from mixlora.adapters.attach import attach, count, paths
 from mixlora.checks import check_shards
@@ -126,7 +127,7 @@ def test_rows_are_not_packed_where_products_are_rounded_by_the_whole_batch(folde
 def test_weights_that_are_quantised_already_are_called_what_they_are(kind, folder, tmp_path):
     loaded(folder, kind).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    assert base.quantized(loaded(str(tmp_path), kind)) is kind
+    assert base.quantized(loaded(str(tmp_path), kind)) is base.stored(Model(path=str(tmp_path))) is kind
     for other in set(Quantization) - {kind}:
         with pytest.raises(ConfigError, match=rf"model\.quantization={kind.value}"):
             loaded(str(tmp_path), other)
@@ -160,6 +161,9 @@ def test_a_run_over_a_quantised_base(folder, tmp_path, monkeypatch):
     assert record["status"] == "finished"
     assert record["computed"] == {"eager": 14}
     assert record["packages"]["bitsandbytes"] == bitsandbytes.__version__
+    ids = torch.arange(20).unsqueeze(0)
+    one, other = (mixlora.load(tmp_path / place)(ids).logits for place in ("run", "run/adapter"))
+    assert torch.equal(one, other)  # the folder of the adapter does not forget what its base was
     with pytest.raises(SystemExit) as ended:
         call(export, f"run={tmp_path / 'run'}", f"to={tmp_path / 'to'}", "merge=true")
     assert ended.value.code == 2

@@ -129,6 +129,9 @@ def test_plots_are_files_on_request(study, tmp_path):
         written = report.write_plots(figures, tmp_path, kind)
         assert [path.name for path in written] == [f"scores.{kind}", f"loss.{kind}"]
         assert all(path.read_bytes().startswith(start) for path in written)
+    alike = [(title, "", figures[0][2]) for title in ("LoRA", "LoRA+", "(LoRA)")]
+    names = [path.name for path in report.write_plots(alike, tmp_path / "alike", "png")]
+    assert names == ["lora.png", "lora-2.png", "lora-3.png"]
     with pytest.raises(ConfigError, match="plots=jpg is not a kind of file"):
         report.check_kind("jpg")
 
@@ -183,3 +186,12 @@ def test_no_page_is_wider_than_the_window_and_its_pictures_are_taken(study, tmp_
             lightness.append(picture.convert("L").getpixel((2, 2)))
     assert lightness[0] == lightness[2] > 200
     assert lightness[1] == lightness[3] < 60
+
+
+def test_the_mean_on_top_is_the_mean_of_the_table(tmp_path):
+    """Over the tasks that were trained on; over all where none of them was."""
+    scores = {"a": 0.5, "b": 0.7, "c": 0.1}
+    after = {name: {"value": value, "trained": name != "c"} for name, value in scores.items()} | {"d": {"value": None}}
+    before = {name: {"value": value - 0.2} for name, value in scores.items()}
+    assert report.summary({}, after, before) == [("mean of trained, %", "60.0 (+20.0)")]
+    assert report.summary({}, {"c": after["c"]}, {}) == [("mean score, %", "10.0")]

@@ -859,3 +859,14 @@ def test_scores_are_shared_by_runs_of_the_same_weights_on_the_same_kind_of_devic
 
     assert key("a", "cpu") == key("a", "cpu")
     assert len({key("a", "cpu"), key("b", "cpu"), key("a", "cuda")}) == 3
+
+
+def test_nodes_without_gpus_share_their_cores_among_a_point_s_processes(monkeypatch):
+    """torchrun would give each of them one thread; and srun is told what sbatch was."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    asked = Slurm(gpus_per_node=0, cpus_per_task=8, setup=["module load x"])
+    found = slurm.parameters(Launch(slurm=asked), Path("run"))
+    assert found["setup"] == ["export SRUN_CPUS_PER_TASK=8", "module load x"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert slurm.own_threads(Launch(processes=2, slurm=asked)) == {"OMP_NUM_THREADS": "4"}
+    assert slurm.own_threads(Launch(processes=2)) == {}

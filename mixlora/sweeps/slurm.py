@@ -226,6 +226,11 @@ def gpus_of_node(launch: Launch) -> int:
     return launch.processes if launch.slurm.gpus_per_node is None else launch.slurm.gpus_per_node
 
 
+def own_threads(launch: Launch) -> dict[str, str]:
+    """Of each process of a node that computes on its CPUs."""
+    return {} if gpus_of_node(launch) else threads(launch.processes)
+
+
 @contextlib.contextmanager
 def without_rivals(asked: Mapping[str, Any]) -> Iterator[None]:
     """Out of the environment goes what a profile sets of sbatch and is said here, for it would win over the script."""
@@ -271,7 +276,7 @@ class Node:
                     **os.environ,
                     "PYTHONUNBUFFERED": "1",
                     signals.LAUNCHED: "1",
-                    **({} if gpus_of_node(self.launch) else threads(self.launch.processes)),
+                    **own_threads(self.launch),
                 },
             )
         signal.signal(warning, handler)
