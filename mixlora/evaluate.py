@@ -36,7 +36,8 @@ def laid_over(run: DictConfig, composed: DictConfig, keys: list[str]) -> DictCon
     """
     if {"model", "model.path"} <= {*keys}:
         keys = [key for key in keys if key != "model"]
-        run.model |= dict.fromkeys(("package", "gguf_file", "random", "revision"))
+        for origin in ("package", "gguf_file", "random", "revision"):
+            run.model[origin] = None
     for key in keys:
         OmegaConf.update(run, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     return run

@@ -30,12 +30,18 @@ def load(folder: Path, device: str = "cpu") -> base.Base:
     if torch.device(device).type == "cpu" and model.attn_implementation.startswith("flash_attention"):
         model = dataclasses.replace(model, attn_implementation="sdpa")
     loaded = base.load(model, device=device)
-    if adapter_folder == folder:  # no configuration but the adapter's own
+    if adapter_folder == run_of(folder):  # no configuration but the adapter's own
         method = files.without_excluded(folder, method, loaded.model, model)
         method = files.with_patterns(method, files.patterns(folder), loaded.model, model)
     files.load(adapter_folder, attach(loaded.model, method, model))
     loaded.model.eval()
     return loaded
+
+
+def run_of(folder: Path) -> Path:
+    """The run that an adapter lies in, which knows more of its base model; of another adapter its own folder."""
+    inside = folder.name == "adapter" and (folder.parent / "config.yaml").is_file()
+    return folder.parent if inside else folder
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -49,8 +55,7 @@ def formatter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Formatter:
 
 def described(folder: Path) -> tuple[Model, Method, Path]:
     """Base model, method and adapter folder that a folder names."""
-    if folder.name == "adapter" and (folder.parent / "config.yaml").is_file():
-        folder = folder.parent  # a run knows more of its base model
+    folder = run_of(folder)
     if (folder / "config.yaml").is_file():
         config = config_of(folder)
         if not (folder / "adapter" / files.CONFIG).is_file():
@@ -64,7 +69,7 @@ def described(folder: Path) -> tuple[Model, Method, Path]:
 def looked_up(folder: Path) -> tuple[Model, Method, Path]:
     """The same, with how the base of an adapter keeps its weights, which the adapter does not say."""
     model, method, adapter_folder = described(folder)
-    if adapter_folder == folder and model.path is not None:
+    if adapter_folder == run_of(folder) and model.path is not None:
         model = dataclasses.replace(model, quantization=base.stored(model))
     return model, method, adapter_folder
 
