@@ -180,22 +180,32 @@ def saved_bytes(run: Callable[[], Any], *left_out: torch.Tensor) -> int:
 
 
 def write(name: str, rows: Sequence[Row], options: argparse.Namespace, **extra: Any) -> Path:
-    """results/NAME-DEVICE.json: the rows with where they were measured."""
+    """results/NAME-DEVICE.json: the rows with where they were measured. Other figures of the same commit on the same
+    machine stay, so that a script may be run a part at a time (--only, --methods)."""
     options.out.mkdir(parents=True, exist_ok=True)
     suffix = "-quick" if options.quick else ""
     path = options.out / f"{name}-{options.device.partition(':')[0]}{suffix}.json"
     noisy = sum(row.noisy for row in rows)
     if noisy:
         print(f"{noisy} of {len(rows)} figures have ratios too far apart over the rounds: do not believe their digits.")
+    found = [asdict(row) | {"verdict": row.verdict} for row in rows]
     values = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
         "quick": options.quick,
         "seconds": round(time.perf_counter() - BEGAN),
         "machine": machine(options),
-        "rows": [asdict(row) | {"verdict": row.verdict} for row in rows],
+        "rows": found,
         **extra,
     }
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if all(
+            before["machine"].get(key) == values["machine"][key] for key in ("device", "threads", "clock", "commit")
+        ):
+            measured = {(row["figure"], row["setting"]) for row in found}
+            kept = [row for row in before["rows"] if (row["figure"], row["setting"]) not in measured]
+            values |= {"rows": kept + found, "seconds": values["seconds"] + (before["seconds"] if kept else 0)}
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return path
 

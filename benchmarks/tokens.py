@@ -141,6 +141,9 @@ def hugging_face(model, tokenizer, rows: list[Example], options) -> float:
         report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         train_sampling_strategy="sequential", use_cpu=options.device == "cpu", dataloader_pin_memory=False, bf16=False,
     )  # fmt: skip
+    if options.device.startswith("cuda"):  # on several GPUs it would take all of them at once
+        settings.device  # noqa: B018  counts them
+        settings._n_gpu = 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         each = Trainer(model=model, args=settings, train_dataset=examples, data_collator=padded, callbacks=[clock])

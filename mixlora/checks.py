@@ -1,8 +1,8 @@
 """What can be seen to be wrong before transformers is imported and any data is read."""
 
-import importlib.util
 import os
 from collections.abc import Mapping
+from importlib import metadata
 
 from mixlora import gates, losses
 from mixlora.config.load import digest, require_quantizer, run_folder
@@ -108,8 +108,17 @@ def check_shards(config: Config, environment: Mapping[str, str]) -> None:
 
 def require_tracker(tracker: Tracker) -> None:
     """Accelerate leaves a tracker out that is not installed, and says so to nobody."""
-    if tracker is not Tracker.none and importlib.util.find_spec(tracker.value) is None:
+    able = {Tracker.none: (), Tracker.wandb: ("wandb",), Tracker.tensorboard: ("tensorboard", "tensorboardX")}[tracker]
+    if able and not any(map(installed, able)):
         raise ConfigError(f"tracker={tracker.value} needs {tracker.value}: pip install {tracker.value}")
+
+
+def installed(package: str) -> bool:
+    """Not by what Python can import: a folder `wandb`, which that package leaves where it ran, would do."""
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def check_attention(model: Model) -> None:

@@ -141,7 +141,12 @@ class Experiment:
         """Where training goes on from; refused, before anything is scored or written, if it is of another run."""
         path = ranks.agree(self.checkpoint() if self.parts.accelerator.is_main_process else None)
         if path is not None:
-            same_origin(path, checkpoint.read(path).state["origin"], self.origin(loaded.sha256))
+            saved = checkpoint.read(path)
+            same_origin(path, saved.state["origin"], self.origin(loaded.sha256))
+            if saved.step > self.parts.steps:
+                raise CheckpointError(
+                    f"{path} is of a run of more than {self.parts.steps} steps. Set run_dir to a new folder"
+                )
         return path
 
     def begin(self) -> None:
@@ -395,7 +400,7 @@ class Experiment:
             "steps": self.parts.steps,
             "data": {name: data.fingerprints for name, data in self.parts.data.items()},
             "incomplete": sorted(name for name, data in self.parts.data.items() if not data.complete),
-            "notes": [note for data in self.parts.data.values() for note in data.notes],
+            "notes": self.parts.notes,
             "prompts": self.parts.formatter.fingerprint(),
             **self.ways(),
         }

@@ -21,15 +21,11 @@ from mixlora.tasks.prompts import Formatter
 def load(folder: Path, device: str = "cpu") -> base.Base:
     """Base model with the adapter attached and its tensors loaded, in evaluation mode.
 
-    A run that was trained with flash attention, which a CPU does not have, computes the same there by another (sdpa).
-
     Raises:
         ConfigError, CheckpointError, DataError: naming what is missing or does not fit.
     """
     model, method, adapter_folder = looked_up(folder)
-    if torch.device(device).type == "cpu" and model.attn_implementation.startswith("flash_attention"):
-        model = dataclasses.replace(model, attn_implementation="sdpa")
-    loaded = base.load(model, device=device)
+    loaded = base.load(for_device(model, device), device=device)
     if adapter_folder == run_of(folder):  # no configuration but the adapter's own
         method = files.without_excluded(folder, method, loaded.model, model)
         method = files.with_patterns(method, files.patterns(folder), loaded.model, model)
@@ -38,9 +34,16 @@ def load(folder: Path, device: str = "cpu") -> base.Base:
     return loaded
 
 
+def for_device(model: Model, device: torch.device | str) -> Model:
+    """What was trained with flash attention computes the same on a CPU, which has none, by another."""
+    if torch.device(device).type == "cpu" and "flash" in model.attn_implementation:
+        return dataclasses.replace(model, attn_implementation="sdpa")
+    return model
+
+
 def run_of(folder: Path) -> Path:
     """The run that an adapter lies in, which knows more of its base model; of another adapter its own folder."""
-    inside = folder.name == "adapter" and (folder.parent / "config.yaml").is_file()
+    inside = folder.name == "adapter" and all((folder.parent / name).is_file() for name in ("config.yaml", "run.json"))
     return folder.parent if inside else folder
 
 
@@ -50,6 +53,7 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def formatter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Formatter:
     """How the model of a folder was asked in training; as a run asks by itself where the folder does not say."""
+    folder = run_of(folder)
     return Formatter(tokenizer, config_of(folder).data if (folder / "config.yaml").is_file() else Data())
 
 

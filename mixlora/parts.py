@@ -64,8 +64,7 @@ class Parts:
     @cached_property
     def data(self) -> Mapping[str, tasks.TaskData]:
         reach("data.load")
-        found = tasks.load(self.config.tasks, self.config.data, self.config.seed)
-        return {name: self.fitting(data) for name, data in found.items()}
+        return tasks.load(self.config.tasks, self.config.data, self.config.seed)
 
     def fitting(self, data: tasks.TaskData) -> tasks.TaskData:
         """The task without the training rows whose answer leaves no room for a question in train.max_length.
@@ -73,7 +72,7 @@ class Parts:
         Raises:
             DataError: there are such rows, and data.on_bad_row=error; or more of them than may be skipped.
         """
-        most, rows = self.config.train.max_length, data.train if data.task.weight else ()
+        most, rows = self.config.train.max_length, data.train
         long = [example.id for example in rows if not self.formatter.fits(example, most)]
         if not long:
             return data
@@ -81,10 +80,10 @@ class Parts:
             f"task {data.name}: {len(long)} of {len(rows):,} training rows have an answer that leaves no room for the "
             f"question in train.max_length={most}: {listed(long)}"
         )
+        if len(long) > MOST_BAD * len(rows):
+            raise DataError(f"{told}. Raise it: they are more than the {MOST_BAD:.0%} that may be left out")
         if self.config.data.on_bad_row is BadRow.error:
             raise DataError(f"{told}. Raise it, or leave these rows out: data.on_bad_row=skip")
-        if len(long) > MOST_BAD * len(rows):
-            raise DataError(f"{told}. They are more than the {MOST_BAD:.0%} that may be left out: raise it")
         left_out = {*long}
         kept = [example for example in rows if example.id not in left_out]
         return replace(data, train=kept, notes=[*data.notes, f"{told}. They are left out"])
@@ -99,8 +98,8 @@ class Parts:
 
     @cached_property
     def trained(self) -> Mapping[str, tasks.TaskData]:
-        """The tasks that rows are drawn of."""
-        return {name: data for name, data in self.data.items() if data.train and data.task.weight != 0}
+        """The tasks that rows are drawn of, with the rows that can be."""
+        return {name: self.fitting(data) for name, data in self.data.items() if data.drawn}
 
     @cached_property
     def evaluated(self) -> dict[str, tasks.TaskData]:
@@ -157,6 +156,8 @@ class Parts:
     def shots(self) -> dict[str, list[Example]]:
         """The solved examples that stand before each task's questions."""
         number, seed = self.config.eval.num_fewshot, self.config.eval.fewshot_seed
+        if self.config.eval.backend is Backend.lm_eval:  # which draws its own
+            return {}
         return {
             name: fewshot.draw(name, data.train, [*data.validation, *data.test], number, seed)
             for name, data in self.evaluated.items()
@@ -195,8 +196,11 @@ class Parts:
         if any(data.task.answer_kind is Answer.code and self.runnable(data) for data in self.evaluated.values()):
             sandbox.require()
 
-    def tell_notes(self) -> None:
+    @property
+    def notes(self) -> list[str]:
         """What the user should know about the data before anything is trained or scored."""
-        for data in self.data.values():
-            for note in data.notes:
-                say(f"Note: {note}")
+        return [note for data in (dict(self.data) | dict(self.trained)).values() for note in data.notes]
+
+    def tell_notes(self) -> None:
+        for note in self.notes:
+            say(f"Note: {note}")

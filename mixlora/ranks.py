@@ -131,7 +131,7 @@ def together(timeout: float) -> Iterator["Watch"]:
     watch.start()
     try:
         yield watch
-        dist.barrier()
+        gathered(None)
     except BaseException as error:
         watch.fail(error)
     finally:

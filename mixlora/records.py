@@ -267,7 +267,8 @@ def locked(path: Path) -> TextIO:
         lock.close()  # its owner finished and took the file away between our two calls
 
 
-def of_mean(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The scored tasks that a mean is over: those that were trained on, or all where none of them was."""
+def of_mean(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """What a mean over scored tasks is called, and the tasks: those that were trained on, or all where none was."""
     scored = [name for name, result in results.items() if result.get("value") is not None]
-    return [name for name in scored if results[name].get("trained", True)] or scored
+    trained = [name for name in scored if results[name].get("trained", True)]
+    return ("mean of trained", trained) if trained else ("mean", scored)

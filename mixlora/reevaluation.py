@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mixlora import tasks
+from mixlora import loading, tasks
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.checks import check
@@ -32,7 +32,8 @@ def reevaluate(config: Config, run: str | None) -> Path:
     parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))
     parts.tell_notes()
     parts.require_means()
-    loaded = base.load(config.model, device=parts.accelerator.device, tokenizer=parts.tokenizer)
+    device = parts.accelerator.device
+    loaded = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer)
     adapter = {} if run is None else attach(loaded.model, config.method, config.model)
     if run is not None:
         files.load(Path(run) / "adapter", adapter)
@@ -66,14 +67,21 @@ class Rescored(Parts):
         if self.before is None:
             return {}
         if self.as_before:
-            return {name: data for name, data in self.data.items() if data.train and data.task.weight}
-        mixture = {name: task for name, task in self.before.tasks.mixture.items() if task.weight and not task.eval_only}
+            return {name: data for name, data in self.data.items() if data.drawn}
         try:
             found = tasks.load(self.before.tasks, self.before.data, self.before.seed)
         except DataError as error:
             say(f"Note: which of the scored rows were also trained on is not known here: {error}")
-            return {name: TaskData(name=name, task=task) for name, task in mixture.items()}
-        return {name: found[name] for name in mixture if found[name].train}
+            mixture = self.before.tasks.mixture.items()
+            return {
+                name: TaskData(name=name, task=task) for name, task in mixture if task.weight and not task.eval_only
+            }
+        return {name: data for name, data in found.items() if data.drawn}
+
+    @property
+    def notes(self) -> list[str]:
+        """Of the tasks that are scored."""
+        return [note for data in self.data.values() for note in data.notes]
 
     @property
     def as_before(self) -> bool:

@@ -818,6 +818,8 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
     for key in ("max_length", "fewshot_seed"):
         with pytest.raises(ConfigError, match=rf"goes by the harness's own, not by eval\.{key}=64"):
             check("boolq", backend=Backend.lm_eval, **{key: 64})
+    with pytest.raises(ConfigError, match=r"not by eval\.protocol=letters"):
+        check("boolq", backend=Backend.lm_eval, protocol=Protocol.letters)
 
 
 def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():

@@ -291,6 +291,32 @@ def test_a_window_or_chunk_shorter_than_a_row_is_kept(name):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_flash_attention_is_told_where_rows_end(monkeypatch):
+    """One call for a pack, and none that looks for rows in positions. Flash attention itself needs a GPU: in its place
+    stands one that goes by what it is told alone."""
+    told = []
+
+    def flash(
+        module, query_1HSd, key, value, mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, **options
+    ):
+        lengths = cu_seq_lens_q.diff().tolist()
+        assert torch.equal(cu_seq_lens_q, cu_seq_lens_k)
+        assert (cu_seq_lens_q.dtype, max_length_q, max_length_k) == (torch.int32, max(lengths), max(lengths))
+        told.append(lengths)
+        return packing.attention_by_row(module, query_1HSd, key, value, None, segments=lengths, is_causal=True)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash)
+    torch.manual_seed(0)
+    model, batch = LlamaForCausalLM(LlamaConfig(**SIZES)).eval(), pack(ROWS)
+    with packing.by_row():
+        want = AnswerLosses(model)(model, batch)
+    losses_of = AnswerLosses(model)
+    model.config._attn_implementation = "flash_attention_2"
+    losses_of.flash = True
+    torch.testing.assert_close(losses_of(model, batch), want)
+    assert told == 2 * [list(batch.lengths)]
+
+
 def test_transformers_sees_no_other_attention_than_before():
     """Its models ask whether their attention is "sdpa", and would compute something else under another name."""
     model = llama()

@@ -194,4 +194,4 @@ def test_the_mean_on_top_is_the_mean_of_the_table(tmp_path):
     after = {name: {"value": value, "trained": name != "c"} for name, value in scores.items()} | {"d": {"value": None}}
     before = {name: {"value": value - 0.2} for name, value in scores.items()}
     assert report.summary({}, after, before) == [("mean of trained, %", "60.0 (+20.0)")]
-    assert report.summary({}, {"c": after["c"]}, {}) == [("mean score, %", "10.0")]
+    assert report.summary({}, {"c": after["c"]}, {}) == [("mean, %", "10.0")]

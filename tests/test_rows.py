@@ -105,6 +105,7 @@ def test_a_long_answer_among_training_rows_is_said_before_the_model_is_loaded(co
     done = train(configs, tmp_path / "run", *job)
     assert done.returncode == 3
     assert "1 of 105 training rows have an answer that leaves no room" in done.stderr
+    assert "data.on_bad_row=skip" in done.stderr
     assert "long_train/train/7" in done.stderr
     assert "Loading" not in done.stdout
     done = train(configs, tmp_path / "run", *job, "data.on_bad_row=skip")

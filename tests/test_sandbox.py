@@ -357,6 +357,19 @@ def test_a_prefix_that_is_no_program_stands_in_the_answer_alone():
     assert problem_of(example).context.strip() == ""
 
 
+def test_the_tests_have_the_imports_that_they_use_and_no_others(box):
+    """What a reference needs for itself may not be there for the tests, and must not be where a program begins."""
+    code = (
+        "from __future__ import annotations\nimport not_installed\nimport math\ndef f(x):\n    return math.floor(x)\n"
+    )
+    made = {"id": "a", "task": "t", "question": "?", "entry_point": "f", "prefix": "def g(): pass\n"}
+    example = Example(
+        **made, answer=code.replace("import not_installed\n", ""), tests="assert f(1.5) == math.floor(1.5)"
+    )
+    assert judged(box, "def f(x): return int(x)", problem_of(example)).result == "passed"
+    assert "not_installed" not in problem_of(dataclasses.replace(example, answer=code)).context
+
+
 def test_judgements_share_the_cpus_that_this_process_may_use(monkeypatch):
     """More at a time than that would take an honest program's seconds on the clock from it."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixlora.evaluation.sandbox import Problem, Sandbox, Verdict, completion_of, pass_at_k
-from mixlora.evaluation.sandbox.problem import imports_of, standing
+from mixlora.evaluation.sandbox.problem import imports_for, standing
 from mixlora.evaluation.sandbox.scores import KS
 from mixlora.tasks.example import Example
 
@@ -42,8 +42,8 @@ def prediction(
 
 def problem_of(example: Example) -> Problem:
     """What an answer may go on from stands before it, and runs beside the tests, which may call its helpers. So do the
-    imports of the reference solution: some of MBPP's tests use `math` without a word."""
-    imports = map(imports_of, (example.prefix + example.answer, example.fixtures))
+    imports of the reference solution that they use: some of MBPP's tests say `math` without a word."""
+    imports = imports_for(example.tests, example.prefix + example.answer, example.fixtures)
     return Problem(
         task_id=example.id,
         prompt=example.question,
@@ -51,5 +51,5 @@ def problem_of(example: Example) -> Problem:
         entry_point=example.entry_point,
         prefix=example.prefix,
         fixtures=example.fixtures,
-        context="\n".join([standing(example.prefix), *imports]),
+        context=standing(example.prefix) + "\n" + imports,
     )

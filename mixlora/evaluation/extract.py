@@ -39,11 +39,11 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
 
 
 def named(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
-    """The letter of the one option that begins with an article and that `text` begins with."""
+    """The letter of the longest option that begins with an article and that `text` begins with."""
     said = fold(text)
-    spelled = [(label, fold(one)) for label, one in zip(labels, options, strict=True)]
-    found = [label for label, one in spelled if one.startswith("a ") and re.match(rf"{re.escape(one)}\b", said)]
-    return found[0] if len(found) == 1 else None
+    spelled = {fold(one): label for label, one in zip(labels, options, strict=True)}
+    found = [one for one in spelled if one.startswith("a ") and re.match(rf"{re.escape(one)}\b", said)]
+    return spelled[max(found, key=len)] if found else None
 
 
 def bracketed(text: str, labels: Sequence[str]) -> set[str]:

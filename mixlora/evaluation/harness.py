@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixlora.config.schema import Eval, Split, Task
+from mixlora.config.schema import Eval, Protocol, Split, Task
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation.scores import finite
 from mixlora.tasks import hub
@@ -28,11 +28,18 @@ def require(tasks: dict[str, Task], options: Eval) -> None:
                 f"eval.backend=lm_eval: task {name} does not say what the harness calls it. "
                 "Give it wordings.lm_eval.harness_task, or use eval.backend=own"
             )
-    for key in ("max_length", "fewshot_seed"):
-        if (value := getattr(options, key)) != getattr(Eval(), key):
+    for key in ("max_length", "fewshot_seed", "temperature"):
+        usual = getattr(Eval(), key)
+        if getattr(options, key) != usual:
             raise ConfigError(
-                f"eval.backend=lm_eval goes by the harness's own, not by eval.{key}={value}. Leave it out"
+                f"eval.backend=lm_eval goes by the harness's own, not by eval.{key}={getattr(options, key)}. Set "
+                f"eval.{key}={'null' if usual is None else usual}"
             )
+    if options.protocol not in (Protocol.auto, Protocol.lm_eval):
+        raise ConfigError(
+            f"eval.backend=lm_eval asks as the harness does, not by eval.protocol={options.protocol.value}. Set "
+            "eval.protocol=auto, or eval.backend=own"
+        )
     if options.split is not Split.test:
         raise ConfigError(f"eval.backend=lm_eval scores the harness's own split, not eval.split={options.split.value}")
 

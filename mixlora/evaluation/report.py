@@ -65,10 +65,9 @@ def cells(folder: Path, name: str, result: dict[str, Any], before: dict[str, Any
 
 def mean_cells(folder: Path, after: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """Unweighted mean over the trained tasks, with the standard error of the paired difference."""
-    names = of_mean(after)
+    label, names = of_mean(after)
     if not names:
-        return ["mean", "", "", "", "", ""]
-    label = "mean of trained" if all(after[n].get("trained", True) for n in names) else "mean"
+        return [label, "", "", "", "", ""]
     mean = sum(after[n]["value"] for n in names) / len(names)
     row = [label, str(sum(after[n]["n"] for n in names)), ""]
     if any(n not in before or before[n]["value"] is None for n in names):

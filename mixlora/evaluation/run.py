@@ -222,29 +222,27 @@ class Evaluator:
 
     def describe(self, task: Task) -> dict[str, Any]:
         """How this task is asked and read: all that must be equal for two scores to be comparable."""
-        options, formatter = self.options, self.formatter
-        generated = self.protocol.reads(task) in (Reading.generated, Reading.run)
+        options, formatter, read = self.options, self.formatter, self.protocol.reads(task)
+        own = options.backend is Backend.own
         code = {"num_samples": options.num_samples, "completion": COMPLETION_VERSION}
         # Named where it is not the usual one: options had wrong scores under eager attention (see CHANGELOG), which
         # must not be taken for these.
-        own_options = options.backend is Backend.own and task.answer_kind is Answer.options
-        unusual = own_options and attention(self.model) != "sdpa"
+        unusual = own and task.answer_kind is Answer.options and attention(self.model) != "sdpa"
         return {
             "name": self.protocol.name.value if task.answer_kind is Answer.options else "generate",
             "backend": options.backend.value,
-            "reading": self.protocol.reads(task).value,
+            "reading": read.value,
             "version": PROTOCOL_VERSION,
             "style": self.protocol.style.value,
             "template": formatter.layout.name,
             "split": options.split.value,
             "num_fewshot": options.num_fewshot,
-            # The harness draws its own.
-            "shots": [s.id for s in self.shots.get(task.name, ())] if options.backend is Backend.own else None,
+            "shots": [shot.id for shot in self.shots.get(task.name, ())],
             "max_length": self.max_length,
             "temperature": options.temperature,
             "max_new_tokens": self.max_new_tokens(task),
-            **({"generation": GENERATION_VERSION} if generated and options.backend is Backend.own else {}),
-            **({"extraction": extract.EXTRACTION_VERSION} if self.protocol.reads(task) is Reading.generated else {}),
+            **({"generation": GENERATION_VERSION} if read in (Reading.generated, Reading.run) and own else {}),
+            **({"extraction": extract.EXTRACTION_VERSION} if read is Reading.generated and own else {}),
             **(code if task.answer_kind is Answer.code else {}),
             **({"attention": attention(self.model)} if unusual else {}),
         }

@@ -55,9 +55,6 @@ def load(
         DataError: the hub cannot be reached or does not have the model.
     """
     require_quantizer(model)
-    # Under `accelerate launch` with FSDP transformers would leave the weights of all ranks but the first zero, for
-    # Accelerate to send them; here every rank reads them.
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     dtype = torch_dtype(model.dtype, device)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -65,7 +62,8 @@ def load(
     if model.random is not None:
         loaded = from_random(model, tokenizer, seed, dtype)
     else:
-        loaded = from_pretrained(model, dtype, device)
+        with read_by_every_rank():
+            loaded = from_pretrained(model, dtype, device)
     if model.quantization is Quantization.none:
         loaded.to(torch.device(device))
     if tokenizer.pad_token_id is None:
@@ -83,10 +81,26 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(origin, **options)
 
 
+@contextmanager
+def read_by_every_rank() -> Iterator[None]:
+    """Under `accelerate launch` with FSDP transformers would leave the weights of all ranks but the first zero, for
+    Accelerate to send them, which is not asked to here."""
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def accelerator() -> torch.device | None:
     """The accelerator that is used where there is one. Apple's is not: it lacks float64, in which a step is summed up,
     and nothing here was ever run on one."""
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return None if found is None or found.type == "mps" else found
 
 

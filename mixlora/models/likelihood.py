@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from mixlora.config.schema import Quantization
 from mixlora.errors import NumericsError
-from mixlora.models.base import quantized
-from mixlora.models.packing import Segments
+from mixlora.models.base import attention, quantized
+from mixlora.models.packing import Segments, for_flash
 from mixlora.tasks.collate import Batch, Row, collate
 
 CHUNK = 2**23  # logits at a time
+DEVICE_CHUNK = 2**26  # the same on an accelerator, which reads the whole head for each chunk
 
 
 class TokenNats:
@@ -61,10 +62,13 @@ class AnswerLosses:
 
     def __init__(self, model: nn.Module):
         self.nats = TokenNats(model)
+        self.flash = "flash" in attention(model)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """`model` is the one that this was made for, or a wrapper of it."""
         inputs = model_inputs(batch, keep_logits=self.nats.keep_logits)
+        if self.flash and batch.packed:
+            inputs |= for_flash(batch.lengths, batch.input_ids_BS.device)
         return summed(self.nats(model, inputs, partial(predicting, batch=batch), batch.target_N), batch)
 
 
@@ -91,7 +95,7 @@ class ChunkedNats(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, W: Tensor, b: Tensor | None, target_N: Tensor) -> Tensor:
         precise = torch.promote_types(hidden_ND.dtype, torch.float32)
         nats, slopes = [], []
-        size = max(1, CHUNK // len(W))
+        size = max(1, (CHUNK if W.device.type == "cpu" else DEVICE_CHUNK) // len(W))
         for hidden_nD, target_n in zip(hidden_ND.split(size), target_N.split(size), strict=True):
             log_nV = F.linear(hidden_nD, W, b).to(precise).log_softmax(-1)
             nats.append(-log_nV.gather(-1, target_n[:, None])[:, 0])

@@ -11,7 +11,7 @@ not wrong.
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -90,3 +90,10 @@ def by_row() -> Iterator[None]:
         yield
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"], ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+
+
+def for_flash(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """By what flash attention tells the rows of a pack apart in one call. Left to itself it would look for them in the
+    positions, and the host would wait for the device in every layer."""
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(lengths), "max_length_k": max(lengths)}

@@ -87,7 +87,7 @@ def score(folder: Path) -> tuple[float, float, int] | None:
     """Mean over tasks (see `of_mean`), its standard error and the number of examples; None where nothing was scored."""
     path = folder / "results.json"
     results = read_json(path) if path.is_file() else {}
-    found = [results[name] for name in of_mean(results)]
+    found = [results[name] for name in of_mean(results)[1]]
     if not found:
         return None
     error = sum(r["stderr"] ** 2 for r in found) ** 0.5 / len(found)

@@ -115,13 +115,12 @@ def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
 
 def summary(record: Mapping[str, Any], after: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The few numbers on top."""
-    names, cards = of_mean(after), []
+    (label, names), cards = of_mean(after), []
     if names:
         mean = 100 * sum(after[task]["value"] for task in names) / len(names)
         base = [before[task]["value"] for task in names if before.get(task, {}).get("value") is not None]
         change = f" ({mean - 100 * sum(base) / len(base):+.1f})" if len(base) == len(names) else ""
-        label = "mean of trained, %" if all(after[task].get("trained", True) for task in names) else "mean score, %"
-        cards.append((label, f"{mean:.1f}{change}"))
+        cards.append((f"{label}, %", f"{mean:.1f}{change}"))
     sizes = record.get("parameters", {})
     if sizes:
         cards.append(("trained parameters", f"{sizes['trainable']:,}"))

@@ -36,6 +36,11 @@ class TaskData:
     resembling: list[str] = field(default_factory=list)  # ids of test rows with 13 words in a row of a training row
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def drawn(self) -> bool:
+        """Whether training draws rows of it."""
+        return bool(self.train) and self.task.weight != 0
+
 
 def load(
     tasks: Mixture, data: Data, seed: int = 0, trained: Mapping[str, TaskData] | None = None
@@ -60,7 +65,7 @@ def load(
     for task in named.values():
         check(task)
     found = {name: load_task(task, data) for name, task in named.items()}
-    return against_overlap(found, data.overlap if trained is None else Overlap.note, trained)
+    return against_overlap(found, data.overlap, trained)
 
 
 def load_task(task: Task, data: Data) -> TaskData:
@@ -145,11 +150,11 @@ def against_overlap(
     Rows that were held out of train are no published test set: where they repeat a training row it is only said.
 
     Args:
-        trained: the tasks that were trained on; None: those of `found`.
+        trained: the tasks that were trained on, which is over: nothing is refused. None: those of `found`.
     """
     asked = {name: {s: overlap.questions(getattr(data, s)) for s in SPLITS} for name, data in found.items()}
     if trained is None:
-        known = {digest for of in asked.values() for digest in of["train"]}
+        known = {digest for name, of in asked.items() if found[name].drawn for digest in of["train"]}
     else:
         known = {digest for data in trained.values() for digest in overlap.questions(data.train)}
     seen = {name: {s: among(getattr(found[name], s), of[s], known) for s in SCORED} for name, of in asked.items()}
@@ -160,12 +165,13 @@ def against_overlap(
         if ids
     ]
     wrong = [text for name, split, text in again if split == "test" or not found[name].held_out]
-    if wrong and policy is Overlap.error:
+    if wrong and policy is Overlap.error and trained is None:
         raise DataError("\n".join(f"{text}. {overlap.REMEDY}" for text in wrong))
     if policy is Overlap.drop:
         tested = {digest for of in asked.values() for split in SCORED for digest in of[split]}
         found = {name: dropped(data, among(data.train, asked[name]["train"], tested)) for name, data in found.items()}
-        seen, again = {name: {split: [] for split in of} for name, of in seen.items()}, []
+        if trained is None:
+            seen, again = {name: {split: [] for split in of} for name, of in seen.items()}, []
     found = {
         name: replace(data, trained_on=seen[name], notes=[*data.notes, *(text for n, _, text in again if n == name)])
         for name, data in found.items()

@@ -23,7 +23,11 @@ from numpy.typing import NDArray
 from mixlora.tasks.example import Example
 
 WORD = re.compile(r"\w+")
-ASKED = re.compile(r"\w+|[+=<>^]|[-*/%](?=\s?\d)")
+# A word; a sign that is no punctuation; - * / between numbers or letters that stand alone, and - before a number.
+ASKED = re.compile(
+    r"\w+|[+=<>^≤≥≠]|(?<=[\d)\]]) ?[-*/](?= ?[$(\[]?\d)|(?<=\b[a-z]) ?[-*/](?= ?[a-z]\b)|(?<![\w)])-(?=\d)"
+)
+SIGNS = str.maketrans("×÷−·", "*/-*")
 LISTED = 5
 RUN = 13
 REMEDY = "data.overlap=drop leaves them out of training, data.overlap=note only says so"
@@ -39,15 +43,19 @@ def question(example: Example) -> bytes:
 
 def folded(text: str) -> str:
     """Words in small letters, and the signs that make another question of the same numbers."""
-    if text.isascii():
-        return " ".join(ASKED.findall(text.lower()))
-    return " ".join(asked_with_marks().findall(unicodedata.normalize("NFC", text.lower())))
+    pattern, text = ASKED, text.lower()
+    if not text.isascii():
+        pattern, text = asked_with_marks(), unicodedata.normalize("NFC", text).translate(SIGNS)
+    return " ".join(map(str.strip, pattern.findall(text)))
 
 
 @functools.cache
 def asked_with_marks() -> re.Pattern[str]:
     """ASKED for scripts whose vowels are marks beside a letter, which are no part of a word to Python."""
-    marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
+    every = map(chr, range(sys.maxunicode + 1))
+    marks = "".join(
+        c for c in every if unicodedata.category(c).startswith("M") and "VARIATION" not in unicodedata.name(c)
+    )
     return re.compile(ASKED.pattern.replace(r"\w", rf"[\w{marks}]", 1))
 
 

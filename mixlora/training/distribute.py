@@ -28,7 +28,9 @@ def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
             f"{accelerator.distributed_type.value} is not supported. Use configs/distributed/zero2.yaml or zero3.yaml, "
             "which cut the same things into parts"
         )
-    if accelerator.num_processes == 1 or not switched_on("ACCELERATE_USE_FSDP"):
+    if accelerator.num_processes == 1:  # it lies where it should; under FSDP's settings Accelerate would ask for more
+        return model
+    if not switched_on("ACCELERATE_USE_FSDP"):
         return accelerator.prepare(model)
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad})
     if len(dtypes) > 1:  # routers stay in float32

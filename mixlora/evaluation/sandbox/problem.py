@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ def from_mbpp(row: Mapping[str, Any]) -> Problem:
         task_id=task_id if "/" in task_id else f"MBPP/{task_id}",
         prompt=f"{question.strip()}\nYour code should pass these tests:\n" + "\n".join(tests) + "\n",
         fixtures=setup,
-        context=f"{imports_of(reference)}\n{imports_of(setup)}\n",
+        context=imports_for("\n".join(tests), reference, setup),
         tests=normal("\n".join(tests)) + "\n",
         entry_point=called_function(tests, reference),
     )
@@ -93,14 +94,19 @@ def normal(code: str) -> str:
     return code.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def imports_of(code: str) -> str:
-    """The top-level import statements of a trusted program; none where it is no program by itself."""
-    try:
-        parsed = ast.parse(code)
-    except SyntaxError:
-        return ""
-    statements = [node for node in parsed.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return "\n".join(ast.unparse(node) for node in statements)
+def imports_for(tests: str, *programs: str) -> str:
+    """The top-level imports of trusted programs that bind a name which the tests say; what is no program by itself has
+    none."""
+    said, lines = set(re.findall(r"\w+", tests)), []
+    for program in programs:
+        with contextlib.suppress(SyntaxError):
+            for node in ast.parse(program).body:
+                if not isinstance(node, ast.Import | ast.ImportFrom):
+                    continue
+                bound = {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+                if bound & said or "*" in bound:
+                    lines.append(ast.unparse(node) + "\n")
+    return "".join(lines)
 
 
 def called_function(tests: list[str], reference: str) -> str:
