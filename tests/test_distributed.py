@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from tiny_runs import (
     METHODS,
@@ -24,9 +26,11 @@ from tiny_runs import (
     train,
     train_on,
 )
+from torch import nn
 
 from mixlora.ranks import Watch
 from mixlora.records import read_lines
+from mixlora.training.distribute import distribute
 
 # Global micro-batches are the same rows: 4 on one process, 2 on each of two.
 ONE = ("train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=2")
@@ -278,6 +282,12 @@ def test_a_sweep_inside_a_process_group_is_refused_with_the_right_command(config
     assert done.returncode == 2
     assert "python -m mixlora.train" in done.stderr
     assert "method=mole,lora" in done.stderr
+
+
+def test_one_process_trains_plainly_whatever_accelerate_is_set_to():
+    """On a GPU it would ask for model and optimizer together, where several processes are set to share a model."""
+    model, alone = nn.Linear(2, 2), SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP)
+    assert distribute(model, alone) is model
 
 
 # ---- real launchers
