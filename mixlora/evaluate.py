@@ -16,6 +16,9 @@ def main(cfg: DictConfig) -> None:
     run = None if cfg.run is None else str(cfg.run)
     composed = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "run"])
     given = [override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    for key in given:
+        if key.startswith("train."):
+            raise ConfigError(f"{key} is of training, which mixlora.evaluate does not do. Leave it out")
     if run is not None:
         composed = laid_over(load.read(run), composed, [key for key in given if key != "run"])
     elif OmegaConf.is_missing(composed.tasks, "name"):
@@ -25,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     config = load.config_of(composed)
     from mixlora.reevaluation import reevaluate
 
-    reevaluate(config, run)
+    reevaluate(config, run, config.run_dir if "run_dir" in given else None)
 
 
 def laid_over(run: DictConfig, composed: DictConfig, keys: list[str]) -> DictConfig:

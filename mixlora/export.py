@@ -22,6 +22,7 @@ def main(cfg: DictConfig) -> None:
     from mixlora.adapters.attach import adapter_tensors
     from mixlora.evaluation.generation import own_ends
     from mixlora.models.base import use_cache
+    from mixlora.records import whole_folder
 
     model, method, _ = loading.looked_up(run)
     if options.merge and model.quantization is not Quantization.none:
@@ -35,8 +36,9 @@ def main(cfg: DictConfig) -> None:
         use_cache(loaded.model, True)
         ends = {*own_ends(loaded.model, loaded.tokenizer), *loading.formatter(run, loaded.tokenizer).end_ids}
         loaded.model.generation_config.eos_token_id = sorted(ends)
-        loaded.model.save_pretrained(to)
-        loaded.tokenizer.save_pretrained(to)
+        with whole_folder(to) as partial:
+            loaded.model.save_pretrained(partial)
+            loaded.tokenizer.save_pretrained(partial)
     else:
         if not files.is_plain_lora(loaded.model):
             raise ConfigError(

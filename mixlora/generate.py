@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from mixlora.config.cli import door
 from mixlora.config.doors import Generate, run_folder
 from mixlora.config.typed import typed
-from mixlora.errors import ConfigError
+from mixlora.errors import ConfigError, DataError
 
 
 @door("generate", Generate)
@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
 
     loaded = loading.load(run, device=str(accelerator() or "cpu"))
     formatter = loading.formatter(run, loaded.tokenizer)
-    prompts = [options.prompt] if options.prompt is not None else [line.rstrip("\n") for line in sys.stdin]
+    prompts = [options.prompt] if options.prompt is not None else lines()
     examples = [Example(id=str(i), task="prompt", question=text, answer="") for i, text in enumerate(prompts)]
     most = window(loaded.model) or USUAL_WINDOW
     limit = most - options.max_new_tokens
@@ -46,6 +46,16 @@ def main(cfg: DictConfig) -> None:
     )
     for text in texts:
         print(text.strip())
+
+
+def lines() -> list[str]:
+    """Of standard input. Raises DataError where they are not UTF-8."""
+    try:
+        found = [line.rstrip("\n") for line in sys.stdin]
+        "".join(found).encode()  # where Python takes what it cannot read for halves of a letter
+    except UnicodeError as error:
+        raise DataError(f"standard input is not UTF-8 ({error.reason})") from None  # type: ignore[attr-defined]
+    return found
 
 
 if __name__ == "__main__":

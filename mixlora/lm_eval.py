@@ -41,10 +41,14 @@ def mixture_lm_class() -> type:
         """A run folder of mixlora: base model, adapter and gates."""
 
         def __init__(self, run: str, device: str | None = None, **options: Any):
+            import torch
+
             from mixlora import loading
             from mixlora.models import base
 
-            place = device or str(base.accelerator() or "cpu")
+            # The harness asks for a GPU unless it is told otherwise.
+            here = str(base.accelerator() or "cpu")
+            place = here if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
             loaded = loading.load(Path(run), device=place)
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, device=place, **options)
 

@@ -17,7 +17,7 @@ from mixlora.config import load as configs
 from mixlora.config.schema import Answer, Backend, BadRow, Config, Split
 from mixlora.console import say
 from mixlora.errors import ConfigError, DataError
-from mixlora.evaluation import sandbox
+from mixlora.evaluation import harness, protocols, sandbox
 from mixlora.failpoints import reach
 from mixlora.models import base
 from mixlora.tasks import fewshot
@@ -27,6 +27,7 @@ from mixlora.tasks.mixture import Plan, plan
 from mixlora.tasks.overlap import listed
 from mixlora.tasks.parse import MOST_BAD
 from mixlora.tasks.prompts import Formatter
+from mixlora.tasks.styles import STYLES
 
 
 @dataclass
@@ -188,11 +189,17 @@ class Parts:
                 f"eval.backend=lm_eval scores on one process, not on {self.accelerator.num_processes}. Use "
                 "eval.protocol=lm_eval with eval.backend=own, which asks and scores alike"
             )
+        if self.config.eval.backend is Backend.lm_eval:
+            harness.require_data([data.task for data in self.evaluated.values()])
         if self.evaluated and not any(map(self.examples, self.evaluated.values())):
             split = self.config.eval.split.value
             raise ConfigError(
                 f"eval.split={split}: no task of tasks={self.config.tasks.name} has {split} rows. Use eval.split=test"
             )
+        style = STYLES[protocols.protocol_of(self.config.eval, self.config.data).style]
+        for data in self.evaluated.values():
+            for example in self.examples(data):
+                style.check(example)
         if any(data.task.answer_kind is Answer.code and self.runnable(data) for data in self.evaluated.values()):
             sandbox.require()
 

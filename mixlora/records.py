@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,8 +40,28 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise disk_error(path, error) from None
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` (empty, or not there) once all is written; else nothing is left."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_error(path, error) from None
+    except Exception as error:
+        if "No space left on device" in str(error):  # safetensors has an error of its own
+            raise disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from None
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -55,10 +76,10 @@ def sync_folder(folder: Path) -> None:
 def disk_error(path: Path, error: OSError) -> Exception:
     """The error to raise instead: a full disk and a folder one may not write to have remedies of their own."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"no space left to write {path}. Free some, or set output_root to another disk")
+        return ResourceError(f"no space left to write {path}. Free some, or set output_root (or `to`) to another disk")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
         why = f"{path.parent} cannot be written to ({str(error.strerror).lower()})"
-        return ConfigError(f"{why}. Set output_root or run_dir to a folder of yours")
+        return ConfigError(f"{why}. Set output_root or run_dir (or `to`) to a folder of yours")
     return error
 
 

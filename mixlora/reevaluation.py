@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mixlora import loading, tasks
+from mixlora import loading, signals, tasks
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.checks import check
@@ -20,13 +20,19 @@ from mixlora.scoring import Scoring
 from mixlora.tasks import TaskData
 
 
-def reevaluate(config: Config, run: str | None) -> Path:
-    """Write results and predictions into a folder named by what was asked; returns the folder.
+def reevaluate(config: Config, run: str | None, folder: str | None = None) -> Path:
+    """Write results and predictions into `folder`, or one that is named by what was asked; returns it.
 
     A run's own folder is not touched: the results stand in `<run>/evaluations/<hash>`.
     """
+    with signals.raised():
+        return rescored(config, run, folder)
+
+
+def rescored(config: Config, run: str | None, given: str | None) -> Path:
     name = f"{config.tasks.name}-{configs.digest(config)[:8]}"
     folder = Path(run) / "evaluations" / name if run else Path(config.output_root) / f"{config.model.name}-{name}"
+    folder = Path(given) if given else folder
     config.run_dir = str(folder)
     check(config)
     parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))

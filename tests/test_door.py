@@ -304,3 +304,49 @@ def test_where_a_runs_model_lies_now_changes_nothing_else_of_it():
     found = evaluate.laid_over(run, given, ["model", "model.path"]).model
     assert (found.path, found.revision, found.name) == ("/new", None, "llama")
     assert (found.dtype, found.quantization) == ("bfloat16", "nf4")
+
+
+TEXTS = ["Hello, world", "What is 2+2=?", "Is this (right)?", 'It\'s a test: "yes"', "Grüße", "null", "1", "a\\b"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_prompt_is_a_text_whatever_hydra_would_read_in_it(text):
+    (argument,) = cli.normalise([f"prompt={text}"])
+    assert cli.parsed(argument).value() == text
+
+
+def test_a_path_may_have_letters_of_any_language_and_what_hydra_reads_stays():
+    (argument,) = cli.normalise(["run_dir=/home/jürgen/läufe"])
+    assert cli.parsed(argument).value() == "/home/jürgen/läufe"
+    kept = ["run_dir=null", "output_root=a/b", "run='a b'", "resume=x", 'prompt="quoted, already"']
+    assert cli.normalise(kept) == kept
+
+
+def test_a_switch_may_stand_anywhere():
+    found = cli.normalise(["+method=lora", "--config-dir", "my", "tasks=mine", "-m", "seed=1"])
+    assert found[:3] == ["--config-dir", "my", "-m"]
+
+
+@pytest.mark.parametrize(
+    "key", ["method.top_k=2", "method.lora_alpha=nan", "method.lora_alpha=0", "eval.temperature=nan"]
+)
+def test_what_no_method_or_protocol_can_do_is_refused(told, key):
+    status, said = told(train, "+method=lora", *ARC, "model=tiny", key)
+    assert (status, key.partition("=")[0] in said) == (2, True)
+
+
+def test_training_is_over_when_a_run_is_scored(told, tmp_path):
+    status, said = told(evaluate, f"run={tmp_path}", "train.learning_rate=1")
+    assert status == 2
+    assert "train.learning_rate is of training" in said
+
+
+@pytest.mark.parametrize("door", [train, evaluate, generate], ids=["train", "evaluate", "generate"])
+def test_help_is_given_whatever_is_chosen(monkeypatch, capsys, door):
+    monkeypatch.setattr(sys, "argv", ["mixlora", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        door.main()
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert said.startswith(f"python -m {door.__name__} ")
+    assert ("smora" in said) is (door is not generate)

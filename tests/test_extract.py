@@ -2,8 +2,9 @@
 
 import pytest
 
-from mixlora.evaluation.extract import canonical_number, first_label, fold, last_number, option, strict_number
+from mixlora.evaluation.extract import first_label, fold, option
 from mixlora.evaluation.run import number_matches, text_matches
+from mixlora.tasks.numbers import canonical_number, last_number, strict_number
 
 LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
 
@@ -102,6 +103,9 @@ NUMBERS = [  # (text, strict, flexible)
     ("0.00001", None, "1e-05"),
     ("2E3", None, "2000"),
     ("3e", None, "3"),
+    ("Rs.107", None, "107"),
+    ("see No.5", None, "5"),
+    ("v1.2", None, None),
     ("1" * 400, None, "1" * 400),
     ("#### -" + "1" * 400, "-" + "1" * 400, "-" + "1" * 400),
 ]
@@ -132,7 +136,13 @@ def test_a_text_without_number_never_matches_one_without():
     assert number_matches("nothing", "#### 0") == {"strict": 0, "flexible": 0}
 
 
+def test_a_target_without_number_is_no_answer_of_every_reply():
+    assert number_matches("nothing", "v1") == {"strict": 0, "flexible": 0}
+
+
 def test_texts_are_compared_folded():
+    assert text_matches("?", "!") == text_matches("", ".") == {"exact_match": 0}
+    assert text_matches(" ! ", "!") == {"exact_match": 1}
     assert text_matches(" The  Sun. ", "the sun") == {"exact_match": 1}
     assert text_matches("", "the sun") == {"exact_match": 0}
     assert fold(' "A B"! ') == "a b"

@@ -110,3 +110,23 @@ def test_the_last_row_is_found_without_reading_the_rest(tmp_path):
     path.write_bytes(path.read_bytes() + b'{"step": 10, "lo')
     assert records.last_row(path) == long
     assert records.last_row(path) == records.read_lines(path)[-1]
+
+
+def fill(path: Path, ends: Exception) -> None:
+    with records.whole_folder(path) as partial:
+        (partial / "a").write_text("1")
+        raise ends
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    for ends in (OSError(errno.ENOSPC, "full"), ValueError("I/O error: No space left on device (os error 28)")):
+        with pytest.raises(ResourceError, match="no space left"):
+            fill(tmp_path / "to", ends)
+        assert list(tmp_path.iterdir()) == []
+    with records.whole_folder(tmp_path / "to") as partial:
+        (partial / "a").write_text("1")
+    assert [path.name for path in tmp_path.rglob("*")] == ["to", "a"]
+    with pytest.raises(ConfigError, match="cannot be written to"), records.whole_folder(tmp_path / "to" / "a" / "b"):
+        pass
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        records.write_text(tmp_path / "to" / "a" / "b", "1")

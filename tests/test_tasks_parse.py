@@ -150,6 +150,22 @@ def test_where_reads_dotted_paths():
     assert [example.id.rpartition("/")[2] for example in found] == ["1", "2"]
 
 
+def test_where_goes_by_the_value_however_a_file_types_it():
+    """Every value of a CSV file is a text."""
+    chosen = task(where={"lang": 1, "kept": True})
+    rows = [row() | {"lang": lang, "kept": kept} for lang, kept in (("1", "true"), ("2", "true"), (1, True))]
+    found, _ = parse(chosen, *rows)
+    assert [example.id.rpartition("/")[2] for example in found] == ["0", "2"]
+
+
+def test_a_number_that_no_reader_finds_is_refused():
+    """Else no reply would have a number like it, nor be told from it."""
+    number = task(options=None, answer="key", answer_kind=Answer.number, metric="flexible")
+    assert one(number, row(key="Rs.107")).answer == "Rs.107"
+    with pytest.raises(DataError, match="has no number"):
+        parse(number, row(key="v1"))
+
+
 def test_a_number_must_contain_its_mark():
     number = task(options=None, answer="solution", answer_kind=Answer.number, answer_contains="####")
     assert one(number, {"question": "1+1", "solution": "#### 2"}).answer == "#### 2"

@@ -28,7 +28,12 @@ from mixlora.config.schema import Config
 from mixlora.errors import ConfigError, MixloraError
 
 RANK_SECONDS = 10.0  # that other ranks leave rank 0 to say what is wrong
+HELP = frozenset({"-h", "--help"})
 MULTIRUN = frozenset({"-m", "--multirun"})
+WITH_VALUE = frozenset(
+    {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
+)
+PATHS = frozenset({"run", "to", "run_dir", "output_root", "records", "resume", "data.source", "model.path", "recipe"})
 GROUPS = frozenset({"model", "method", "tasks", "aux_loss", "experiment", "sweep"})
 
 
@@ -47,6 +52,9 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
     def decorate(run: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(run)
         def main() -> None:
+            if HELP & set(sys.argv[1:]):
+                print(help_of(run, config_name))
+                sys.exit(0)
             try:
                 refuse_tasks(sys.argv[1:], in_ranks=record is Config)
                 if MULTIRUN & set(sys.argv):
@@ -78,6 +86,19 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
         return main
 
     return decorate
+
+
+def help_of(run: Callable[[DictConfig], None], config_name: str) -> str:
+    """Hydra's own would compose first, and say what is not chosen yet."""
+    folder = Path(config_dir())
+    lines = [str(sys.modules[run.__module__].__doc__).strip(), ""]
+    for group in (
+        ("method", "tasks", "task", "model", "aux_loss", "sweep") if config_name in ("train", "evaluate") else ()
+    ):
+        names = sorted(path.stem for path in (folder / group).glob("*.yaml"))
+        lines.append(f"{'tasks' if group == 'task' else group}=  {', '.join(names)}")
+    shown = "trunk" if config_name == "train" else config_name
+    return "\n".join([*lines, f"Every key: {folder / shown}.yaml   Hydra's switches (--cfg job, ...): --hydra-help"])
 
 
 def leave(error: Exception, record: type = Config, *, met_by_all: bool = False) -> NoReturn:
@@ -175,8 +196,27 @@ def normalise(argv: Sequence[str]) -> list[str]:
             out += ["model=path", argument.lstrip("+")]
         else:
             out.append(argument)
-    # Hydra takes -m only where no override stands before it and another after it.
-    return sorted(left_to_points(out), key=lambda argument: argument not in MULTIRUN)
+    return switches_first(left_to_points([quoted(argument) for argument in out]))
+
+
+def switches_first(argv: list[str]) -> list[str]:
+    """Hydra takes a switch only where no override stands before it and another after it."""
+    switches, overrides, left = list[str](), list[str](), iter(argv)
+    for argument in left:
+        if argument.startswith("-"):
+            switches += [argument, *([next(left, "")] if argument in WITH_VALUE else [])]
+        else:
+            overrides.append(argument)
+    return [*switches, *overrides]
+
+
+def quoted(argument: str) -> str:
+    """`prompt=Hello, world` and `run=jürgen/x` in quotes: a prompt is a text whatever Hydra would read in it, and of a
+    path Hydra's grammar knows the letters of English alone."""
+    key, _, value = argument.partition("=")
+    if not value or value[0] in "'\"" or (key in PATHS and parsed(argument) is not None):
+        return argument
+    return spelled(key, value) if key in PATHS or key == "prompt" else argument
 
 
 def left_to_points(argv: list[str]) -> list[str]:

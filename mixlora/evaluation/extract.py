@@ -1,6 +1,5 @@
 """Answers found in generated text. Every rule gives None where there is no answer: nothing is guessed."""
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -61,38 +60,10 @@ def first_label(text: str, labels: Sequence[str], options: Sequence[str]) -> str
     return found[0] if found else None
 
 
-# ---- texts and numbers
+# ---- texts
 
 
 def fold(text: str) -> str:
-    """Lower case, no punctuation at the ends, single blanks."""
-    return " ".join(text.lower().split()).strip(" .,;:!?\"'")
-
-
-# Digits with commas between them only where thousands stand; a fraction needs a digit on both sides of the slash.
-DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?!\w))?"
-NUMBER = re.compile(rf"(?<![\w.])(?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?")
-STRICT = re.compile(rf"####\s*((?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?)")
-MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
-
-
-def strict_number(text: str) -> str | None:
-    """The number after the first `####`, as GSM8K's answers end; None where there is none."""
-    found = STRICT.search(text.translate(MINUS))
-    return canonical_number(found[1]) if found else None
-
-
-def last_number(text: str) -> str | None:
-    """The last number anywhere: 1,234 and $18 and 3/4 and -2.50 count, a unit after it does not matter."""
-    found = NUMBER.findall(text.translate(MINUS))
-    return canonical_number(found[-1]) if found else None
-
-
-def canonical_number(text: str) -> str:
-    """One spelling for equal numbers: "1,234.50" -> "1234.5", "3/4" -> "0.75"."""
-    plain = re.sub(r"[,$\s]", "", text)
-    above, _, below = plain.partition("/")
-    value = float(above) / float(below) if below and float(below) else float(above)
-    if not math.isfinite(value):  # hundreds of digits
-        return plain
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+    """Lower case, no punctuation at the ends unless there is nothing else, single blanks."""
+    lower = " ".join(text.lower().split())
+    return lower.strip(" .,;:!?\"'") or lower

@@ -5,7 +5,8 @@ Its data comes from the hub, so `eval.backend=lm_eval` needs one, or its cache.
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ from mixlora.evaluation.scores import finite
 from mixlora.tasks import hub
 from mixlora.tasks.example import Example
 
+OWN_DATA = (
+    "It reads its data from the hub, whatever data.source is: use eval.backend=own with eval.protocol=lm_eval and "
+    "data.source=sample or a folder"
+)
 REMEDY = "pip install 'mixlora-train[lm-eval]', or use eval.protocol=lm_eval, which asks and scores alike without it"
 
 
@@ -44,6 +49,33 @@ def require(tasks: dict[str, Task], options: Eval) -> None:
         raise ConfigError(f"eval.backend=lm_eval scores the harness's own split, not eval.split={options.split.value}")
 
 
+def require_data(tasks: Iterable[Task]) -> None:
+    """The harness's data sets, read before a model is loaded. Raises DataError: not here, and not to be had."""
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    require_hub()
+    with of_the_hub():
+        get_task_dict([harness_task(task) for task in tasks], TaskManager())
+
+
+def require_hub() -> None:
+    if not hub.offline() and (problem := hub.unreachable(hub.endpoint(), hub.PATIENCE)):
+        raise DataError(f"eval.backend=lm_eval: {hub.endpoint()} cannot be reached ({problem}). {OWN_DATA}")
+
+
+@contextmanager
+def of_the_hub() -> Iterator[None]:
+    """What ends the harness where its data are not to be had."""
+    try:
+        yield
+    except (ConnectionError, OSError) as error:
+        raise DataError(f"eval.backend=lm_eval could not read its data ({first_line(error)}). {OWN_DATA}") from None
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def harness_task(task: Task) -> str | None:
     wording = task.wordings.get("lm_eval")
     return None if wording is None else wording.harness_task
@@ -71,21 +103,18 @@ class Harness:
         Raises:
             DataError: the hub cannot be reached and nothing is cached.
         """
-        if not hub.offline() and (problem := hub.unreachable(hub.endpoint(), hub.PATIENCE)):
-            raise DataError(
-                f"eval.backend=lm_eval reads its data from the hub: {hub.endpoint()} cannot be reached ({problem}). "
-                "Use eval.backend=own with eval.protocol=lm_eval and data.source=sample or a folder"
-            )
+        require_hub()
         import lm_eval
 
-        found = lm_eval.simple_evaluate(
-            model=mixture_lm(self.model, self.tokenizer, batch_size=self.options.batch_size),
-            tasks=[harness_task(task)],
-            num_fewshot=self.options.num_fewshot,
-            limit=self.options.limit,
-            log_samples=True,
-            bootstrap_iters=0,
-        )
+        with of_the_hub():
+            found = lm_eval.simple_evaluate(
+                model=mixture_lm(self.model, self.tokenizer, batch_size=self.options.batch_size),
+                tasks=[harness_task(task)],
+                num_fewshot=self.options.num_fewshot,
+                limit=self.options.limit,
+                log_samples=True,
+                bootstrap_iters=0,
+            )
         return predictions(task, found["samples"][harness_task(task)])
 
 

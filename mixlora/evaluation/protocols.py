@@ -94,7 +94,7 @@ def check(config: Config) -> None:
         ("num_samples", 1), ("temperature", 0),
     ):  # fmt: skip
         value = getattr(options, key)
-        if value is not None and value < least:
+        if value is not None and not least <= value < float("inf"):
             raise ConfigError(f"eval.{key} must be at least {least}, got {value}")
     protocol = protocol_of(options, config.data)
     if options.backend is Backend.lm_eval:

@@ -27,6 +27,7 @@ from mixlora.models.base import USUAL_WINDOW, attention, window
 from mixlora.models.likelihood import evaluating
 from mixlora.tasks.example import Example
 from mixlora.tasks.mixture import seed_of
+from mixlora.tasks.numbers import last_number, strict_number
 from mixlora.tasks.prompts import Choice, Formatter, Prompt
 
 # Raised by one whenever the same predictions would get another score.
@@ -318,7 +319,7 @@ def majority(task: Task, predictions: Sequence[Prediction]) -> float | None:
         return None
     keys: dict[Answer, Callable[[Any], Any]] = {
         Answer.options: lambda target: target,
-        Answer.number: lambda target: extract.strict_number(target) or extract.last_number(target),
+        Answer.number: lambda target: strict_number(target) or last_number(target),
     }
     key = keys.get(task.answer_kind, extract.fold)
     return scores.majority_share([key(p["target"]) for p in predictions])
@@ -326,8 +327,10 @@ def majority(task: Task, predictions: Sequence[Prediction]) -> float | None:
 
 def number_matches(text: str, answer: str) -> dict[str, float]:
     """GSM8K: `strict` wants the model's own `####`, `flexible` takes its last number where there is none."""
-    target = extract.strict_number(answer) or extract.last_number(answer)
-    strict, flexible = extract.strict_number(text), extract.last_number(text)
+    target = strict_number(answer) or last_number(answer)
+    strict, flexible = strict_number(text), last_number(text)
+    if target is None:  # a row that was read before such rows were refused
+        return {"strict": 0.0, "flexible": 0.0}
     return {"strict": float(strict == target), "flexible": float((strict or flexible) == target)}
 
 

@@ -10,12 +10,12 @@ from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks.code import function_under_test, newlines
 from mixlora.tasks.example import Example, Worded
+from mixlora.tasks.numbers import last_number
 from mixlora.tasks.table import Table
 from mixlora.tasks.template import BadField, Template, columns, template, text_at, text_of, value_at
 
 PUBLISHED = tuple(style.value for style in (Style.llm_adapters, Style.moe_peft, Style.lm_eval))
 MOST_BAD = 0.01  # of the rows may be skipped
-NUMBER = re.compile(r"\b\d")
 # (texts, labels) of a row's options; the answer names one of the labels.
 OptionReader = Callable[[Mapping[str, Any]], tuple[list[str], Sequence[Any]]]
 
@@ -53,7 +53,10 @@ def examples(
         except BadField as error:
             report = BadRowReport(number, error.field, error.reason)
             if on_bad_row is BadRow.error:
-                raise DataError(f"{table.origin}, {report}. Mend it, or leave it out: data.on_bad_row=skip") from None
+                raise DataError(
+                    f"{table.origin}, {report}. Mend it, or leave such rows out where they are no more than "
+                    f"{MOST_BAD:.0%}: data.on_bad_row=skip"
+                ) from None
             bad.append(report)
     if len(bad) > MOST_BAD * seen:
         raise DataError(
@@ -139,7 +142,7 @@ class Reader:
         if contains and contains not in text:
             raise BadField(name, f"has no {contains!r}")
         end = text.partition(contains)[2] if contains else text
-        if self.task.answer_kind is Answer.number and not NUMBER.search(end):
+        if self.task.answer_kind is Answer.number and last_number(end) is None:
             raise BadField(name, f"has no number{f' after {contains!r}' if contains else ''}")
         return newlines(text) if self.task.answer_kind is Answer.code else text
 
@@ -240,14 +243,15 @@ def spelled(value: Any) -> str:
 
 
 def kept(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    return all(value_or_none(row, path) == value for path, value in where.items())
-
-
-def value_or_none(row: Mapping[str, Any], path: str) -> Any:
-    try:
-        return value_at(row, path)
-    except BadField:
-        return None
+    """Whether a row has these values, however its file types them; what is not there is null."""
+    for path, wanted in where.items():
+        try:
+            value = value_at(row, path)
+        except BadField:
+            value = None
+        if value != wanted and (value is None or wanted is None or spelled(value) != spelled(wanted)):
+            return False
+    return True
 
 
 def require_columns(paths: frozenset[str], table: Table) -> None:

@@ -55,6 +55,9 @@ class Cloze:
         """The turn that training teaches."""
         return self.turns(example)[example.gold or 0]
 
+    def check(self, example: Example) -> None:
+        """Raises DataError where an example cannot be asked in this style."""
+
     def labels(self, example: Example) -> tuple[Sequence[str], Sequence[str]]:
         """(the labels of the options, the labels that an answer is sought among)."""
         known = [chr(ord("A") + i) for i in range(len(example.options))]
@@ -64,10 +67,17 @@ class Cloze:
 class Letters(Cloze):
     name = Style.letters
 
-    def option_turns(self, example: Example) -> list[Turn]:
-        """Raises DataError beyond Z. A list of options is never a sentence to complete, so the cue is fixed."""
+    def check(self, example: Example) -> None:
+        """Raises DataError beyond Z."""
         if len(example.options) > MOST_OPTIONS:
-            raise DataError(f"{example.id} has {len(example.options)} options, letters end at Z. Use data.style=cloze")
+            raise DataError(
+                f"{example.id} has {len(example.options)} options, letters end at Z. Use data.style=cloze and "
+                "eval.protocol=loglikelihood"
+            )
+
+    def option_turns(self, example: Example) -> list[Turn]:
+        """Raises as `check` does. A list of options is never a sentence to complete, so the cue is fixed."""
+        self.check(example)
         letters, _ = self.labels(example)
         listed = (f"{letter}. {option}" for letter, option in zip(letters, example.options, strict=True))
         question = "\n".join([example.question, *listed])

@@ -1,0 +1,33 @@
+"""The number that an answer ends in: what training rows must have, and what replies are read by."""
+
+import math
+import re
+
+# Digits with commas between them only where thousands stand; a fraction needs a digit on both sides of the slash.
+DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?!\w))?"
+# Not within a word, but behind its full stop: Rs.107, No.5.
+NUMBER = re.compile(rf"(?:(?<![\w.])|(?<=[A-Za-z]\.))(?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?")
+STRICT = re.compile(rf"####\s*((?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?)")
+MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
+
+
+def strict_number(text: str) -> str | None:
+    """The number after the first `####`, as GSM8K's answers end; None where there is none."""
+    found = STRICT.search(text.translate(MINUS))
+    return canonical_number(found[1]) if found else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number anywhere: 1,234 and $18 and 3/4 and -2.50 count, a unit after it does not matter."""
+    found = NUMBER.findall(text.translate(MINUS))
+    return canonical_number(found[-1]) if found else None
+
+
+def canonical_number(text: str) -> str:
+    """One spelling for equal numbers: "1,234.50" -> "1234.5", "3/4" -> "0.75"."""
+    plain = re.sub(r"[,$\s]", "", text)
+    above, _, below = plain.partition("/")
+    value = float(above) / float(below) if below and float(below) else float(above)
+    if not math.isfinite(value):  # hundreds of digits
+        return plain
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
