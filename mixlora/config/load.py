@@ -166,14 +166,14 @@ def check_method(method: Method) -> None:
     if method.top_k is not None:
         check_pattern("method.top_k", method.top_k, least=1)
         check_top_k(method)
-    if method.gate is None and method.top_k is not None:
-        raise ConfigError(f"method.top_k={method.top_k} is for a gate, and there is none: set it to null")
     if method.gate is None and method.num_experts != 1:
         raise ConfigError(
             f"method.num_experts={method.num_experts} needs a gate: set method.gate.kind, or use 1 expert"
         )
     if method.gate is None and method.scope is Scope.feed_forward:
         raise ConfigError("method.scope=feed_forward needs a gate: set method.gate.kind, or use method.scope=linear")
+    if method.gate is None and method.top_k is not None:
+        raise ConfigError(f"method.top_k={method.top_k} is for a gate, and there is none: set it to null")
     if not 0 < method.lora_alpha < float("inf"):
         raise ConfigError(f"method.lora_alpha must be a positive number, got {method.lora_alpha}")
     if not 0 <= method.lora_dropout < 1:
