@@ -198,11 +198,10 @@ def write(name: str, rows: Sequence[Row], options: argparse.Namespace, **extra: 
         "rows": found,
         **extra,
     }
-    if path.is_file():
+    if path.is_file() and (values["machine"]["commit"] or "and changes").isalnum():
         before = json.loads(path.read_text(encoding="utf-8"))
-        if all(
-            before["machine"].get(key) == values["machine"][key] for key in ("device", "threads", "clock", "commit")
-        ):
+        same = ("device", "threads", "clock", "commit", "versions")
+        if all(before["machine"].get(key) == values["machine"][key] for key in same):
             measured = {(row["figure"], row["setting"]) for row in found}
             kept = [row for row in before["rows"] if (row["figure"], row["setting"]) not in measured]
             values |= {"rows": kept + found, "seconds": values["seconds"] + (before["seconds"] if kept else 0)}

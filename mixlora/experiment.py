@@ -141,12 +141,7 @@ class Experiment:
         """Where training goes on from; refused, before anything is scored or written, if it is of another run."""
         path = ranks.agree(self.checkpoint() if self.parts.accelerator.is_main_process else None)
         if path is not None:
-            saved = checkpoint.read(path)
-            same_origin(path, saved.state["origin"], self.origin(loaded.sha256))
-            if saved.step > self.parts.steps:
-                raise CheckpointError(
-                    f"{path} is of a run of more than {self.parts.steps} steps. Set run_dir to a new folder"
-                )
+            same_origin(path, checkpoint.read(path).state["origin"], self.origin(loaded.sha256))
         return path
 
     def begin(self) -> None:

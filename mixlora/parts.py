@@ -198,7 +198,7 @@ class Parts:
             )
         style = STYLES[protocols.protocol_of(self.config.eval, self.config.data).style]
         for data in self.evaluated.values():
-            for example in self.examples(data):
+            for example in [*self.examples(data), *data.validation]:
                 style.check(example)
         if any(data.task.answer_kind is Answer.code and self.runnable(data) for data in self.evaluated.values()):
             sandbox.require()

@@ -48,12 +48,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to write into that becomes `path` (empty, or not there) once all is written; else nothing is left."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = path.resolve()
+    there = path.is_dir()  # it may be another disk, or the one folder here that may be written to: it stays itself
+    partial = (path if there else path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
         partial.mkdir(parents=True)
         yield partial
-        os.replace(partial, path)
-        sync_folder(path.parent)
+        if there:
+            for entry in partial.iterdir():
+                os.replace(entry, path / entry.name)
+        else:
+            os.replace(partial, path)
+        sync_folder(path if there else path.parent)
     except OSError as error:
         raise disk_error(path, error) from None
     except Exception as error:

@@ -12,7 +12,7 @@ from mixlora.checks import check
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import say
-from mixlora.errors import DataError
+from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation.report import print_results
 from mixlora.models import base
 from mixlora.parts import Parts
@@ -33,6 +33,8 @@ def rescored(config: Config, run: str | None, given: str | None) -> Path:
     name = f"{config.tasks.name}-{configs.digest(config)[:8]}"
     folder = Path(run) / "evaluations" / name if run else Path(config.output_root) / f"{config.model.name}-{name}"
     folder = Path(given) if given else folder
+    if any((folder / name).is_file() for name in ("config.yaml", "run.json")):
+        raise ConfigError(f"run_dir={folder} is a run's own folder, whose scores stay as they are. Name another one")
     config.run_dir = str(folder)
     check(config)
     parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))

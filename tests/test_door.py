@@ -306,18 +306,24 @@ def test_where_a_runs_model_lies_now_changes_nothing_else_of_it():
     assert (found.dtype, found.quantization) == ("bfloat16", "nf4")
 
 
-TEXTS = ["Hello, world", "What is 2+2=?", "Is this (right)?", 'It\'s a test: "yes"', "Grüße", "null", "1", "a\\b"]
+TEXTS = [
+    "Hello, world", "What is 2+2=?", "Is this (right)?", 'It\'s a test: "yes"', "Grüße", "null", "1",
+    r"a\b", r"a, \frac{b}", r"a\ b", "a, b\\", '"Yes" or "no"?', "'tis late", 'a \\"b\\", c', "What does ${HOME} mean?",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_prompt_is_a_text_whatever_hydra_would_read_in_it(text):
     (argument,) = cli.normalise([f"prompt={text}"])
-    assert cli.parsed(argument).value() == text
+    composed = OmegaConf.create({"prompt": cli.parsed(argument).value()})
+    assert composed.prompt == text
 
 
 def test_a_path_may_have_letters_of_any_language_and_what_hydra_reads_stays():
     (argument,) = cli.normalise(["run_dir=/home/jürgen/läufe"])
     assert cli.parsed(argument).value() == "/home/jürgen/läufe"
+    found = cli.normalise(["model.path=/home/jürgen/llama"])
+    assert found == ["model=path", 'model.path="/home/jürgen/llama"'] == cli.normalise(["model=/home/jürgen/llama"])
     kept = ["run_dir=null", "output_root=a/b", "run='a b'", "resume=x", 'prompt="quoted, already"']
     assert cli.normalise(kept) == kept
 
@@ -325,6 +331,8 @@ def test_a_path_may_have_letters_of_any_language_and_what_hydra_reads_stays():
 def test_a_switch_may_stand_anywhere():
     found = cli.normalise(["+method=lora", "--config-dir", "my", "tasks=mine", "-m", "seed=1"])
     assert found[:3] == ["--config-dir", "my", "-m"]
+    assert cli.normalise(["--info", "method=lora"]) == ["method=lora", "--info"]
+    assert cli.normalise(["method=lora", "--info", "config", "seed=1"])[:2] == ["--info", "config"]
 
 
 @pytest.mark.parametrize(
@@ -333,6 +341,14 @@ def test_a_switch_may_stand_anywhere():
 def test_what_no_method_or_protocol_can_do_is_refused(told, key):
     status, said = told(train, "+method=lora", *ARC, "model=tiny", key)
     assert (status, key.partition("=")[0] in said) == (2, True)
+
+
+def test_scores_of_a_run_are_not_written_over(told, tmp_path):
+    values = {"model": {"name": "tiny"}, "method": {"name": "lora"}, "tasks": {"name": "none"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    status, said = told(evaluate, f"run={tmp_path}", f"run_dir={tmp_path}")
+    assert status == 2
+    assert "is a run's own folder" in said
 
 
 def test_training_is_over_when_a_run_is_scored(told, tmp_path):

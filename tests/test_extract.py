@@ -158,5 +158,8 @@ def test_an_option_that_begins_with_an_article_is_not_the_letter_a():
     options = ["The sun", "A rock", "a rocket", "water"]
     read = {"The answer is: A rock": "B", "The answer is A rocket.": "C", "The answer is A because": "A", "A": "A"}
     assert {text: option(text, "ABCD", options) for text in read} == read
+    assert (
+        option("The answer is A rock", "ABC", ["A tree", "A rock", "a rock."]) == "A"
+    )  # which of the two, nobody knows
     assert option("The answer is A rock pile", "ABC", ["A tree", "rock", "A rock pile"]) == "C"
     assert option("The answer is A rock pile", "ABC", ["A rock", "rock", "A rock pile"]) == "C"

@@ -128,5 +128,12 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["to", "a"]
     with pytest.raises(ConfigError, match="cannot be written to"), records.whole_folder(tmp_path / "to" / "a" / "b"):
         pass
+    empty = tmp_path / "empty"  # stays itself: it may be another disk
+    empty.mkdir()
+    (tmp_path / "link").symlink_to(empty)
+    number = empty.stat().st_ino
+    with records.whole_folder(tmp_path / "link") as partial:
+        (partial / "a").write_text("1")
+    assert ([path.name for path in empty.iterdir()], empty.stat().st_ino) == (["a"], number)
     with pytest.raises(ConfigError, match="cannot be written to"):
         records.write_text(tmp_path / "to" / "a" / "b", "1")

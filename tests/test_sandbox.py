@@ -233,6 +233,7 @@ REPLIES = {
     "whole with a helper": (f"def h():\n    pass\n\n{WHOLE}", f"    pass\n\n\ndef h():\n    pass\n\n{WHOLE}"),
     "carriage returns": ("    return a + b\r\n\r\nx", "    return a + b\n"),
     "one blank, then a whole": (f" Here is it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
+    "one blank, words like code": (f" if you need it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
     "one blank, then a body": (" So:\n```\n    return a + b\n```", "    return a + b\n"),
     "empty": ("", "\n"),
 }

@@ -6,6 +6,7 @@ known groups before Hydra looks, so both spellings work, in sweeps too.
 
 import functools
 import os
+import re
 import shlex
 import sys
 import time
@@ -32,7 +33,9 @@ HELP = frozenset({"-h", "--help"})
 MULTIRUN = frozenset({"-m", "--multirun"})
 WITH_VALUE = frozenset(
     {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
+    | {"--experimental-rerun"}
 )
+INFO = frozenset({"--info", "-i"})
 PATHS = frozenset({"run", "to", "run_dir", "output_root", "records", "resume", "data.source", "model.path", "recipe"})
 GROUPS = frozenset({"model", "method", "tasks", "aux_loss", "experiment", "sweep"})
 
@@ -97,7 +100,7 @@ def help_of(run: Callable[[DictConfig], None], config_name: str) -> str:
     ):
         names = sorted(path.stem for path in (folder / group).glob("*.yaml"))
         lines.append(f"{'tasks' if group == 'task' else group}=  {', '.join(names)}")
-    shown = "trunk" if config_name == "train" else config_name
+    shown = "trunk" if config_name in ("train", "evaluate") else config_name
     return "\n".join([*lines, f"Every key: {folder / shown}.yaml   Hydra's switches (--cfg job, ...): --hydra-help"])
 
 
@@ -174,6 +177,7 @@ def normalise(argv: Sequence[str]) -> list[str]:
         ConfigError: a sweep over hub ids or folders and over names of configs/model.
     """
     out: list[str] = []
+    argv = [quoted(argument) for argument in argv]
     for argument in argv:
         override = parsed(argument)
         if override is None:
@@ -196,27 +200,36 @@ def normalise(argv: Sequence[str]) -> list[str]:
             out += ["model=path", argument.lstrip("+")]
         else:
             out.append(argument)
-    return switches_first(left_to_points([quoted(argument) for argument in out]))
+    return switches_first(left_to_points(out))
 
 
 def switches_first(argv: list[str]) -> list[str]:
     """Hydra takes a switch only where no override stands before it and another after it."""
-    switches, overrides, left = list[str](), list[str](), iter(argv)
-    for argument in left:
-        if argument.startswith("-"):
-            switches += [argument, *([next(left, "")] if argument in WITH_VALUE else [])]
+    switches, overrides, last, left = list[str](), list[str](), list[str](), list(argv)
+    while left:
+        argument = left.pop(0)
+        if argument in INFO and not (left and "=" not in left[0]):  # its value may be left out
+            last.append(argument)
+        elif argument.startswith("-"):
+            switches += [argument, *([left.pop(0)] if argument in WITH_VALUE | INFO and left else [])]
         else:
             overrides.append(argument)
-    return [*switches, *overrides]
+    return [*switches, *overrides, *last]
 
 
 def quoted(argument: str) -> str:
     """`prompt=Hello, world` and `run=jürgen/x` in quotes: a prompt is a text whatever Hydra would read in it, and of a
     path Hydra's grammar knows the letters of English alone."""
     key, _, value = argument.partition("=")
-    if not value or value[0] in "'\"" or (key in PATHS and parsed(argument) is not None):
-        return argument
-    return spelled(key, value) if key in PATHS or key == "prompt" else argument
+    read = parsed(argument)
+    if key.lstrip("+") == "prompt" and value and not (read is not None and value[0] in "'\"" and value[-1] == value[0]):
+        return spelled(key, value.replace("${", "\\${"))
+    if read is None and value:
+        if key.lstrip("+") in PATHS:
+            return spelled(key, value)
+        if key.lstrip("+") == "model" and "/" in value:
+            return spelled("model.path", value)
+    return argument
 
 
 def left_to_points(argv: list[str]) -> list[str]:
@@ -251,7 +264,8 @@ def spelled(key: str, value: str) -> str:
     read = parsed(f"{key}={value}")
     if read is not None and read.value() == value:
         return f"{key}={value}"
-    inside = value.replace("\\", "\\\\").replace('"', '\\"')
+    # Hydra takes backslashes for what they are, but for those before a quote or at the end.
+    inside = re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + (r"\"" if found[2] else ""), value)
     return f'{key}="{inside}"'
 
 

@@ -40,9 +40,10 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
 def named(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The letter of the longest option that begins with an article and that `text` begins with."""
     said = fold(text)
-    spelled = {fold(one): label for label, one in zip(labels, options, strict=True)}
-    found = [one for one in spelled if one.startswith("a ") and re.match(rf"{re.escape(one)}\b", said)]
-    return spelled[max(found, key=len)] if found else None
+    spelled = [(fold(one), label) for label, one in zip(labels, options, strict=True)]
+    found = [(len(one), label) for one, label in spelled if one[:2] == "a " and re.match(rf"{re.escape(one)}\b", said)]
+    longest = [label for length, label in found if length == max(found)[0]]
+    return longest[0] if len(longest) == 1 else None
 
 
 def bracketed(text: str, labels: Sequence[str]) -> set[str]:

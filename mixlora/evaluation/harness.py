@@ -3,6 +3,7 @@
 Its data comes from the hub, so `eval.backend=lm_eval` needs one, or its cache.
 """
 
+import errno
 import importlib.util
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,11 +52,11 @@ def require(tasks: dict[str, Task], options: Eval) -> None:
 
 def require_data(tasks: Iterable[Task]) -> None:
     """The harness's data sets, read before a model is loaded. Raises DataError: not here, and not to be had."""
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     require_hub()
     with of_the_hub():
-        get_task_dict([harness_task(task) for task in tasks], TaskManager())
+        TaskManager().load([harness_task(task) for task in tasks])
 
 
 def require_hub() -> None:
@@ -68,7 +69,9 @@ def of_the_hub() -> Iterator[None]:
     """What ends the harness where its data are not to be had."""
     try:
         yield
-    except (ConnectionError, OSError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise DataError(f"eval.backend=lm_eval could not read its data ({first_line(error)}). {OWN_DATA}") from None
 
 

@@ -169,14 +169,17 @@ def against_overlap(
         raise DataError("\n".join(f"{text}. {overlap.REMEDY}" for text in wrong))
     if policy is Overlap.drop:
         tested = {digest for of in asked.values() for split in SCORED for digest in of[split]}
-        found = {name: dropped(data, among(data.train, asked[name]["train"], tested)) for name, data in found.items()}
-        if trained is None:
+        fewer = {name: dropped(data, among(data.train, asked[name]["train"], tested)) for name, data in found.items()}
+        if trained is not None:  # solved examples are drawn of what training left in
+            found = {name: replace(data, train=fewer[name].train) for name, data in found.items()}
+        else:
+            found = fewer
             seen, again = {name: {split: [] for split in of} for name, of in seen.items()}, []
     found = {
         name: replace(data, trained_on=seen[name], notes=[*data.notes, *(text for n, _, text in again if n == name)])
         for name, data in found.items()
     }
-    return with_resembling(found, found if trained is None else trained)
+    return with_resembling(found, {n: d for n, d in found.items() if d.drawn} if trained is None else trained)
 
 
 def with_resembling(found: dict[str, TaskData], trained: Mapping[str, TaskData]) -> dict[str, TaskData]:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from mixlora.tasks.example import Example
 
 WORD = re.compile(r"\w+")
-# A word; a sign that is no punctuation; - * / between numbers or letters that stand alone, and - before a number.
+# A word; a sign that is no punctuation; - * / % between numbers or letters that stand alone, and - before a number.
 ASKED = re.compile(
-    r"\w+|[+=<>^≤≥≠]|(?<=[\d)\]]) ?[-*/](?= ?[$(\[]?\d)|(?<=\b[a-z]) ?[-*/](?= ?[a-z]\b)|(?<![\w)])-(?=\d)"
+    r"\w+|[+=<>^≤≥≠]|(?:(?<=[\d)\]])|(?<=\d[a-z])|(?<=\b[a-z])) ?[-*/%](?= ?(?:[$(\[]?\d|[a-z]\b))|(?<![\w)])-(?=\d)"
 )
 SIGNS = str.maketrans("×÷−·", "*/-*")
 LISTED = 5

@@ -243,13 +243,15 @@ def spelled(value: Any) -> str:
 
 
 def kept(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    """Whether a row has these values, however its file types them; what is not there is null."""
+    """Whether a row has these values, be they texts or numbers in its file; null is what is not there, or empty."""
     for path, wanted in where.items():
         try:
             value = value_at(row, path)
         except BadField:
             value = None
-        if value != wanted and (value is None or wanted is None or spelled(value) != spelled(wanted)):
+        if (value in (None, "")) != (wanted in (None, "")):
+            return False
+        if value not in (None, "") and value != wanted and spelled(value) != spelled(wanted):
             return False
     return True
 

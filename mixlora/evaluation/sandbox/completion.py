@@ -19,7 +19,7 @@ DEFINITION = re.compile(r"(def|class|async def)\s+\w+|@\w")
 IMPORT = re.compile(r"import\s+\w[\w., ]*$|import\s+\w[\w.]*(\s+as\s+\w+|\s*,.*)|from\s+[\w.]+\s+import\s")
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*(\s*:\s*[\w.\[\], ]+)?\s*=[^=]|[A-Za-z_]\w*(\s*,\s*[A-Za-z_]\w*)+\s*=[^=]")
 KEYWORD = r"(return|yield|raise|assert|if|for|while|with|try|import|from|del|global|nonlocal)\b"
-INDENTED = re.compile(rf"  | ({KEYWORD}|[a-z_][\w.\[\], ]*=[^=])")  # one blank begins many a reply, also one in words
+STATEMENT = re.compile(rf" ({KEYWORD}|[a-z_][\w.\[\], ]*=[^=])")
 CONTINUED = re.compile(r"[)\]}]|\"\"\"|'''")  # the end of a bracket or text that began above
 COMPLETION_VERSION = 3  # raised by one whenever the same reply would become another program
 BODY = "    pass\n\n\n"
@@ -39,10 +39,14 @@ def completion_of(text: str, problem: Problem) -> str:
 def fenced(text: str, defines: "re.Pattern[str]") -> str:
     """The block of code in a reply: see rule 1. An unclosed fence reaches to the end (the reply was cut)."""
     before = re.split(r"^[ \t]*(?:```|~~~)", text, maxsplit=1, flags=re.MULTILINE)[0]
-    if INDENTED.match(before.strip("\n")) or defines.search(before):  # code from the start; the fence closes it
+    first = before.strip("\n")
+    if first.startswith("  ") or defines.search(before):  # code from the start; the fence closes it
         return before
     blocks = [match.group(2) for match in FENCE.finditer(text)]
-    return next((block for block in blocks if defines.search(block)), blocks[0] if blocks else text)
+    defining = next((block for block in blocks if defines.search(block)), None)
+    if defining is None and STATEMENT.match(first):  # one blank begins many a reply, in words or in code
+        return before
+    return defining or (blocks[0] if blocks else text)
 
 
 def is_code(line: str) -> bool:
