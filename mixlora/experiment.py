@@ -117,7 +117,8 @@ class Experiment:
 
     def rehearse(self) -> None:
         """One step on rows as long as a row can be, and what an example looks like; writes nothing."""
-        example = next(iter(self.parts.trained.values())).train[0]
+        name, data = next(iter(self.parts.trained.items()))
+        example = data.train[self.parts.in_place[name].get(0, 0)]
         say(f"{example.id}, with the tokens that carry loss marked:")
         say(self.parts.formatter.show(example, max_length=self.config.train.max_length))
         loaded, adapter = self.load()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mixlora import ranks, tasks
 from mixlora.checks import AS_THEY_ARE
 from mixlora.config import load as configs
-from mixlora.config.schema import Answer, Backend, BadRow, Config, Split
+from mixlora.config.schema import Answer, Backend, Config, Split
 from mixlora.console import say
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import harness, protocols, sandbox
@@ -67,27 +67,46 @@ class Parts:
         reach("data.load")
         return tasks.load(self.config.tasks, self.config.data, self.config.seed)
 
-    def fitting(self, data: tasks.TaskData) -> tasks.TaskData:
-        """The task without the training rows whose answer leaves no room for a question in train.max_length.
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return base.load_tokenizer(self.config.model)
+
+    @cached_property
+    def formatter(self) -> Formatter:
+        return Formatter(self.tokenizer, self.config.data)
+
+    @cached_property
+    def trained(self) -> Mapping[str, tasks.TaskData]:
+        """The tasks that rows are drawn of."""
+        return {name: data for name, data in self.data.items() if data.drawn}
+
+    @cached_property
+    def in_place(self) -> dict[str, dict[int, int]]:
+        """Of each task the rows whose answer leaves no room for a question in train.max_length, and the next row that
+        fits, which is drawn in the place of each: all other draws stay as they are.
 
         Raises:
-            DataError: there are such rows, and data.on_bad_row=error; or more of them than may be skipped.
+            DataError: more of them than may be left out.
         """
-        most, rows = self.config.train.max_length, data.train
-        long = [example.id for example in rows if not self.formatter.fits(example, most)]
-        if not long:
-            return data
-        told = (
-            f"task {data.name}: {len(long)} of {len(rows):,} training rows have an answer that leaves no room for the "
-            f"question in train.max_length={most}: {listed(long)}"
+        return {name: self.next_that_fits(data) for name, data in self.trained.items()}
+
+    def next_that_fits(self, data: tasks.TaskData) -> dict[int, int]:
+        most, number = self.config.train.max_length, len(data.train)
+        long = [i for i, example in enumerate(data.train) if not self.formatter.fits(example, most)]
+        if len(long) > MOST_BAD * number:
+            raise DataError(
+                f"{self.told(data, long)}. Raise it: they are more than the {MOST_BAD:.0%} that may be left out"
+            )
+        found: dict[int, int] = {}
+        for i in reversed([*long, *(i + number for i in long)]):  # round, for the last row may be one of them
+            found[i] = found.get(i + 1, i + 1)
+        return {i: found[i] % number for i in long}
+
+    def told(self, data: tasks.TaskData, long: Sequence[int]) -> str:
+        return (
+            f"task {data.name}: {len(long)} of {len(data.train):,} training rows have an answer that leaves no room for "
+            f"the question in train.max_length={self.config.train.max_length}: {listed([data.train[i].id for i in long])}"
         )
-        if len(long) > MOST_BAD * len(rows):
-            raise DataError(f"{told}. Raise it: they are more than the {MOST_BAD:.0%} that may be left out")
-        if self.config.data.on_bad_row is BadRow.error:
-            raise DataError(f"{told}. Raise it, or leave these rows out: data.on_bad_row=skip")
-        left_out = {*long}
-        kept = [example for example in rows if example.id not in left_out]
-        return replace(data, train=kept, notes=[*data.notes, f"{told}. They are left out"])
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -99,8 +118,37 @@ class Parts:
 
     @cached_property
     def trained(self) -> Mapping[str, tasks.TaskData]:
-        """The tasks that rows are drawn of, with the rows that can be."""
-        return {name: self.fitting(data) for name, data in self.data.items() if data.drawn}
+        """The tasks that rows are drawn of."""
+        return {name: data for name, data in self.data.items() if data.drawn}
+
+    @cached_property
+    def in_place(self) -> dict[str, dict[int, int]]:
+        """Of each task the rows whose answer leaves no room for a question in train.max_length, and the next row that
+        fits, which is drawn in the place of each: all other draws stay as they are.
+
+        Raises:
+            DataError: more of them than may be left out.
+        """
+        return {name: self.next_that_fits(data) for name, data in self.trained.items()}
+
+    def next_that_fits(self, data: tasks.TaskData) -> dict[int, int]:
+        most, number = self.config.train.max_length, len(data.train)
+        long = [i for i, example in enumerate(data.train) if not self.formatter.fits(example, most)]
+        if len(long) > MOST_BAD * number:
+            raise DataError(
+                f"{self.told(data, long)}. Raise it: they are more than the {MOST_BAD:.0%} that may be left out"
+            )
+        found: dict[int, int] = {}
+        for i in reversed([*long, *(i + number for i in long)]):  # round, for the last row may be one of them
+            found[i] = found.get(i + 1, i + 1)
+        return {i: found[i] % number for i in long}
+
+    def told(self, data: tasks.TaskData, long: Sequence[int]) -> str:
+        return (
+            f"task {data.name}: {len(long)} of {len(data.train):,} training rows have an answer that leaves no room for "
+            f"the question in train.max_length={self.config.train.max_length}: "
+            f"{listed([data.train[i].id for i in long])}"
+        )
 
     @cached_property
     def evaluated(self) -> dict[str, tasks.TaskData]:
@@ -171,7 +219,8 @@ class Parts:
 
     def rows(self, first: int, number: int) -> list[Row]:
         drawn = self.plan.draws(first, number)
-        return [self.row(name, self.trained[name].train[index]) for name, index in drawn]
+        places = ((name, self.in_place[name].get(index, index)) for name, index in drawn)
+        return [self.row(name, self.trained[name].train[index]) for name, index in places]
 
     def runnable(self, data: tasks.TaskData) -> bool:
         return data.task.answer_kind is not Answer.code or self.config.eval.allow_code_execution
@@ -206,7 +255,10 @@ class Parts:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the data before anything is trained or scored."""
-        return [note for data in (dict(self.data) | dict(self.trained)).values() for note in data.notes]
+        long = [self.told(self.trained[name], [*rows]) for name, rows in self.in_place.items() if rows]
+        return [note for data in self.data.values() for note in data.notes] + [
+            f"{told}. Others are drawn in their place" for told in long
+        ]
 
     def tell_notes(self) -> None:
         for note in self.notes:

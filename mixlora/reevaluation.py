@@ -94,7 +94,5 @@ class Rescored(Parts):
     @property
     def as_before(self) -> bool:
         """Whether the tasks are those of training, which are then read once."""
-        return self.before is not None and (self.before.tasks, self.before.data) == (
-            self.config.tasks,
-            self.config.data,
-        )
+        before, now = self.before, self.config
+        return before is not None and before.tasks == now.tasks and before.data == now.data

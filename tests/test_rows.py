@@ -5,12 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from tiny_runs import REPOSITORY, task_folder, train
 
+from mixlora.config.schema import Config, Task
+from mixlora.errors import DataError
+from mixlora.parts import Parts
 from mixlora.records import read_json
+from mixlora.tasks import TaskData
+from mixlora.tasks.example import Example
 
 ONE_STEP = ("method=mole", "train.max_steps=1", "train.save_steps=1", "train.gradient_accumulation_steps=1")
 TRAINED_ONLY = ("tasks=both", "++tasks.mixture.sums.train_only=true")
@@ -100,18 +106,35 @@ def test_a_long_answer_among_scored_rows_does_not_end_a_run(configs, tmp_path):
     assert read_json(tmp_path / "run" / "results.json")["long_test"]["n"] == 15
 
 
-def test_a_long_answer_among_training_rows_is_said_before_the_model_is_loaded(configs, tmp_path):
-    job = (*ONE_STEP, "tasks=long_train", "train.max_length=64")
-    done = train(configs, tmp_path / "run", *job)
-    assert done.returncode == 3
-    assert "1 of 105 training rows have an answer that leaves no room" in done.stderr
-    assert "data.on_bad_row=skip" in done.stderr
-    assert "long_train/train/7" in done.stderr
-    assert "Loading" not in done.stdout
-    done = train(configs, tmp_path / "run", *job, "data.on_bad_row=skip")
+def test_a_long_answer_is_left_out_of_training_and_said_and_all_other_draws_stay(configs, tmp_path):
+    """Another row is drawn in its place; it ended a run in the step that drew it."""
+    job = (*ONE_STEP, "train.max_steps=27", "train.per_device_train_batch_size=4", "eval.before=false", "eval.limit=1")
+    done = train(configs, tmp_path / "run", *job, "tasks=long_train", "train.max_length=64")
     assert done.returncode == 0, done.stderr
-    assert "They are left out" in done.stdout
-    assert read_json(tmp_path / "run" / "run.json")["passes"]["long_train"] == pytest.approx(2 / 104, abs=1e-4)
+    said = (
+        "1 of 105 training rows have an answer that leaves no room for the question in train.max_length=64: long_train/"
+    )
+    assert said in " ".join(done.stdout.split())
+    assert said in read_json(tmp_path / "run" / "run.json")["notes"][0]
+
+
+def test_more_long_answers_than_may_be_left_out_are_said_before_the_model_is_loaded(configs, tmp_path):
+    done = train(configs, tmp_path / "run", *ONE_STEP, "tasks=long_test", "train.max_length=8")
+    assert done.returncode == 3
+    assert "105 of 105 training rows have an answer that leaves no room" in done.stderr
+    assert "Loading" not in done.stdout
+
+
+def test_the_row_in_place_of_a_long_one_is_the_next_that_fits(monkeypatch):
+    rows = [Example(id=f"t/train/{i}", task="t", question="q", answer="a") for i in range(400)]
+    parts = Parts(Config())
+    parts.__dict__["formatter"] = SimpleNamespace(fits=lambda example, most: example not in long)
+    data = TaskData(name="t", task=Task(name="t"), train=rows)
+    long = [rows[0], rows[5], rows[6], rows[399]]
+    assert parts.next_that_fits(data) == {0: 1, 5: 7, 6: 7, 399: 1}
+    long = rows[:5]
+    with pytest.raises(DataError, match="5 of 400 training rows"):
+        parts.next_that_fits(data)
 
 
 def test_the_best_step_cannot_be_kept_where_nothing_is_validated(configs, tmp_path):
