@@ -103,52 +103,9 @@ class Parts:
         return {i: found[i] % number for i in long}
 
     def told(self, data: tasks.TaskData, long: Sequence[int]) -> str:
-        return (
-            f"task {data.name}: {len(long)} of {len(data.train):,} training rows have an answer that leaves no room for "
-            f"the question in train.max_length={self.config.train.max_length}: {listed([data.train[i].id for i in long])}"
-        )
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return base.load_tokenizer(self.config.model)
-
-    @cached_property
-    def formatter(self) -> Formatter:
-        return Formatter(self.tokenizer, self.config.data)
-
-    @cached_property
-    def trained(self) -> Mapping[str, tasks.TaskData]:
-        """The tasks that rows are drawn of."""
-        return {name: data for name, data in self.data.items() if data.drawn}
-
-    @cached_property
-    def in_place(self) -> dict[str, dict[int, int]]:
-        """Of each task the rows whose answer leaves no room for a question in train.max_length, and the next row that
-        fits, which is drawn in the place of each: all other draws stay as they are.
-
-        Raises:
-            DataError: more of them than may be left out.
-        """
-        return {name: self.next_that_fits(data) for name, data in self.trained.items()}
-
-    def next_that_fits(self, data: tasks.TaskData) -> dict[int, int]:
-        most, number = self.config.train.max_length, len(data.train)
-        long = [i for i, example in enumerate(data.train) if not self.formatter.fits(example, most)]
-        if len(long) > MOST_BAD * number:
-            raise DataError(
-                f"{self.told(data, long)}. Raise it: they are more than the {MOST_BAD:.0%} that may be left out"
-            )
-        found: dict[int, int] = {}
-        for i in reversed([*long, *(i + number for i in long)]):  # round, for the last row may be one of them
-            found[i] = found.get(i + 1, i + 1)
-        return {i: found[i] % number for i in long}
-
-    def told(self, data: tasks.TaskData, long: Sequence[int]) -> str:
-        return (
-            f"task {data.name}: {len(long)} of {len(data.train):,} training rows have an answer that leaves no room for "
-            f"the question in train.max_length={self.config.train.max_length}: "
-            f"{listed([data.train[i].id for i in long])}"
-        )
+        what = f"{len(long)} of {len(data.train):,} training rows have an answer that leaves no room for the question"
+        ids = listed([data.train[i].id for i in long])
+        return f"task {data.name}: {what} in train.max_length={self.config.train.max_length}: {ids}"
 
     @cached_property
     def evaluated(self) -> dict[str, tasks.TaskData]:
