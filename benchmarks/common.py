@@ -198,7 +198,8 @@ def write(name: str, rows: Sequence[Row], options: argparse.Namespace, **extra: 
         "rows": found,
         **extra,
     }
-    if path.is_file() and (values["machine"]["commit"] or "and changes").isalnum():
+    measured_code = values["machine"]["commit"]
+    if path.is_file() and measured_code is not None and "changes" not in measured_code:  # else it may be other code
         before = json.loads(path.read_text(encoding="utf-8"))
         same = ("device", "threads", "clock", "commit", "versions")
         if all(before["machine"].get(key) == values["machine"][key] for key in same):

@@ -53,8 +53,8 @@ def lines() -> list[str]:
     try:
         found = [line.rstrip("\n") for line in sys.stdin]
         "".join(found).encode()  # where Python takes what it cannot read for halves of a letter
-    except UnicodeError as error:
-        raise DataError(f"standard input is not UTF-8 ({error.reason})") from None  # type: ignore[attr-defined]
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise DataError(f"standard input is not UTF-8 ({error.reason})") from None
     return found
 
 

@@ -95,12 +95,11 @@ def help_of(run: Callable[[DictConfig], None], config_name: str) -> str:
     """Hydra's own would compose first, and say what is not chosen yet."""
     folder = Path(config_dir())
     lines = [str(sys.modules[run.__module__].__doc__).strip(), ""]
-    for group in (
-        ("method", "tasks", "task", "model", "aux_loss", "sweep") if config_name in ("train", "evaluate") else ()
-    ):
+    composes = config_name in ("train", "evaluate")
+    for group in ("method", "tasks", "task", "model", "aux_loss", "sweep") if composes else ():
         names = sorted(path.stem for path in (folder / group).glob("*.yaml"))
         lines.append(f"{'tasks' if group == 'task' else group}=  {', '.join(names)}")
-    shown = "trunk" if config_name in ("train", "evaluate") else config_name
+    shown = "trunk" if composes else config_name
     return "\n".join([*lines, f"Every key: {folder / shown}.yaml   Hydra's switches (--cfg job, ...): --hydra-help"])
 
 

@@ -72,11 +72,9 @@ def of_the_hub() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
+        from mixlora.models.base import first_line  # the rest of this file is read before transformers is
+
         raise DataError(f"eval.backend=lm_eval could not read its data ({first_line(error)}). {OWN_DATA}") from None
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def harness_task(task: Task) -> str | None:
