@@ -149,6 +149,17 @@ def test_grouped_rows_are_alike_in_length(module):
     assert tokens.padding(chosen) < 0.1 < tokens.padding(pool)
 
 
+def test_rounds_that_differ_in_padding_alone_are_alike_at_one_padding(module):
+    tokens = module("tokens")
+    generator = random.Random(0)
+    rows = [range(generator.choice([10, 50, 400])) for _ in range(6 * 16)]  # six rounds of two batches
+    chunks = [rows[i : i + 16] for i in range(16, len(rows), 16)]
+    positions = [sum(8 * max(map(len, chunk[i : i + 8])) for i in (0, 8)) for chunk in chunks]
+    speeds = [sum(map(len, chunk)) / (0.01 * n) for chunk, n in zip(chunks, positions, strict=True)]
+    assert max(speeds) > 1.2 * min(speeds)
+    assert tokens.at_padding(0.5, speeds, rows, 16) == pytest.approx([50.0] * 5)  # half of 100 positions a second
+
+
 def test_a_readme_without_its_marks_is_said(report):
     with pytest.raises(SystemExit, match="has no"):
         report.with_summary("nothing", [])
