@@ -3,8 +3,8 @@
 Every linear is adapted and all sides have one dropout. CPU: SmolLM2-135M in float32, eight commonsense rows, packed.
 GPU: a LLaMA of about 1B with random weights in bfloat16, 8 rows of 1024 tokens. Peak memory is read in a process of its
 own for each variant (on a CPU of the same shape with random weights, which are there at once, and rows of 128 random
-tokens). On a GPU mole and PEFT's LoRA are also measured with train.torch_compile; elsewhere the methods that --compiled
-names.
+tokens), of some methods also with model.gradient_checkpointing on both sides. On a GPU mole and PEFT's LoRA are also
+measured with train.torch_compile; elsewhere the methods that --compiled names.
 """
 
 import ctypes
@@ -23,12 +23,14 @@ from training import loaded, long_rows, lora_like, ours, peft_like, rows_from, t
 
 from mixlora.adapters import targets
 from mixlora.config.schema import Compute
+from mixlora.training.loop import compute_twice
 
 METHODS = ["mole", "mola", "dynmole", "hydralora", "smora", "mixlora"]
 EVERY_LINEAR = {"dynmole": ["method.target_modules=all-linear"]}  # the others' files say so
 GOALS = {"smora": 1.05, "mixlora": 1.10}
 DROPOUT = 0.05
 WITH_DROPOUT = ["mola", "mixlora"]
+TWICE = ["mole", "mixlora"]
 # A CPU's memory is the kernel's count of pages, so what is freed must go back at once. glibc keeps it in its heap
 # otherwise: a step of mole was 0.83 to 0.87 of PEFT's that way, and is 1.01 of it by what both ask for.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -40,7 +42,15 @@ Where = tuple[str, str, str]  # model, device, dtype
 
 def main() -> None:
     options = arguments(
-        __doc__, model="", methods=",".join(METHODS), budget=120.0, only="", compiled="", worker="", dropout=0.0
+        __doc__,
+        model="",
+        methods=",".join(METHODS),
+        budget=120.0,
+        only="",
+        compiled="",
+        worker="",
+        dropout=0.0,
+        twice=0,
     )
     gpu = options.device.startswith("cuda")
     options.compiled = options.compiled or ("mole" if gpu else "")
@@ -56,6 +66,7 @@ def main() -> None:
     if options.only in ("", "memory"):
         asked = methods[-1:] if options.quick else methods
         measured += [partial(memory, method, DROPOUT if gpu else 0.0, options) for method in asked]
+        measured += [partial(memory, method, 0.0, options, twice=1) for method in asked if method in TWICE]
     rows: list[Row] = []
     for measure in measured:
         rows += measure()
@@ -121,13 +132,13 @@ def times(method: str, dropout: float, options) -> list[Row]:
     return [ratio(f"step: {figure}", where, seconds[a], seconds[b], goal=goal) for a, b, figure, goal in pairs]
 
 
-def memory(method: str, dropout: float, options) -> list[Row]:
+def memory(method: str, dropout: float, options, twice: int = 0) -> list[Row]:
     where = SHAPES.get(options.model, options.model), *options.where[1:]
     found: dict[str, dict[str, int]] = {}
     for name in (name for name in variants(method, dropout, where) if name != "lora"):
         command = [sys.executable, "-W", "ignore", __file__, "--worker", name, "--methods", method]
         command += ["--model", where[0], "--device", options.device]
-        command += ["--threads", str(options.threads), "--dropout", str(dropout)]
+        command += ["--threads", str(options.threads), "--dropout", str(dropout), "--twice", str(twice)]
         command += ["--quick"] * options.quick
         done = subprocess.run(command, env=os.environ | EXACT, stdout=subprocess.PIPE, text=True, check=True)
         found[name] = json.loads(done.stdout.splitlines()[-1])
@@ -135,9 +146,10 @@ def memory(method: str, dropout: float, options) -> list[Row]:
     peft, rows = found.pop("peft"), list[Row]()
     for name, own in found.items():
         goal = 0.6 if gpu else {"mixlora lean": 1.0, "mixlora fast": None}.get(f"{method} {name}", 1.02)
+        goal, computed = (None, ", layers computed twice") if twice else (goal, "")
         for figure, what, its in (("peak memory", "peak", goal), ("growth to the peak", "growth", None)):
             note = f"{own[what] / 2**20:.0f} / {peft[what] / 2**20:.0f} MiB"
-            figure = f"{figure} of a step: {method} {name} / PEFT LoRA"
+            figure = f"{figure} of a step{computed}: {method} {name} / PEFT LoRA"
             rows.append(Row(figure, described, own[what] / peft[what], its, note=note))
             say(rows[-1])
     return rows
@@ -148,7 +160,10 @@ def peak(options) -> dict[str, int]:
     gpu = options.device.startswith("cuda")
     examples = long_rows(16, 8, 8)  # a first short step makes the optimizer's state, which the second one has to carry
     examples += long_rows(1024, 8, 512) if gpu else long_rows(128, 8, 8)
-    each = trainer(variants(options.methods, options.dropout, options.where)[options.worker](), examples, 8)
+    built = variants(options.methods, options.dropout, options.where)[options.worker]()
+    if options.twice:
+        compute_twice(built[0])
+    each = trainer(built, examples, 8)
     each.model.train()
     loaded.cache_clear()  # each variant is a copy; the model that it was copied from is in no one's training run
     gc.collect()

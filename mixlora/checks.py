@@ -94,9 +94,26 @@ def check_accelerate(environment: Mapping[str, str]) -> None:
 
 
 def check_shards(config: Config, environment: Mapping[str, str]) -> None:
-    """Nothing that cannot be cut into parts: FSDP makes plain parameters of the parts, and an 8-bit weight is more."""
-    sharded = environment.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+    """Nothing that cannot be cut into parts, for FSDP makes plain parameters of them, and an 8-bit weight is more; no
+    way to cut it but FSDP2's, and no setting that would be passed over."""
+
+    def switched_on(name: str) -> bool:
+        return environment.get(name, "").lower() in ("1", "true", "yes")
+
+    for name, kind in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
+        if switched_on(name):
+            raise ConfigError(
+                f"{kind} is not supported. Use configs/distributed/zero2.yaml or zero3.yaml, which cut the same things "
+                "into parts"
+            )
+    sharded = switched_on("ACCELERATE_USE_FSDP")
     several = environment.get("WORLD_SIZE", "1") != "1"
+    for name, remedy in (
+        ("FSDP_OFFLOAD_PARAMS", "Leave it out; model.quantization=nf4 makes the base smaller"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "Leave it out and set model.gradient_checkpointing=true"),
+    ):
+        if sharded and switched_on(name):
+            raise ConfigError(f"{name.lower()}=true, in the file for Accelerate, has no effect here. {remedy}")
     if sharded and several and environment.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/distributed/fsdp2.yaml")
     if sharded and several and config.model.quantization is Quantization.int8:

@@ -1,7 +1,7 @@
 """python -m mixlora.compare RUN_A RUN_B: a paired test a task on the same examples, and which were won and lost.
 
 A folder is a run, its `before`, or one of its `evaluations`. `differ` is the share of examples with another prediction,
-right or wrong: one run scored with two batch sizes, say, differs where rounding decides a near-tie.
+right or wrong: one run scored with two batch sizes (two folders), say, differs where rounding decides a near-tie.
 Exit statuses: 0 done, 2 not comparable, 3 predictions are missing.
 """
 

@@ -21,10 +21,11 @@ def say(text: str) -> None:
 class Bar:
     """One running task: `advance(n, note)`."""
 
-    def __init__(self, label: str, total: int, progress: Progress | None):
+    def __init__(self, label: str, total: int, progress: Progress | None, done: int = 0):
         self.label, self.total, self.progress = label, total, progress
-        self.done, self.began, self.told = 0, time.monotonic(), 0.0
-        self.task = None if progress is None else progress.add_task(label, total=total, note="")
+        self.start = self.done = done  # by processes before this one, for the time of which nobody waits
+        self.began, self.told = time.monotonic(), 0.0
+        self.task = None if progress is None else progress.add_task(label, total=total, completed=done, note="")
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
@@ -33,7 +34,7 @@ class Bar:
         elif self.done >= self.total or time.monotonic() - self.told > 15:
             self.told = time.monotonic()
             spent = self.told - self.began
-            left = spent / max(self.done, 1) * (self.total - self.done)
+            left = spent / max(self.done - self.start, 1) * (self.total - self.done)
             say(f"{self.label} {self.done}/{self.total}  {note}  {spent:.0f} s, {left:.0f} s left")
 
 
@@ -41,13 +42,8 @@ class Bar:
 def bar(label: str, total: int, done: int = 0) -> Iterator[Bar]:
     """A progress bar over `total` pieces; in a log file a line every 15 seconds instead."""
     if console.quiet or not sys.stdout.isatty():
-        shown = Bar(label, total, None)
-        shown.done = done
-        yield shown
+        yield Bar(label, total, None, done)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        shown = Bar(label, total, progress)
-        if done:
-            shown.advance(done)
-        yield shown
+        yield Bar(label, total, progress, done)

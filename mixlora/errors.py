@@ -60,6 +60,13 @@ class Interrupted(MixloraError):
         self.status = 128 + signal_number
 
 
+def wrapped(error: BaseException | None) -> MixloraError | None:
+    """An error of ours that a library caught and raised one of its own for: a signal may find a process in its code."""
+    while error is not None and not isinstance(error, MixloraError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def exit_status(work: Callable[[], object]) -> int:
     """Do the work of a command without Hydra -> its exit status, an error's message printed."""
     try:

@@ -5,7 +5,8 @@
 N parameters of the frozen base (forward and the backward through activations), P trained ones (their gradients too). A
 row has as many tokens as the rows of its task have on average, at most train.max_length. Scored twice where the base
 model is scored as well; options share their prompt, so a row is one forward. Hours = FLOPs / (tflops · utilization).
-An estimate, right to a factor of two.
+An estimate, right to a factor of two for the tasks' own wording; moe_peft asks some questions in a third of it (BoolQ
+without its passage).
 """
 
 import functools

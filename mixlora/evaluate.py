@@ -4,6 +4,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixlora.config.cli import door
 from mixlora.config.doors import Evaluate
+from mixlora.config.typed import literal
 
 
 @door("evaluate", Evaluate)
@@ -42,7 +43,7 @@ def laid_over(run: DictConfig, composed: DictConfig, keys: list[str]) -> DictCon
         for origin in ("package", "gguf_file", "random", "revision"):
             run.model[origin] = None
     for key in keys:
-        OmegaConf.update(run, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+        OmegaConf.update(run, key, literal(OmegaConf.select(composed, key)), merge=False, force_add=True)
     return run
 
 

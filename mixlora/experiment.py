@@ -43,7 +43,7 @@ from mixlora.records import (
 from mixlora.scoring import SCORED, Scoring
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint
-from mixlora.training.loop import Totals, Trainer
+from mixlora.training.loop import Totals, Trainer, compute_twice
 
 
 @dataclass
@@ -143,6 +143,8 @@ class Experiment:
         path = ranks.agree(self.checkpoint() if self.parts.accelerator.is_main_process else None)
         if path is not None:
             same_origin(path, checkpoint.read(path).state["origin"], self.origin(loaded.sha256))
+            if self.config.train.load_best:
+                checkpoint.require_best(path)
         return path
 
     def begin(self) -> None:
@@ -154,15 +156,23 @@ class Experiment:
         text = yaml.safe_dump(configs.plain(self.config), sort_keys=False, allow_unicode=True)
         if not path.is_file():
             write_text(path, text)
-        if self.holds_results():
-            self.surroundings = with_earlier(self.surroundings, read_json(self.folder / "run.json"))
+        for record in self.built_on():
+            self.surroundings = with_earlier(self.surroundings, read_json(record))
         self.record("running")
 
-    def holds_results(self) -> bool:
-        """Whether an earlier process left something that this one builds on."""
-        before = self.folder / "before"
-        left = [*checkpoint.steps(self.folder / "checkpoints"), before / SCORED, before / "results.json"]
-        return (self.folder / "run.json").is_file() and any(path.exists() for path in left)
+    def built_on(self) -> list[Path]:
+        """run.json of every folder in which an earlier process left something that this one goes on from."""
+        left = [*checkpoint.steps(self.folder / "checkpoints"), self.folder / "before" / SCORED]
+        found = [self.folder / "run.json"] if any(path.exists() for path in left) else []
+        if self.elsewhere is not None:
+            found.append(self.elsewhere / "run.json")
+        return [record for record in found if record.is_file()]  # there is none beside a copy of a checkpoint
+
+    @property
+    def elsewhere(self) -> Path | None:
+        """The run folder of the checkpoint that this run goes on from, where it is another one."""
+        theirs = None if self.start_from is None else self.start_from.resolve().parents[1]
+        return None if theirs == self.folder.resolve() else theirs
 
     @contextmanager
     def failure_recorded(self) -> Iterator[None]:
@@ -216,7 +226,7 @@ class Experiment:
     def work(self, loaded: base.Base, adapter: Mapping[str, Wrapper], began: float) -> None:
         config = self.config
         if config.eval.before:
-            self.scoring(loaded).evaluate_base()
+            self.scoring(loaded).evaluate_base(anew=self.start_from is None or self.elsewhere is not None)
         sizes = self.attach(loaded, adapter)
         scoring = self.scoring(loaded)
         trainer = self.trainer(loaded, scoring)
@@ -244,7 +254,7 @@ class Experiment:
         config = self.config
         place(loaded.model, adapter)
         if config.model.gradient_checkpointing:
-            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            compute_twice(loaded.model)
         sizes = count(loaded.model)
         say(
             f"{config.method.name}: {sizes['trainable']:,} trainable parameters "
@@ -269,10 +279,10 @@ class Experiment:
             folder=self.folder,
             accelerator=self.parts.accelerator,
             origin=self.origin(loaded.sha256),
-            made_with=self.made_with(loaded),
             score=scoring.validation,
             at=self.watch.at,
         )
+        made.made_with = self.made_with(loaded)  # only now is the model in shards, where it is
         if self.config.train.packing and not made.packed:
             say("train.packing=true has no effect: the model does not compute packed rows as if alone. They are padded")
         return made
@@ -301,8 +311,15 @@ class Experiment:
     def made_with(self, loaded: base.Base) -> dict[str, Any]:
         """What may change the last bits of a run that goes on, and no more than that."""
         kept = {key: self.surroundings[key] for key in ("git_commit", "packages", "python", "device", "threads")}
-        ways = {"compute": self.config.method.compute.value, "torch_compile": self.config.train.torch_compile}
-        return kept | ways | {"sharded": ranks.sharded(loaded.model)}
+        train = self.config.train
+        size = train.micro_batch_size or train.per_device_train_batch_size
+        return kept | {
+            "compute": self.config.method.compute.value,
+            "torch_compile": train.torch_compile,
+            "micro_batch_size": size,
+            "gradient_checkpointing": self.config.model.gradient_checkpointing,
+            "sharded": ranks.sharded(loaded.model),
+        }
 
     def train(self, trainer: Trainer) -> Totals:
         """Go on from the newest whole checkpoint, or from the one that `resume` names, or start."""
@@ -311,7 +328,7 @@ class Experiment:
             saved = checkpoint.read(path)
             for change in changes(saved.state.get("made_with", {}), trainer.made_with):
                 say(f"Going on with {change}: the last bits may differ from those of a run in one piece")
-            if trainer.main and path.resolve().parents[1] != self.folder.resolve():
+            if trainer.main and self.elsewhere is not None:
                 checkpoint.adopt(path, self.folder, with_best=self.config.train.load_best)
             ranks.agree(None)  # the other ranks wait until the files are there
             trainer.restore(saved)
@@ -343,6 +360,7 @@ class Experiment:
         for reason in wrong:
             say(f"Not used: {reason}")
         if wrong and path is None:
+            checkpoint.require_some(folder)
             say("No whole checkpoint is left: training starts from the first step")
             checkpoint.forget_after(folder, 0)
             checkpoint.forget_after(best, 0)
@@ -442,8 +460,9 @@ def named(folder: Path) -> Iterator[None]:
         if not ranks.is_out_of_memory(error):
             raise
         raise ResourceError(
-            "out of memory outside a training step. Lower eval.batch_size, or choose model.quantization=nf4 or "
-            "model.dtype=bfloat16 where the model itself does not fit"
+            "out of memory outside a training step. Go on by the same command with less than eval.batch_size and "
+            "eval.batch_tokens, or begin another run with model.quantization=nf4 or model.dtype=bfloat16 where the "
+            "model itself does not fit"
         ) from error
 
 

@@ -276,7 +276,7 @@ class BalancedTopK(Gate):
     def after_step(self, load_E: Tensor) -> None:
         # In whole numbers where the load is counted in them: a mean would be rounded, and its sign with it.
         moved_E = self.options.bias_rate * (load_E.sum() - self.num_experts * load_E).sign()
-        self.bias_E += moved_E.to(self.bias_E.device)
+        self.bias_E += moved_E.to(self.bias_E.device, non_blocking=True)  # or every gate would wait for the device
 
 
 KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}
@@ -337,7 +337,7 @@ def placed(weight_TK: Tensor, index_TK: Tensor, E: int) -> tuple[Tensor, Tensor]
     """Weights of the chosen experts, zero for all others, and the mask of the chosen: [T, E] each."""
     zeros_TE = weight_TK.new_zeros(*weight_TK.shape[:-1], E)
     chosen_TE = torch.zeros_like(zeros_TE, dtype=torch.bool).scatter_(-1, index_TK, True)
-    return zeros_TE.scatter(-1, index_TK, weight_TK), chosen_TE
+    return zeros_TE.scatter_(-1, index_TK, weight_TK), chosen_TE
 
 
 def prefix(probs_TE: Tensor, top_p: float, *, at_least: int, crossing: Crossing) -> Tensor:
@@ -399,11 +399,16 @@ def alike(values: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
     return [(names, stack.movedim(0, -1)) for names, stack in zip(shapes.values(), stacks, strict=True)]
 
 
-def loads(routings: Mapping[str, Routing], mask_T: Tensor) -> dict[str, Tensor]:
-    """How many real tokens chose each expert of every gate: [E] each. A product with the mask: a selection would wait
-    for the device to count."""
-    found: dict[str, Tensor] = {}
-    for names, chosen_LTE in alike({name: routing.chosen_TE for name, routing in routings.items()}):
-        # Some blocks lay their rows side by side first: [B · S, D].
-        found |= zip(names, (chosen_LTE.flatten(1, -2) & mask_T.flatten().unsqueeze(-1)).sum(1), strict=True)
-    return {name: found[name] for name in routings}
+def loads(routings: Mapping[str, Routing], mask_T: Tensor) -> dict[tuple[str, ...], Tensor]:
+    """How many real tokens chose each expert: of L gates that are alike, by their names, [L, E].
+
+    A product with the mask: a selection would wait for the device to count.
+    """
+    stacks = alike({name: routing.chosen_TE for name, routing in routings.items()})
+    # Some blocks lay their rows side by side first: [B · S, D].
+    return {tuple(names): (c_LTE.flatten(1, -2) & mask_T.flatten().unsqueeze(-1)).sum(1) for names, c_LTE in stacks}
+
+
+def by_gate(loads_LE: Mapping[tuple[str, ...], Tensor]) -> dict[str, Tensor]:
+    """The load of each gate by its name: [E] each."""
+    return {name: load_E for names, load_LE in loads_LE.items() for name, load_E in zip(names, load_LE, strict=True)}

@@ -1,6 +1,7 @@
 """What a run is made of, built from its configuration on demand: data, tokenizer, prompts, plan, rows, devices."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,7 +60,7 @@ class Parts:
         tracker = self.config.tracker.value
         if tracker != "none":
             flat = {"config": json.dumps(configs.plain(self.config))}
-            options = {"wandb": {"name": self.folder.name, "dir": str(self.folder)}} if tracker == "wandb" else {}
+            options = {"wandb": wandb_run(self.folder)} if tracker == "wandb" else {}
             self.accelerator.init_trackers("mixlora", flat, options)
 
     @cached_property
@@ -167,6 +168,7 @@ class Parts:
         return {
             name: fewshot.draw(name, data.train, [*data.validation, *data.test], number, seed)
             for name, data in self.evaluated.items()
+            if self.runnable(data)
         }
 
     def row(self, task: str, example: Example) -> Row:
@@ -202,6 +204,7 @@ class Parts:
             raise ConfigError(
                 f"eval.split={split}: no task of tasks={self.config.tasks.name} has {split} rows. Use eval.split=test"
             )
+        self.shots  # noqa: B018  there are as many as are asked for
         style = STYLES[protocols.protocol_of(self.config.eval, self.config.data).style]
         for data in self.evaluated.values():
             for example in [*self.examples(data), *data.validation]:
@@ -220,3 +223,10 @@ class Parts:
     def tell_notes(self) -> None:
         for note in self.notes:
             say(f"Note: {note}")
+
+
+def wandb_run(folder: Path) -> dict[str, str]:
+    """What W&B calls the run of this folder. One that goes on is the same run there: its own files here name it."""
+    found = {"name": folder.name, "dir": str(folder)}
+    last = re.fullmatch(r"(?:offline-)?run-\d+_\d+-(.+)", (folder / "wandb" / "latest-run").resolve().name)
+    return found | {"id": last[1], "resume": "allow"} if last else found

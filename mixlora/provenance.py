@@ -44,7 +44,8 @@ def with_earlier(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
     `earlier_commits` are the other states of the code that a part was made with. A run is dirty where a part is; so a
     part's own flag speaks for those before it as well.
     """
-    earlier = list(before.get("earlier_commits", []))
+    known, earlier = now.get("earlier_commits", []), list(before.get("earlier_commits", []))
+    earlier += [part for part in known if part not in earlier]
     last = {key: before.get(key) for key in ("git_commit", "git_dirty")}
     if last not in (*earlier, {key: now[key] for key in last}):
         earlier.append(last)

@@ -80,13 +80,31 @@ def sync_folder(folder: Path) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> Exception:
-    """The error to raise instead: a full disk and a folder one may not write to have remedies of their own."""
+    """The error to raise instead: a full disk and a folder one may not write to have remedies of their own.
+
+    Args:
+        path: what was being written, where the error does not say that it is about something else.
+    """
+    what = str(error.strerror).lower()
+    elsewhere = isinstance(error.filename, str) and not related(Path(error.filename), path.parent)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if elsewhere:
+            return ResourceError(
+                f"no space left to write {error.filename}. Free some, or set TMPDIR or HF_HOME to another disk"
+            )
         return ResourceError(f"no space left to write {path}. Free some, or set output_root (or `to`) to another disk")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
-        why = f"{path.parent} cannot be written to ({str(error.strerror).lower()})"
+        if elsewhere:
+            return ConfigError(f"{error.filename} cannot be read or written ({what})")
+        why = f"{path.parent} cannot be written to ({what})"
         return ConfigError(f"{why}. Set output_root or run_dir (or `to`) to a folder of yours")
     return error
+
+
+def related(one: Path, other: Path) -> bool:
+    """Whether one of them holds the other."""
+    a, b = (Path(os.path.abspath(path)) for path in (one, other))
+    return a.is_relative_to(b) or b.is_relative_to(a)
 
 
 def log_path(run_folder: Path) -> Path:

@@ -30,7 +30,7 @@ def reevaluate(config: Config, run: str | None, folder: str | None = None) -> Pa
 
 
 def rescored(config: Config, run: str | None, given: str | None) -> Path:
-    name = f"{config.tasks.name}-{configs.digest(config)[:8]}"
+    name = configs.evaluation_name(config)
     folder = Path(run) / "evaluations" / name if run else Path(config.output_root) / f"{config.model.name}-{name}"
     folder = Path(given) if given else folder
     if any((folder / name).is_file() for name in ("config.yaml", "run.json")):

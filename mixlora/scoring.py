@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import socket
@@ -15,9 +14,10 @@ from typing import Any
 
 from mixlora import ranks
 from mixlora.config import load as configs
+from mixlora.config.schema import Backend
 from mixlora.console import say
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import Evaluator, marked, result, scorer
+from mixlora.evaluation.run import Evaluator, digest, marked, result, scorer
 from mixlora.failpoints import reach
 from mixlora.gates import gates_of
 from mixlora.models import base
@@ -56,6 +56,13 @@ class Scoring:
         self.config, self.main = config, parts.accelerator.is_main_process
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         self.evaluator = Evaluator(model, tokenizer, config.eval, config.data, parts.shots, config.seed)
+        for data in parts.evaluated.values():  # what the model's window leaves no room for is said before training
+            if (
+                config.eval.backend is Backend.own
+                and parts.runnable(data)
+                and self.evaluator.protocol.generates(data.task)
+            ):
+                self.evaluator.room(data.task)
 
     def validation(self, step: int) -> dict[str, float]:
         found = {}
@@ -65,15 +72,19 @@ class Scoring:
             found[name] = result(data.task, predictions, self.evaluator.protocol)["value"]
         return found
 
-    def evaluate_base(self) -> None:
+    def evaluate_base(self, *, anew: bool) -> None:
         """Score the base model into `before`, or copy the scores that another run of the same protocol left.
 
         They depend on neither method nor training, so a sweep pays for them once.
+
+        Args:
+            anew: training begins. No checkpoint says that data and weights are those of an earlier process, so scores
+                that it left here do not count by themselves.
         """
         folder = self.parts.folder / "before"
         shared = Path(self.config.output_root) / "base" / f"{self.config.model.name}-{self.protocol_digest()[:12]}"
         there, known = ranks.agree([(place / "results.json").is_file() for place in (folder, shared)])
-        if not there:
+        if anew or not there:
             reach("evaluate.before")
             if not known:
                 self.evaluate(folder, "before")
@@ -152,7 +163,8 @@ class Scoring:
             if rows := [self.parts.row(name, example) for example in itertools.islice(fitting, ROUTING_ROWS)]:
                 found[name] = rows
         with evaluating(self.loaded.model):
-            return expert_loads(self.loaded.model, found, self.config.eval, int(self.loaded.tokenizer.pad_token_id))
+            pad_id, pads = int(self.loaded.tokenizer.pad_token_id), self.evaluator.score_options.pads
+            return expert_loads(self.loaded.model, found, self.config.eval, pad_id, pads=pads)
 
 
 @dataclass(frozen=True)
@@ -197,10 +209,6 @@ class Scored:
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def copy_results(source: Path, target: Path) -> None:

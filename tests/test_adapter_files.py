@@ -210,6 +210,29 @@ def test_a_merged_model_from_a_gguf_file_is_saved_as_numbers(tmp_path):
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits, want, atol=1e-3, rtol=1e-3)
 
 
+def test_one_weight_with_two_adapters_is_not_merged():
+    """Layers that share their weights (Zamba): every adapter would be added to the one weight of all."""
+    model = llama()
+    first, second = (layer.self_attn.q_proj for layer in model.model.layers[:2])
+    second.weight = first.weight
+    trained(model, Method(name="a", r=4, target_modules=["q_proj"]))
+    before = first.weight.clone()
+    with pytest.raises(
+        ConfigError, match=r"layers\.1\.self_attn\.q_proj' and .* are one weight with an adapter for each"
+    ):
+        files.merge(model)
+    assert torch.equal(first.weight, before)
+
+
+def test_numbers_with_a_scale_beside_them_are_not_merged():
+    model = llama()
+    trained(model, Method(name="a", r=4, target_modules=["q_proj"]))
+    linear = model.model.layers[0].self_attn.q_proj.base_layer
+    linear.weight = torch.nn.Parameter(linear.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ConfigError, match="is quantised"):
+        files.merge(model)
+
+
 def test_a_gated_method_cannot_be_merged():
     model = llama()
     trained(model, Method(name="a", r=2, num_experts=4, top_k=2, gate=GATED))

@@ -135,6 +135,13 @@ def test_the_best_adapters_that_a_checkpoint_names_are_kept_and_must_be_whole(tm
     assert found == folder / "step-5"
     assert "step-10 names a best adapter" in wrong[0]
     assert checkpoint.newest(folder) == (folder / "step-10", [])  # a run that keeps no best does not look for one
+    for step in (9, 3):
+        shutil.rmtree(best / f"step-{step}", ignore_errors=True)
+    with pytest.raises(CheckpointError, match=r"step-10 names a best adapter, and .*Put it back"):
+        checkpoint.require_some(folder)
+    for path in checkpoint.steps(folder):
+        (path / "state.json").write_text("{}")
+    checkpoint.require_some(folder)  # none is whole, so none is lost by starting over
 
 
 def test_another_run_takes_over_the_best_adapter_and_the_metrics(tmp_path):

@@ -97,6 +97,7 @@ def test_a_hub_id_or_a_folder_is_a_model_by_itself(tmp_path):
     assert normalise(["model=owner/name"]) == ["model=path", "model.path=owner/name"]
     assert normalise([f"model={tmp_path}"]) == ["model=path", f"model.path={tmp_path}"]
     assert normalise(["model.path=owner/name"]) == ["model=path", "model.path=owner/name"]
+    assert normalise(["+model=gemma2_9b", "model.path=/x"]) == ["model=gemma2_9b", "model.path=/x"]
 
 
 def test_what_does_not_change_a_result_does_not_change_the_folder(tmp_path):
@@ -104,6 +105,15 @@ def test_what_does_not_change_a_result_does_not_change_the_folder(tmp_path):
     harmless = ("tracker=tensorboard", "report=false", "train.save_steps=7", "train.torch_compile=true", "dry_run=true")
     other = composed("method=lora", "tasks=arc", *harmless, f"output_root={tmp_path}")
     assert load.run_folder(one).name == load.run_folder(other).name
+    less = (
+        "train.micro_batch_size=2",
+        "model.gradient_checkpointing=true",
+        "eval.batch_size=4",
+        "eval.batch_tokens=99",
+    )
+    assert load.digest(composed("method=lora", "tasks=arc", *less)) == load.digest(one)  # what memory may ask for
+    rounded = ("method=lora", "tasks=arc", "model=path", "model.path=a/b", "model.quantization=int8")
+    assert load.digest(composed(*rounded)) != load.digest(composed(*rounded, "eval.batch_size=4"))
     for change in ("seed=1", "train.learning_rate=2e-3", "method.r=4", "eval.limit=5", "data.source=sample"):
         assert load.run_folder(composed("method=lora", "tasks=arc", change)).name != load.run_folder(one).name
 
@@ -167,14 +177,17 @@ OUT_OF_RANGE = {
     "train.adam_beta1=-0.1": "train.adam_beta1 must be in",
     "train.adam_epsilon=-1e-8": "train.adam_epsilon must be",
     "train.weight_decay=-0.1": "train.weight_decay must be",
+    "train.micro_batch_size=9": "train.micro_batch_size=9 is more than train.per_device_train_batch_size=8",
+    "slurm.signal_delay_s=600": "queued again without end. Lower it to 540",
 }
 
 
 @pytest.mark.parametrize("override", OUT_OF_RANGE)
 def test_a_value_that_cannot_be_is_refused_with_its_key(override):
     """Another split than the two would have been the test split; the others are torch's to refuse, after everything."""
+    limit = ["slurm.time_min=50"] if override.startswith("slurm") else []
     with pytest.raises(ConfigError, match=re.escape(OUT_OF_RANGE[override])):
-        composed("method=lora", "tasks=arc", override)
+        composed("method=lora", "tasks=arc", override, *limit)
 
 
 @pytest.mark.parametrize("keys", [{"options": {"fixed": [False, "yes"]}}, {"cue": True}], ids=["in a list", "alone"])
@@ -224,3 +237,33 @@ def test_a_key_that_came_later_does_not_rename_the_runs_of_before():
     mixture = load.decisive(composed("method=lora", "tasks=humaneval"))["tasks"]["mixture"]
     assert "fixtures" in mixture["mbpp"]
     assert "fixtures" not in mixture["humaneval"]
+
+
+def test_a_text_of_a_configuration_is_a_text(tmp_path):
+    """`${` and `_target_` in a question, a column or a path, through the run folder and back."""
+    values = load.plain(composed("method=lora", "tasks=arc"))
+    values["output_root"] = "/scratch/shift_target_/runs"
+    values["tasks"]["mixture"]["arc_easy"]["question"] = r"It costs ${price}, or \${more}"
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    again = load.config_of(load.read(tmp_path))
+    assert load.plain(again) == values
+    path.write_text(yaml.safe_dump(values | {"method": [{"x": {"_target_": "os.system"}}]}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="names Python objects"):
+        load.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed is not supported. Use configs/distributed/zero2.yaml"),
+        ("FSDP_OFFLOAD_PARAMS", "fsdp_offload_params=true, in the file for Accelerate, has no effect here"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "set model.gradient_checkpointing=true"),
+    ],
+)
+def test_ways_of_accelerate_that_would_do_nothing_or_fail_later_are_refused_at_once(name, said):
+    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}
+    config = composed("method=lora", "tasks=arc")
+    checks.check_shards(config, environment)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        checks.check_shards(config, environment | {name: "true"})

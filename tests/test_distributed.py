@@ -30,7 +30,8 @@ from torch import nn
 
 from mixlora.ranks import Watch
 from mixlora.records import read_lines
-from mixlora.training.distribute import distribute
+from mixlora.training import checkpoint
+from mixlora.training.distribute import distribute, synchronised
 
 # Global micro-batches are the same rows: 4 on one process, 2 on each of two.
 ONE = ("train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=2")
@@ -288,6 +289,8 @@ def test_one_process_trains_plainly_whatever_accelerate_is_set_to():
     """On a GPU it would ask for model and optimizer together, where several processes are set to share a model."""
     model, alone = nn.Linear(2, 2), SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP)
     assert distribute(model, alone) is model
+    with synchronised(model, alone, last=False):  # no_sync would ask FSDP's model for what a plain one does not have
+        pass
 
 
 # ---- real launchers
@@ -302,6 +305,8 @@ def test_accelerate_launch_with_each_config(configs, tmp_path, name):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["world_size"], record["sharded"]) == (2, name != "ddp")
+    for saved in checkpoint.steps(tmp_path / "run" / "checkpoints"):
+        assert checkpoint.read(saved).state["made_with"]["sharded"] == (name != "ddp")
 
 
 @pytest.mark.full

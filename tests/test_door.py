@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mixlora import evaluate, export, generate, report, reproduce, routing, table, train
 from mixlora.config import cli, doors, load
 from mixlora.config.explain import leaves
+from mixlora.config.typed import typed
 from mixlora.models.tokenizer import byte_tokenizer
 
 ARC = ("+tasks=arc", "data.source=sample", "model=tiny")
@@ -276,6 +277,9 @@ def test_a_folder_does_not_hide_the_model_of_its_name(monkeypatch, tmp_path):
         (tmp_path / name).mkdir()
     assert cli.normalise(["model=tiny"]) == ["model=tiny"]
     assert cli.normalise(["model=mine"]) == ["model=path", "model.path=mine"]
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text("name: mine\n")
+    assert cli.normalise(["--config-dir=own", "model=mine"]) == ["--config-dir=own", "model=mine"]
 
 
 def test_the_command_of_a_run_can_be_typed_again():
@@ -315,8 +319,9 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_prompt_is_a_text_whatever_hydra_would_read_in_it(text):
     (argument,) = cli.normalise([f"prompt={text}"])
-    composed = OmegaConf.create({"prompt": cli.parsed(argument).value()})
+    composed = OmegaConf.create({"prompt": cli.parsed(argument).value(), "run": "x"})
     assert composed.prompt == text
+    assert typed(doors.Generate, composed).prompt == text
 
 
 def test_a_path_may_have_letters_of_any_language_and_what_hydra_reads_stays():

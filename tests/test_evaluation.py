@@ -54,7 +54,7 @@ from mixlora.evaluation.run import Evaluator, in_order, result
 from mixlora.evaluation.sandbox import Verdict
 from mixlora.models import base, likelihood
 from mixlora.parts import Parts
-from mixlora.tasks import fewshot
+from mixlora.tasks import TaskData, fewshot
 from mixlora.tasks.example import Example
 from mixlora.tasks.parse import Reader, examples
 from mixlora.tasks.prompts import Choice, Formatter, Prompt
@@ -676,6 +676,8 @@ def test_what_was_cut_is_counted():
     assert found["shots"] == sum(p["shots_cut"] for p in predictions) > 0
     assert found["tokens"] == sum(p["tokens_cut"] for p in predictions) > 0
     assert 0 < found["prompts"] <= 8
+    told = notes({"t": {"metric": "acc", "value": 0.5, "n": 8, "cut": found}})
+    assert f"t: {found['prompts']} of 8 prompts were too long and lost shots or their beginning" in told
     assert scorer.describe(CHOICE)["shots"] == ["t/train/0", "t/train/1", "t/train/2"]
 
 
@@ -820,6 +822,11 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
             check("boolq", backend=Backend.lm_eval, **{key: 64})
     with pytest.raises(ConfigError, match=r"not by eval\.protocol=letters"):
         check("boolq", backend=Backend.lm_eval, protocol=Protocol.letters)
+    with pytest.raises(ConfigError, match=r"task gsm8k: eval\.max_length allows 256 tokens.*leaves no room"):
+        check("gsm8k", max_length=256)
+    check("gsm8k", "boolq", max_length=300)
+    with pytest.raises(ConfigError, match="no metric acc_token, which is task boolq's"):
+        harness.require({"boolq": task("boolq", metric="acc_token")}, Eval(backend=Backend.lm_eval))
 
 
 def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():
@@ -827,3 +834,23 @@ def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():
     parts.__dict__["accelerator"] = SimpleNamespace(num_processes=2)
     with pytest.raises(ConfigError, match=r"scores on one process, not on 2\. Use eval\.protocol=lm_eval"):
         parts.require_means()
+
+
+def test_scores_of_answers_that_end_or_are_judged_otherwise_are_not_comparable():
+    scorer = evaluator()
+    sums, program = task("gsm8k"), task("humaneval")
+    assert scorer.describe(sums) != scorer.describe(replace(sums, stop=["Question:"]))
+    for changes in ({"tests": "assert True"}, {"prefix": "x"}, {"fixtures": "y = 1"}):
+        assert scorer.describe(program) != scorer.describe(replace(program, **changes))
+    assert "stop" not in scorer.describe(task("boolq"))
+
+
+def test_shots_are_asked_for_only_where_they_are_shown():
+    """HumanEval has no training rows, and is not scored where its programs may not be run."""
+    parts = Parts(Config(eval=Eval(num_fewshot=2)))
+    rows = shots_of(3)
+    parts.__dict__["evaluated"] = {
+        "t": TaskData(name="t", task=CHOICE, train=rows),
+        "code": TaskData(name="code", task=replace(task("humaneval"), name="code")),
+    }
+    assert {name: len(shots) for name, shots in parts.shots.items()} == {"t": 2}

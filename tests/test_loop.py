@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, RwkvConfig, RwkvForCausalLM, get_scheduler
 
-from mixlora import losses, ranks
+from mixlora import gates, losses, ranks
 from mixlora.adapters.attach import attach, paths
 from mixlora.config.schema import Compute, Dtype, Method, Schedule, Scope, Train
 from mixlora.errors import CheckpointError, ConfigError, NumericsError, ResourceError
 from mixlora.records import read_lines
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint, loop
-from mixlora.training.loop import Trainer
+from mixlora.training.loop import Trainer, compute_twice
 from mixlora.training.schedule import factor
 
 GATED = Method(
@@ -101,6 +102,40 @@ def test_every_label_token_of_the_step_weighs_the_same(tmp_path):
         count += len(row.answer_ids)
     want = torch.autograd.grad(nats / count, made.parameters)
     torch.testing.assert_close(gradients(made), torch.cat([g.flatten() for g in want]), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [GATED, BLOCKS], ids=["linear", "block"])
+def test_layers_that_are_computed_twice_leave_no_graph_behind(tmp_path, method):
+    """Nobody goes through what a gate noted in a second forward: it would hold all that the layer should not keep."""
+    want = gradients(trainer(tmp_path, method=method))
+    made = trainer(tmp_path, method=method)
+    compute_twice(made.model)
+    torch.testing.assert_close(gradients(made), want)
+    nats_B = made.answer_losses(made.wrapped, made.batches(1)[0])
+    assert all(routing.logits_TS.requires_grad for routing in gates.popped(made.gates).values())
+    nats_B.sum().backward()
+    assert [name for name, gate in made.gates.items() if gate.routing is not None] == []
+
+
+def test_rows_of_a_forward_may_be_fewer_than_those_of_a_device(tmp_path):
+    want = trainer(tmp_path)
+    made = trainer(tmp_path, micro_batch_size=1)
+    assert [len(batch.ids) for batch in made.batches(1)] == [1] * 8
+    torch.testing.assert_close(gradients(made), gradients(want), rtol=1e-6, atol=1e-12)
+    want.totals.micro_batch_size = 2  # after memory ran out
+    want.save(1)
+    for asked, size in ((1, 1), (4, 2), (None, 2)):
+        again = trainer(tmp_path, micro_batch_size=asked)
+        again.restore(checkpoint.read(tmp_path / "checkpoints" / "step-1"))
+        assert again.totals.micro_batch_size == size
+
+
+def test_where_memory_runs_out_on_several_ranks_the_message_names_what_the_run_goes_on_with(tmp_path, monkeypatch):
+    made = trainer(tmp_path, method=BLOCKS)
+    monkeypatch.setattr(made, "accelerator", SimpleNamespace(num_processes=2))
+    ways = "method.compute=lean or train.micro_batch_size=2 or model.gradient_checkpointing=true"
+    with pytest.raises(ResourceError, match=f"Go on by the same command with {ways}: the rows of a step stay the same"):
+        made.keep_less(3)
 
 
 def test_gates_move_once_a_step_by_all_micro_batches(tmp_path):
@@ -365,12 +400,11 @@ def test_rows_that_padding_changes_are_trained_one_by_one_or_refused(tmp_path):
         return RwkvForCausalLM(RwkvConfig(**sizes, num_hidden_layers=2, use_cache=False)).eval()
 
     method = dataclasses.replace(GATED, target_modules=["receptance"])  # it reads the weights of others itself
-    with pytest.raises(ConfigError, match=r"batch_size=4: padding changes .* Set it to 1, and .*accumulation_steps"):
+    with pytest.raises(ConfigError, match=r"batch_size=4: padding changes .* Set train\.micro_batch_size=1"):
         trainer(tmp_path / "four", model=rwkv(), method=method)
-    single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
-    assert [
-        len(batch.ids) for batch in trainer(tmp_path / "one", model=rwkv(), method=method, **single).batches(1)
-    ] == [1] * 8
+    for single in ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, {"micro_batch_size": 1}):
+        made = trainer(tmp_path / "one", model=rwkv(), method=method, **single)
+        assert [len(batch.ids) for batch in made.batches(1)] == [1] * 8
 
 
 # ---- float16

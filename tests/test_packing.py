@@ -485,5 +485,11 @@ def test_packs_keep_within_a_budget_and_are_as_many_on_every_rank(ranks):
 
 
 def test_padded_batches_hold_rows_of_like_length():
+    for size, ranks in ((2, 1), (2, 2), (3, 2), (5, 4), (8, 1)):
+        cut = padded_batches(ROWS, size, ranks)
+        assert len(cut) % ranks == 0  # or one would wait for the others' forward
+        assert 0 < max(map(len, cut)) <= size
+        assert [row for batch in cut for row in batch] == sorted(ROWS, key=len)
+        assert len(ROWS) < ranks or all(cut)
     found = padded_batches(ROWS, 2)
     assert [[len(row) for row in batch] for batch in found] == [[2, 8], [9, 9], [13]]

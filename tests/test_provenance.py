@@ -57,6 +57,14 @@ def test_a_run_that_goes_on_keeps_the_commits_of_its_parts():
     assert with_earlier(state(None, None), clean)["git_dirty"] is None
 
 
+def test_a_run_that_builds_on_two_others_keeps_the_commits_of_both():
+    now = {"git_commit": "c", "git_dirty": False}
+    for earlier in ({"git_commit": "a", "git_dirty": False}, {"git_commit": "b", "git_dirty": True}):
+        now = with_earlier(now, earlier)
+    assert {part["git_commit"] for part in now["earlier_commits"]} == {"a", "b"}
+    assert now["git_dirty"] is True
+
+
 def test_what_differs_is_named_with_both_values():
     saved = {"config": {"train": {"learning_rate": 0.1}, "seed": 1}, "world_size": 2}
     same_origin(Path("here"), saved, {"config": {"seed": 1, "train": {"learning_rate": 0.1}}, "world_size": 2})

@@ -121,3 +121,13 @@ def test_a_point_that_does_not_compose_names_recipe_and_point(tmp_path):
 def test_an_unknown_recipe_is_named():
     with pytest.raises(ConfigError, match="There is no recipe 'nonsense'"):
         recipes.load("nonsense")
+
+
+@pytest.mark.parametrize("key", ["claims", "order"])
+def test_what_goes_by_the_mean_needs_one(key):
+    recipe = recipes.load("dynmole_commonsense")
+    recipe.table.mean = None
+    if key == "order":
+        recipe.claims, recipe.table.order = [], recipes.Order.score
+    with pytest.raises(ConfigError, match=f"{key}.* is by the mean of the columns"):
+        recipes.check(recipe)

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mixlora import records
+from mixlora import console, records
 from mixlora.errors import ConfigError, ResourceError
 
 
@@ -137,3 +138,27 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert ([path.name for path in empty.iterdir()], empty.stat().st_ino) == (["a"], number)
     with pytest.raises(ConfigError, match="cannot be written to"):
         records.write_text(tmp_path / "to" / "a" / "b", "1")
+
+
+def test_a_file_that_is_elsewhere_is_named_and_not_the_run_folder(tmp_path):
+    def said(number: int, file: str | None) -> str:
+        return str(records.disk_error(tmp_path / "runs" / "a", OSError(number, os.strerror(number), file)))
+
+    assert (
+        said(errno.EACCES, "/data/step-5/state.json")
+        == "/data/step-5/state.json cannot be read or written (permission denied)"
+    )
+    assert said(errno.ENOSPC, "/dev/shm/x").startswith(
+        "no space left to write /dev/shm/x. Free some, or set TMPDIR or HF_HOME"
+    )
+    for file in (None, str(tmp_path), str(tmp_path / "runs" / "a" / "b")):
+        assert "Set output_root" in said(errno.EACCES, file)
+
+
+def test_the_time_that_is_left_is_of_the_steps_that_were_made_here(monkeypatch, capsys):
+    now = iter([100.0, 110.0, 110.0])
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(console.console, "quiet", False)
+    with console.bar("train", 1000, 900) as shown:
+        shown.advance(1, "")
+    assert "train 901/1000    10 s, 990 s left" in capsys.readouterr().out

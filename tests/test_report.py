@@ -13,8 +13,8 @@ from PIL import Image
 from mixlora import compare
 from mixlora.errors import ConfigError
 from mixlora.records import read_json, write_json, write_lines
+from mixlora.tables import plots, report, routing, show, table
 from mixlora.tables import recipe as recipes
-from mixlora.tables import report, routing, show, table
 from mixlora.tables.recipe import Group, Point
 from mixlora.tables.study import Study
 
@@ -195,3 +195,25 @@ def test_the_mean_on_top_is_the_mean_of_the_table(tmp_path):
     before = {name: {"value": value - 0.2} for name, value in scores.items()}
     assert report.summary({}, after, before) == [("mean of trained, %", "60.0 (+20.0)")]
     assert report.summary({}, {"c": after["c"]}, {}) == [("mean, %", "10.0")]
+
+
+def test_the_right_one_of_a_free_answer_is_shown_as_its_text():
+    row = {
+        "id": "t/1",
+        "prompt": "?",
+        "target": 1,
+        "prediction": "the sun",
+        "options": ["the moon", "the sun"],
+        "acc": 1.0,
+    }
+    assert report.example(row, "acc") == {"question": "?", "right": True, "said": "the sun", "target": "the sun"}
+
+
+def test_layers_without_a_gate_do_not_rename_the_others():
+    with plots.plt.rc_context(plots.STYLE):
+        drawn = plots.layer_load({"t": {f"model.layers.{i}.gate": [1, 3] for i in (24, 25)}})
+    drawn.canvas.draw()
+    labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    plots.plt.close(drawn)
+    assert {"24", "25"} <= {*labels}
+    assert "0" not in labels

@@ -13,8 +13,9 @@ import yaml
 from invented_runs import write_run
 
 from mixlora import reproduction
+from mixlora.config.load import digest
 from mixlora.config.schema import Launch
-from mixlora.errors import Interrupted, MixloraError
+from mixlora.errors import ConfigError, DataError, Interrupted, MixloraError
 from mixlora.sweeps import local
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
@@ -177,3 +178,24 @@ def test_a_wrong_key_or_recipe_ends_with_status_2(tmp_path, says, arguments):
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_runs_of_other_processes_are_not_mixed_into_one_table(tmp_path, monkeypatch):
+    """Their steps are of other rows; nor is a point started where another cannot be run."""
+    study = study_of(written(tmp_path / "colours"))
+    first = study.points()[0]
+    write_run(study, first, {"colours": [1.0, 0.0]}, world_size=1, config_sha256=digest(study.config(first)))
+    study.forget()
+    monkeypatch.setattr(reproduction, "run", lambda *_: pytest.fail("nothing may start"))
+    with pytest.raises(ConfigError, match=r"was finished by 1 process.* and would now be run by 2"):
+        reproduction.reproduce(study, Launch(processes=2))
+    (tmp_path / "colours" / "rows.jsonl").unlink()
+    with pytest.raises(DataError, match=r"colours · lora.*rows\.jsonl"):
+        reproduction.reproduce(study, Launch())
+
+
+def test_how_runs_are_started_is_for_the_command_line_and_a_tracker_for_the_recipe(tmp_path):
+    assert Study(recipes.load(str(written(tmp_path / "a"))), tmp_path, "runs", ["tracker=wandb"]).overrides
+    for override in ("processes=4", "slurm.time_min=10", "accelerate=ddp"):
+        with pytest.raises(ConfigError, match="is decided by the grid or the command line"):
+            Study(recipes.load(str(tmp_path / "a")), tmp_path, "runs", [override])

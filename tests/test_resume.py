@@ -213,6 +213,32 @@ def test_the_best_adapter_of_the_run_that_was_gone_on_from_is_kept(configs, whol
     assert contents(other)["adapter/adapter_model.safetensors"] == contents(whole)["adapter/adapter_model.safetensors"]
 
 
+def test_a_run_whose_best_adapter_is_lost_keeps_its_checkpoints(configs, whole, half):
+    best = half / "best" / "step-3"
+    kept = best.rename(half / "elsewhere")
+    saved = sorted((half / "checkpoints").iterdir())
+    (saved[0] / "state.json").unlink()  # the one before is no way out
+    for asked in ((), (f"resume={saved[1]}",)):
+        done = train(configs, half, *METHOD, *asked)
+        assert done.returncode == 4, done.stdout
+        assert "step-4 names a best adapter" in done.stderr
+        assert sorted((half / "checkpoints").iterdir()) == saved
+    kept.rename(best)
+    goes_on_to(whole, configs, half)
+
+
+def test_a_run_that_begins_again_scores_the_base_on_the_rows_of_now(tmp_path):
+    """A process scored it and ended before the first checkpoint; then somebody mended a row."""
+    configs, run = task_folder(tmp_path / "configs"), tmp_path / "run"
+    assert train(configs, run, *METHOD, MIXLORA_FAIL="step.forward:kill").returncode == -signal.SIGKILL
+    rows = configs / "sums.jsonl"
+    rows.write_text(rows.read_text().replace("plus", "and"))
+    done = train(configs, run, *METHOD)
+    assert done.returncode == 0, done.stderr
+    before, after = (json.loads((run / place / "results.json").read_text()) for place in ("before", "."))
+    assert before["sums"]["data"] == after["sums"]["data"]
+
+
 def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_scored_or_written(configs, half, tmp_path):
     before = (half / "run.json").read_bytes()
     done = train(configs, half, *METHOD, f"resume={tmp_path / 'step-50'}")
@@ -235,6 +261,33 @@ def test_going_on_with_other_versions_is_said(configs, whole, half):
     done = train(configs, half, *METHOD)
     assert done.returncode == 0, done.stderr
     assert f"Going on with torch {torch.__version__}, not 1.0" in " ".join(done.stdout.split())
+
+
+def test_a_run_goes_on_with_less_memory(configs, whole, half):
+    """What the messages about memory name; the rows of a step stay the same."""
+    less = (
+        "train.micro_batch_size=1",
+        "model.gradient_checkpointing=true",
+        "eval.batch_size=2",
+        "eval.batch_tokens=300",
+    )
+    done = train(configs, half, *METHOD, *less)
+    assert done.returncode == 0, done.stderr
+    assert "Going on after step 4" in done.stdout
+    record = json.loads((half / "run.json").read_text())
+    assert record["micro_batch_size"] == 1
+    assert record["rows"] == json.loads((whole / "run.json").read_text())["rows"]
+
+
+def test_a_run_that_goes_on_from_another_folder_keeps_the_commits_of_that(configs, half, tmp_path):
+    path = half / "run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"git_commit": "c0ffee", "git_dirty": True}))
+    done = train(configs, tmp_path / "other", *METHOD, f"resume={half / 'checkpoints' / 'step-4'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "other" / "run.json").read_text())
+    assert {"git_commit": "c0ffee", "git_dirty": True} in found["earlier_commits"]
+    assert found["git_dirty"] is True
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(configs, half, tmp_path):
@@ -458,8 +511,11 @@ def test_out_of_memory_anywhere_else_ends_the_run_which_goes_on(configs, whole, 
     done = train(configs, tmp_path / "run", *METHOD, MIXLORA_FAIL=f"{point}:oom")
     assert done.returncode == 5, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "Lower eval.batch_size" in done.stderr
-    goes_on_to(whole, configs, tmp_path / "run")
+    assert "with less than eval.batch_size" in done.stderr
+    goes_on = train(configs, tmp_path / "run", *METHOD, "eval.batch_size=4", "eval.batch_tokens=512")
+    assert goes_on.returncode == 0, goes_on.stderr
+    weights = "adapter/adapter_model.safetensors"  # scores may round otherwise
+    assert contents(tmp_path / "run")[weights] == contents(whole)[weights]
 
 
 def test_a_rehearsal_writes_nothing(configs, tmp_path):

@@ -235,6 +235,19 @@ REPLIES = {
     "one blank, then a whole": (f" Here is it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
     "one blank, words like code": (f" if you need it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
     "one blank, then a body": (" So:\n```\n    return a + b\n```", "    return a + b\n"),
+    "one blank": (" return a + b", "    return a + b\n"),
+    "one blank, then deeper": (" c = a\n    return c + b", "    c = a\n    return c + b\n"),
+    "one blank before each": (" c = a\n return c + b\nDone", "    c = a\n    return c + b\n"),
+    "one blank before each, a block": (
+        " if a:\n     a += 0\n return a + b",
+        "    if a:\n        a += 0\n    return a + b\n",
+    ),
+    "three blanks": ("   c = a\n    return c + b\n\nprint(1)", "    c = a\n    return c + b\n"),
+    "three blanks, a block": (
+        "   if a:\n        a += 0\n    return a + b",
+        "    if a:\n        a += 0\n    return a + b\n",
+    ),
+    "one blank, then the whole": (f" {WHOLE}", f"    pass\n\n\n{WHOLE}"),
     "empty": ("", "\n"),
 }
 
@@ -247,7 +260,13 @@ def test_extraction_of_a_completion(name):
 
 @pytest.mark.parametrize(
     "reply",
-    [WHOLE, f"[BEGIN]\n{WHOLE}[DONE]", f"```\n{WHOLE}```", f"Here you are:\n{WHOLE}\n# Test\nassert add(1, 2) == 3\n"],
+    [
+        WHOLE,
+        f" {WHOLE}",
+        f"[BEGIN]\n{WHOLE}[DONE]",
+        f"```\n{WHOLE}```",
+        f"Here you are:\n{WHOLE}\n# Test\nassert add(1, 2) == 3\n",
+    ],
 )
 def test_extraction_where_the_prompt_is_prose(reply):
     assert completion_of(reply, FREE).replace("\n\n# Test", "") == WHOLE

@@ -69,6 +69,12 @@ def test_what_a_task_prefers():
     assert s.short("model.layers.0.self_attn.q_proj.gate") == "q_proj"
 
 
+def test_no_task_prefers_anything_in_a_gate_that_sends_all_to_the_same_experts():
+    """Be the first expert among them or idle."""
+    for same in ([500, 0, 0, 500], [0, 0, 500, 500]):
+        assert s.preferred({task: {"model.layers.0.gate": same} for task in "ab"}) == {"a": [], "b": []}
+
+
 def test_a_pattern_of_top_k_goes_by_the_layer():
     """Four of eight experts, always the same, have collapsed where four are chosen, and not where one is."""
     same = [1, 1, 1, 1, 0, 0, 0, 0]

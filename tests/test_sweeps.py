@@ -375,6 +375,7 @@ def test_several_processes_start_through_torchrun_or_accelerate():
     assert {"--nnodes=3", "--node-rank=1", "--rdzv-endpoint=first:20001", "--nproc-per-node=2"} <= set(node)
     sharded = processes.command(["seed=1"], Launch(processes=2, accelerate="fsdp2"), Machine(1, 3, "first", 20001))
     assert {"--num_processes=6", "--machine_rank=1", "--main_process_ip=first"} <= set(sharded)
+    assert "--gpu_ids=all" in sharded  # those that the point was given, whatever the file names
     with pytest.raises(ConfigError, match=r"accelerate=fsdp3: neither a file nor one of ddp, fsdp2, zero2, zero3"):
         processes.command([], Launch(accelerate="fsdp3"), Machine())
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from mixlora.errors import ConfigError
 from mixlora.records import read_json, read_lines, read_text, write_json, write_lines
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, show, table
-from mixlora.tables.recipe import Group, Point
+from mixlora.tables.recipe import Claim, Group, Point
 from mixlora.tables.study import MISSING, Study, log_path
 
 HERE = Path(__file__).parent
@@ -636,3 +637,17 @@ class TestLatexCompiles:
         made = table.build(study)
         assert any(c.values for c in made.cells.values())
         self.compiled(tmp_path, made)
+
+
+def test_a_printed_difference_stands_beside_ours_of_every_setting_and_says_where_seeds_are_missing():
+    recipe = SimpleNamespace(
+        models={"m": None}, methods={"a": None, "b": None}, claims=[Claim(better="a", worse="b", delta=1.5)]
+    )
+    found = {("one", "a"): 0.5, ("one", "b"): 0.4, ("two", "a"): 0.7, ("two", "b"): 0.8, ("three", "a"): 0.9}
+    rows = [table.Row("m", setting, method, ("", "", "")) for setting, method in found]
+    cells = {
+        (r, table.MEAN): table.Cell(values={0: found[r.setting, r.method]}, expected=1 + (r.setting == "two"))
+        for r in rows
+    }
+    said = "a minus b: published +1.5, ours +10.0 of one, -10.0 of two (not of all seeds)"
+    assert table.claims(recipe, rows, cells) == [said]

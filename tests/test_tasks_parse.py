@@ -4,7 +4,7 @@ import pytest
 
 from mixlora.config.schema import Answer, BadRow, Options, Replacement, Style, Task, Wording
 from mixlora.errors import ConfigError, DataError
-from mixlora.tasks.parse import examples
+from mixlora.tasks.parse import check, examples
 from mixlora.tasks.styles import STYLES
 from mixlora.tasks.table import table_of
 from mixlora.tasks.template import template
@@ -276,3 +276,12 @@ def test_a_replacement_that_cannot_be_is_named(pattern, by):
 def test_keys_that_do_not_fit_together_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         parse(task(**values), row())
+
+
+@pytest.mark.parametrize(
+    ("options", "values"), [({"columns": ["a", "b"], "labels": "l"}, None), ({"field": "o", "labels": "l"}, ["0", "1"])]
+)
+def test_labels_that_nobody_would_read_are_refused(options, values):
+    wrong = Task(name="t", question="{q}", answer="a", options=Options(**options), answer_values=values)
+    with pytest.raises(ConfigError, match=r"options\.labels .* Set one"):
+        check(wrong)

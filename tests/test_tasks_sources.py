@@ -13,9 +13,10 @@ import pytest
 
 from mixlora import tasks
 from mixlora.config.schema import BadRow, Data, Mixture, Options, Overlap, Splits, Task
-from mixlora.errors import ConfigError, DataError
+from mixlora.errors import ConfigError, DataError, Interrupted
 from mixlora.tasks import hub, overlap, sources
 from mixlora.tasks import own as own_files
+from mixlora.tasks.data import hold_out
 from mixlora.tasks.example import Example
 from mixlora.tasks.table import MissingSplit
 
@@ -162,6 +163,15 @@ def test_rows_are_held_out_where_no_validation_split_is_distinct_from_test(folde
     assert not set(questions(data.validation)) & set(questions(data.test))
     again = load(folder, task(splits={"train": "train", "validation": None, "test": "test"}))["quiz"]
     assert questions(again.validation) == questions(data.validation)
+
+
+def test_the_first_held_out_rows_are_a_sample_of_the_whole_file():
+    rows = [Example(id=str(i), task="t", question=str(i), answer="") for i in range(4000)]
+    rest, held = hold_out("t", rows)
+    places = [int(example.id) for example in held]
+    assert len(held) == 200
+    assert max(places[:20]) > 3000  # train.eval_limit takes the first of them
+    assert [int(example.id) for example in rest] == sorted({*range(4000)} - {*places})
 
 
 def test_validation_rows_are_never_trained_on(folder):
@@ -431,6 +441,21 @@ def test_a_hub_that_refuses_is_said_at_once_with_what_works(online, monkeypatch)
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(DataError, match=r"(?s)me/quiz.*data\.source=sample.*data\.source=/path/to/folder"):
             load("hub")
+
+
+def test_a_signal_while_the_hub_is_read_is_no_mistake_of_the_data(online, monkeypatch):
+    """The library raises an error of its own for whatever ends it."""
+
+    def load_dataset(*arguments, **options):
+        try:
+            raise Interrupted("interrupted", 2)
+        except Exception as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr(hub, "require", lambda task: None)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(Interrupted, match="interrupted"):
+        load("hub")
 
 
 def test_a_hub_that_never_answers_is_given_up(online, monkeypatch):

@@ -229,3 +229,15 @@ def test_a_tracker_writes_into_the_run_folder_without_a_network(tmp_path, tracke
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run").glob(left))
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 6
+
+
+@pytest.mark.full
+def test_a_run_that_goes_on_is_the_same_run_to_its_tracker(tmp_path):
+    configs, said = tiny_runs.task_folder(tmp_path / "own"), ("method=lora", "tracker=wandb")
+    for fail in ("step.forward@8:term", ""):
+        tiny_runs.train(
+            configs, tmp_path / "run", *said, WANDB_MODE="offline", **({"MIXLORA_FAIL": fail} if fail else {})
+        )
+    ids = [path.name.rpartition("-")[2] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    assert len(ids) == 2
+    assert len({*ids}) == 1

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from mixlora.adapters import targets
-from mixlora.adapters.attach import adapted
+from mixlora.adapters.attach import READABLE, adapted
 from mixlora.adapters.modules import LoraLinear
 from mixlora.config.load import plain
 from mixlora.config.schema import Method, Model, Scale
@@ -281,14 +281,23 @@ def merge(model: nn.Module) -> None:
         ConfigError: a gate decides for each token anew, so no single weight gives the same outputs.
     """
     wrappers = adapted(model)
+    names: dict[int, str] = {}  # of the linears by where their weights lie
     for name, wrapper in wrappers.items():
         if not isinstance(wrapper, LoraLinear):
             raise ConfigError(
                 f"'{name}' has a gate that weighs its experts for each token, so no single weight matrix equals it. "
                 "Keep the adapter (mixlora.load reads the run folder), or train a method without a gate"
             )
-        if targets.widths(wrapper.base_layer) is None or not torch.is_floating_point(weight_of(wrapper)):
-            raise ConfigError(f"'{name}' is quantised; load the base with model.quantization=none to merge")
+        if targets.widths(wrapper.base_layer) is None or weight_of(wrapper).dtype not in READABLE:
+            raise ConfigError(
+                f"'{name}' is quantised. Merge into plain weights: model.quantization=none, or another copy"
+            )
+        first = names.setdefault(weight_of(wrapper).data_ptr(), name)
+        if first != name:
+            raise ConfigError(
+                f"'{name}' and '{first}' are one weight with an adapter for each, so no weight equals both. Keep the "
+                "adapter"
+            )
     for name, wrapper in wrappers.items():
         assert isinstance(wrapper, LoraLinear)
         weight, delta = weight_of(wrapper), wrapper.delta

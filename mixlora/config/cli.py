@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mixlora.config import explain
 from mixlora.config.schema import Config
+from mixlora.config.typed import literal
 from mixlora.errors import ConfigError, MixloraError
 
 RANK_SECONDS = 10.0  # that other ranks leave rank 0 to say what is wrong
@@ -47,6 +48,17 @@ def config_dir() -> str:
         if (folder / "train.yaml").is_file():
             return str(folder)
     raise ConfigError("This installation of mixlora has no configs/ folder. Install it again.")
+
+
+def config_dirs(argv: Sequence[str]) -> list[Path]:
+    """Ours, and the user's own that --config-dir names."""
+    folders = [Path(config_dir())]
+    for i, argument in enumerate(argv):
+        if argument in ("--config-dir", "-cd") and i + 1 < len(argv):
+            folders.append(Path(argv[i + 1]))
+        elif argument.startswith("--config-dir="):
+            folders.append(Path(argument.partition("=")[2]))
+    return folders
 
 
 def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -177,6 +189,8 @@ def normalise(argv: Sequence[str]) -> list[str]:
     """
     out: list[str] = []
     argv = [quoted(argument) for argument in argv]
+    folders = config_dirs(argv)
+    names_model = any(argument.lstrip("+").startswith("model=") for argument in argv)
     for argument in argv:
         override = parsed(argument)
         if override is None:
@@ -186,7 +200,7 @@ def normalise(argv: Sequence[str]) -> list[str]:
         if group and override.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
             argument = argument.lstrip("+")
         value = argument.partition("=")[2]
-        named = (Path(config_dir()) / "model" / f"{value}.yaml").is_file()
+        named = any((folder / "model" / f"{value}.yaml").is_file() for folder in folders)
         is_path = override.key_or_group == "model" and group and ("/" in value or Path(value).is_dir()) and not named
         if is_path and override.is_sweep_override() and not all("/" in one for one in value.split(",")):
             raise ConfigError(
@@ -195,7 +209,7 @@ def normalise(argv: Sequence[str]) -> list[str]:
             )
         if is_path:
             out += ["model=path", f"model.path={value}"]
-        elif override.key_or_group == "model.path" and not any(a.startswith("model=") for a in argv):
+        elif override.key_or_group == "model.path" and not names_model:
             out += ["model=path", argument.lstrip("+")]
         else:
             out.append(argument)
@@ -222,7 +236,7 @@ def quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     read = parsed(argument)
     if key.lstrip("+") == "prompt" and value and not (read is not None and value[0] in "'\"" and value[-1] == value[0]):
-        return spelled(key, value.replace("${", "\\${"))
+        return spelled(key, literal(value))
     if read is None and value:
         if key.lstrip("+") in PATHS:
             return spelled(key, value)
@@ -278,12 +292,7 @@ def parsed(argument: str) -> Override | None:
 
 def store_single_tasks(argv: Sequence[str]) -> None:
     """Let `tasks=NAME` mean the mixture of the one task in task/NAME.yaml, ours or one in --config-dir."""
-    folders = [Path(config_dir())]
-    for i, argument in enumerate(argv):
-        if argument in ("--config-dir", "-cd") and i + 1 < len(argv):
-            folders.append(Path(argv[i + 1]))
-        elif argument.startswith("--config-dir="):
-            folders.append(Path(argument.partition("=")[2]))
+    folders = config_dirs(argv)
     names = {path.stem for folder in folders for path in (folder / "task").glob("*.yaml")}
     mixtures = {path.stem for folder in folders for path in (folder / "tasks").glob("*.yaml")}
     for name in sorted(names - mixtures):

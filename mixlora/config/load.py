@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Compute, Config, Launch, Method, Model, Quantization, Scope
-from mixlora.config.typed import typed
+from mixlora.config.schema import Compute, Config, Eval, Launch, Method, Model, Quantization, Scope
+from mixlora.config.typed import literal, typed
 from mixlora.errors import ConfigError
 
 # What does not change a result and so is left out of a run's name.
@@ -31,7 +31,8 @@ NAMELESS = (
 )
 # A point is told that it is none of a sweep any more, where a file (a config of the group `sweep`) says that it is.
 A_POINT = "hydra.mode=RUN"
-NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps", "torch_compile")
+NAMELESS_EVAL = ("batch_size", "batch_tokens")
+NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps", "torch_compile", "micro_batch_size")
 
 
 def config_of(composed: DictConfig) -> Config:
@@ -49,17 +50,22 @@ def config_of(composed: DictConfig) -> Config:
 
 
 def read(run_folder: str | Path) -> DictConfig:
-    """config.yaml of a run folder, as plain data: a `_target_` anywhere is refused, it could name any Python object."""
+    """config.yaml of a run folder, as plain data: a key `_target_` is refused, it could name any Python object."""
     path = Path(run_folder) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_folder} is not a run folder: it has no config.yaml")
-    text = path.read_text(encoding="utf-8")
-    if "_target_" in text:
-        raise ConfigError(f"{path} names Python objects (_target_); mixlora does not run code from a run folder")
-    values = yaml.safe_load(text)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping")
-    return OmegaConf.create(values)
+    if names_objects(values):
+        raise ConfigError(f"{path} names Python objects (_target_); mixlora does not run code from a run folder")
+    return OmegaConf.create(literal(values))
+
+
+def names_objects(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(names_objects, value.values()))
+    return isinstance(value, list) and any(map(names_objects, value))
 
 
 def plain(value: Any) -> Any:
@@ -80,8 +86,12 @@ def decisive(config: Config) -> dict[str, Any]:
     for task in values["tasks"]["mixture"].values():
         if task["fixtures"] is None:  # a key that came later: runs of before keep their names
             del task["fixtures"]
-    if config.method.compute is Compute.lean:  # a run goes from the one to the other where memory runs out
+    # Where memory runs out, a run goes on with less of it, by itself or as the message says that it may.
+    if config.method.compute is Compute.lean:
         values["method"] = values["method"] | {"compute": Compute.fast.value}
+    values["model"] = values["model"] | {"gradient_checkpointing": False}
+    if config.model.quantization is not Quantization.int8:  # whose scores depend on the rows beside a row
+        values["eval"] = values["eval"] | {key: getattr(Eval(), key) for key in NAMELESS_EVAL}
     return values
 
 
@@ -89,6 +99,13 @@ def digest(config: Config) -> str:
     """sha256 of everything in the configuration that decides the result."""
     values = decisive(config)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def evaluation_name(config: Config) -> str:
+    """Of the folder of an evaluation. Batches are no part of what is asked, but rounding may show them."""
+    usual = Eval()
+    batches = [f"{key}{v}" for key in NAMELESS_EVAL if (v := getattr(config.eval, key)) != getattr(usual, key)]
+    return "-".join([config.tasks.name, digest(config)[:8], *batches])
 
 
 def run_folder(config: Config) -> Path:
@@ -113,6 +130,13 @@ def check_launch(launch: Launch) -> None:
         raise ConfigError(
             f"slurm.signal_delay_s={slurm.signal_delay_s} leaves nothing of slurm.time_min={slurm.time_min} minutes: "
             "each job would be told to save as it starts. Lower the one or raise the other"
+        )
+    # submitit counts a time limit from four fifths of it on, or from ten minutes before it; SLURM is a minute early.
+    if slurm.signal_delay_s > (most := max(12 * slurm.time_min, 600) - 60):
+        raise ConfigError(
+            f"slurm.signal_delay_s={slurm.signal_delay_s} is so long before the end of slurm.time_min={slurm.time_min} "
+            f"minutes that a job which ran out of time would be counted as preempted, and queued again without end. "
+            f"Lower it to {most}, or raise slurm.time_min to {math.ceil((slurm.signal_delay_s + 60) / 12)}"
         )
 
 
@@ -222,11 +246,16 @@ def check_train(config: Config) -> None:
     for key, least in (
         ("max_steps", 1), ("per_device_train_batch_size", 1), ("gradient_accumulation_steps", 1), ("max_length", 8),
         ("save_steps", 1), ("save_total_limit", 2), ("logging_steps", 1), ("eval_steps", 1), ("eval_limit", 1),
-        ("max_tokens", train.max_length),
+        ("max_tokens", train.max_length), ("micro_batch_size", 1),
     ):  # fmt: skip
         value = getattr(train, key)
         if value is not None and value < least:
             raise ConfigError(f"train.{key} must be at least {least}, got {value}")
+    if (train.micro_batch_size or 1) > train.per_device_train_batch_size:
+        raise ConfigError(
+            f"train.micro_batch_size={train.micro_batch_size} is more than train.per_device_train_batch_size="
+            f"{train.per_device_train_batch_size}, of which it is a part"
+        )
     for key in ("learning_rate", "epochs", "max_grad_norm"):
         value = getattr(train, key)
         if value is not None and not 0 < value < float("inf"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -27,11 +28,10 @@ def typed(record: type[T], values: Mapping[str, Any] | DictConfig, where: str = 
     Raises:
         ConfigError: naming the key, what was expected and the nearest known name.
     """
-    node = values if isinstance(values, DictConfig) else OmegaConf.create(dict(values))
-    plain = OmegaConf.to_container(node, resolve=True)
+    plain = OmegaConf.to_container(values, resolve=True) if isinstance(values, DictConfig) else dict(values)
     reject_unknown(plain, record, where)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(record), plain)
+        merged = OmegaConf.merge(OmegaConf.structured(record), literal(plain))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{dotted(where, missing[0])} has no value. Give it one: {dotted(where, missing[0])}=...")
@@ -40,6 +40,17 @@ def typed(record: type[T], values: Mapping[str, Any] | DictConfig, where: str = 
         key = dotted(where, str(getattr(error, "full_key", "") or ""))
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key.rstrip('.')}: {reason}") from None
+
+
+def literal(value: Any) -> Any:
+    """Plain data in which `${` stands for itself: what was resolved once, or never was Hydra's, is a text."""
+    if isinstance(value, dict):
+        return {key: literal(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [literal(one) for one in value]
+    if isinstance(value, str):  # OmegaConf reads backslashes in pairs before `${`
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    return value
 
 
 def reject_unknown(values: Any, annotation: Any, where: str) -> None:

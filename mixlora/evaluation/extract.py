@@ -3,14 +3,19 @@
 import re
 from collections.abc import Sequence
 
-EXTRACTION_VERSION = 2  # raised by one whenever the same text would be read as another answer
+EXTRACTION_VERSION = 3  # raised by one whenever the same text would be read as another answer
 
 # ---- options
 
-STATED = r"answer\s*(?:is|:)?\s*:?\s*[(\[*\"']*([A-Z])\b(?![a-z'])"
+BETWEEN = r"[\s:(\[*_\"']*"  # **Answer:** B
+STATED = (
+    rf"(?:answer|(?:correct|right|best) (?:option|choice)){BETWEEN}(?:is{BETWEEN})?"
+    r"(?:(?:option|choice)\s+[(\[*_\"']*)?([A-Z])(?![A-Za-z0-9'])"
+)
 BRACKETED = r"[(\[]([A-Z])[)\]]"
 ALONE = r"\s*[(\[*\"']*([A-Za-z])[)\]*\"'.:,]*\s*"
-LEADING = r"\s*([A-Z])\s*[.:),\n]"
+# "A, B and C ..." begins a list; "A, I think" and "D, A cat" do not.
+LEADING = r"\s*([A-Z])\s*(?:[.:)\n]|,(?!\s*(?:and |or )?[A-HJ-Z](?:\s*[,.:)]|\s+(?:and|or)\b|\s*$)))"
 
 
 def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
@@ -24,6 +29,7 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
     if found and found[1].upper() in labels:
         return found[1].upper()
     stated = [m for m in re.finditer(STATED, text, re.IGNORECASE) if m[1].isupper() or is_last_word(m, text)]
+    stated = [m for m in stated if m[1] != "I" or "I" in labels]  # "the answer I gave"
     if stated and (letter := stated[-1][1].upper()) in labels:
         return named(text[stated[-1].start(1) :], labels, options) or letter
     begins = re.match(LEADING, text)
@@ -31,7 +37,7 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
         return begins[1]
     letters = bracketed(text, labels)
     if letters:
-        return letters.pop() if len(letters) == 1 else None
+        return letters.pop() if len(letters) == 1 and not re.search(r"\bnot\s+[(\[]", text) else None
     said = fold(text)
     same = [label for label, one in zip(labels, options, strict=True) if fold(one) == said]
     return same[0] if len(same) == 1 else None

@@ -53,7 +53,9 @@ def generate(
         with by_rules(model, GenerationConfig(eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id)):
             new = continue_batch(model, tokenizer, asked, max_new_tokens, stop, draws, number)
         for i, ids in zip(chosen, new, strict=True):
-            texts[i] = cut(tokenizer.decode(before(ends, ids), skip_special_tokens=True), stop)
+            # Older transformers would take blanks away before punctuation where the tokenizer's file asks for it.
+            said = tokenizer.decode(before(ends, ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            texts[i] = cut(said, stop)
         on_done(len(chosen))
     return texts
 

@@ -34,6 +34,11 @@ def require(tasks: dict[str, Task], options: Eval) -> None:
                 f"eval.backend=lm_eval: task {name} does not say what the harness calls it. "
                 "Give it wordings.lm_eval.harness_task, or use eval.backend=own"
             )
+        if not task.train_only and task.metric == "acc_token":
+            raise ConfigError(
+                f"eval.backend=lm_eval: the harness has no metric acc_token, which is task {name}'s. Set "
+                f"tasks.mixture.{name}.metric=acc, or eval.backend=own"
+            )
     for key in ("max_length", "fewshot_seed", "temperature"):
         usual = getattr(Eval(), key)
         if getattr(options, key) != usual:
@@ -103,6 +108,7 @@ class Harness:
 
         Raises:
             DataError: the hub cannot be reached and nothing is cached.
+            ConfigError: the task's metric is none that the harness has for it.
         """
         require_hub()
         import lm_eval
@@ -116,7 +122,13 @@ class Harness:
                 log_samples=True,
                 bootstrap_iters=0,
             )
-        return predictions(task, found["samples"][harness_task(task)])
+        made = predictions(task, found["samples"][harness_task(task)])
+        if made and task.metric not in made[0]:
+            raise ConfigError(
+                f"eval.backend=lm_eval: the harness has no metric {task.metric} for {harness_task(task)}. Set "
+                f"tasks.mixture.{task.name}.metric to one that it has, or eval.backend=own"
+            )
+        return made
 
 
 def predictions(task: Task, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

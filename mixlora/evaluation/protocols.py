@@ -12,7 +12,7 @@ Tasks without options are always generated, in their own words and by their own 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Style, Task
@@ -42,6 +42,8 @@ OTHER_METRICS = {
     Answer.code: tuple(f"pass@{k}" for k in KS),
 }
 
+LEAST_PROMPT = 8  # tokens
+
 Extract = Callable[[str, Sequence[str], Sequence[str]], str | None]  # (answer, labels, texts) -> label
 
 
@@ -59,6 +61,29 @@ class Protocol:
         if task.answer_kind is Answer.options:
             return self.reading
         return Reading.run if task.answer_kind is Answer.code else Reading.generated
+
+    def generates(self, task: Task) -> bool:
+        return self.reads(task) in (Reading.generated, Reading.run)
+
+    def new_tokens(self, task: Task) -> int:
+        """Tokens of a generated answer at the most."""
+        own = self.max_new_tokens if task.answer_kind is Answer.options else None
+        return task.max_new_tokens if own is None else own
+
+    def room(self, task: Task, max_length: int, source: str) -> int:
+        """Tokens that an answer which is generated leaves to its prompt.
+
+        Raises:
+            ConfigError: too few for a question; `source` says whose `max_length` it is.
+        """
+        room, new = max_length - self.new_tokens(task), self.new_tokens(task)
+        if room < LEAST_PROMPT:
+            raise ConfigError(
+                f"task {task.name}: {source} {max_length} tokens, of which an answer may have {new} (max_new_tokens of "
+                "the task), which leaves no room for its question. Raise eval.max_length where the model allows it, or "
+                f"lower tasks.mixture.{task.name}.max_new_tokens"
+            )
+        return room
 
     def metrics(self, task: Task) -> tuple[str, ...]:
         """All that is scored; see `metric` for the one that counts."""
@@ -90,7 +115,7 @@ def check(config: Config) -> None:
     """Raises ConfigError where a task cannot be asked or scored as the configuration says."""
     options = config.eval
     for key, least in (
-        ("batch_size", 1), ("batch_tokens", 1), ("max_length", 8), ("num_fewshot", 0),
+        ("batch_size", 1), ("batch_tokens", 1), ("max_length", LEAST_PROMPT), ("num_fewshot", 0),
         ("num_samples", 1), ("temperature", 0),
     ):  # fmt: skip
         value = getattr(options, key)
@@ -104,6 +129,9 @@ def check(config: Config) -> None:
             require_wording(name, task, config.data.style, "data.style")
             if not task.train_only:
                 require_wording(name, task, protocol.style, "eval.protocol")
+        runs = task.answer_kind is not Answer.code or options.allow_code_execution
+        if runs and not task.train_only and protocol.generates(task) and options.max_length is not None:
+            protocol.room(replace(task, name=name), options.max_length, "eval.max_length allows")
         known = OTHER_METRICS.get(task.answer_kind, OPTION_METRICS[Reading.likelihood])
         if task.metric not in known:
             raise ConfigError(f"task {name}: there is no metric '{task.metric}'. {suggest(task.metric, known)}")

@@ -43,6 +43,8 @@ def notes(results: dict[str, Any]) -> list[str]:
     if any(not r.get("complete", True) for r in results.values()):
         lines.append("† the data set lacks rows here")
     for name, result in results.items():
+        if lost := result.get("cut", {}).get("prompts"):
+            lines.append(f"{name}: {lost} of {result['n']} prompts were too long and lost shots or their beginning")
         number = result.get("protocol", {}).get("num_samples", 1)
         if number > 1 and result["value"] is not None:
             shown = (f"{m} {with_error(value, result['stderrs'][m])}" for m, value in result["metrics"].items())

@@ -13,17 +13,21 @@ from mixlora.tasks.collate import Row, collate
 
 @torch.no_grad()
 def expert_loads(
-    model: nn.Module, rows: Mapping[str, Sequence[Row]], options: Eval, pad_id: int
+    model: nn.Module, rows: Mapping[str, Sequence[Row]], options: Eval, pad_id: int, *, pads: bool
 ) -> dict[str, dict[str, list[int]]]:
-    """task -> gate -> real tokens that chose each expert."""
+    """task -> gate -> real tokens that chose each expert. Without `pads` only rows of one length share a batch."""
     device = next(model.parameters()).device
     loads: dict[str, dict[str, list[int]]] = {}
     for task, task_rows in rows.items():
         totals: dict[str, torch.Tensor] = {}
-        for places in batches([len(row) for row in task_rows], options.batch_size, options.batch_tokens):
+        for places in batches(
+            [len(row) for row in task_rows], options.batch_size, options.batch_tokens, None if pads else 0
+        ):
             batch = collate([task_rows[i] for i in places], pad_id).to(device)
             model(batch.input_ids_BS, attention_mask=batch.attention_mask_BS, position_ids=batch.position_ids_BS)
-            for name, load_E in gates.loads(gates.pop_routings(model), batch.mask_BS).items():
-                totals[name] = totals[name] + load_E if name in totals else load_E
+            routings = gates.pop_routings(model)
+            found = gates.by_gate(gates.loads(routings, batch.mask_BS))
+            for name in routings:
+                totals[name] = totals[name] + found[name] if name in totals else found[name]
         loads[task] = {name: load_E.tolist() for name, load_E in totals.items()}
     return loads

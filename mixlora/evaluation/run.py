@@ -181,8 +181,11 @@ class Evaluator:
 
     def prompts(self, task: Task, examples: Sequence[Example]) -> list[Prompt]:
         limits = self.limits(task)
-        room = max(self.max_length - self.max_new_tokens(task), 1)
-        return [self.formatter.prompt(example, **limits | {"max_length": room}) for example in examples]
+        return [self.formatter.prompt(example, **limits | {"max_length": self.room(task)}) for example in examples]
+
+    def room(self, task: Task) -> int:
+        """Tokens of a prompt to be answered. Raises ConfigError where the model's window leaves too few."""
+        return self.protocol.room(task, self.max_length, "model and eval.max_length allow")
 
     def sample_seed(self, example: Example, sample: int = 0) -> int:
         """Of one sample of one example; the first sample's is the same whatever their number."""
@@ -196,7 +199,7 @@ class Evaluator:
                 self.model,
                 self.tokenizer,
                 [prompt.ids for prompt in prompts],
-                max_new_tokens=self.max_new_tokens(task),
+                max_new_tokens=self.protocol.new_tokens(task),
                 batch_size=self.options.batch_size,
                 batch_tokens=self.options.batch_tokens,
                 ends=self.formatter.end_ids,
@@ -207,11 +210,6 @@ class Evaluator:
                 pads=self.score_options.pads,
                 on_done=shown.advance,
             )
-
-    def max_new_tokens(self, task: Task) -> int:
-        if task.answer_kind is Answer.options and self.protocol.max_new_tokens is not None:
-            return self.protocol.max_new_tokens
-        return task.max_new_tokens
 
     def stop(self, task: Task) -> list[str]:
         """Short answers after solved examples end where the next example would begin."""
@@ -225,7 +223,9 @@ class Evaluator:
         """How this task is asked and read: all that must be equal for two scores to be comparable."""
         options, formatter, read = self.options, self.formatter, self.protocol.reads(task)
         own = options.backend is Backend.own
-        code = {"num_samples": options.num_samples, "completion": COMPLETION_VERSION}
+        generated = self.protocol.generates(task)
+        judged_by = digest([task.tests, task.prefix, task.fixtures])
+        code = {"num_samples": options.num_samples, "completion": COMPLETION_VERSION, "judged_by": judged_by}
         # Named where it is not the usual one: options had wrong scores under eager attention (see CHANGELOG), which
         # must not be taken for these.
         unusual = own and task.answer_kind is Answer.options and attention(self.model) != "sdpa"
@@ -241,8 +241,8 @@ class Evaluator:
             "shots": [shot.id for shot in self.shots.get(task.name, ())],
             "max_length": self.max_length,
             "temperature": options.temperature,
-            "max_new_tokens": self.max_new_tokens(task),
-            **({"generation": GENERATION_VERSION} if read in (Reading.generated, Reading.run) and own else {}),
+            "max_new_tokens": self.protocol.new_tokens(task),
+            **({"generation": GENERATION_VERSION, "stop": self.stop(task)} if generated and own else {}),
             **({"extraction": extract.EXTRACTION_VERSION} if read is Reading.generated and own else {}),
             **(code if task.answer_kind is Answer.code else {}),
             **({"attention": attention(self.model)} if unusual else {}),
@@ -254,7 +254,11 @@ class Evaluator:
         words = {name: keys[name] for name in ("question", "cue", "options", "wordings")}
         shots = [[shot.question, shot.answer] for shot in self.shots.get(task.name, ())]
         parts = [self.formatter.fingerprint(), words, shots, self.max_length]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return digest(parts)
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def in_order(predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:

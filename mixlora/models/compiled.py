@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import nn
 
-from mixlora.errors import ConfigError, MixloraError
+from mixlora.errors import ConfigError, wrapped
 from mixlora.models.base import decoder_layers
 from mixlora.models.likelihood import instead
 
@@ -51,9 +51,9 @@ def require(device: torch.device) -> None:
     """
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
-    except MixloraError:  # a signal
-        raise
     except Exception as error:
+        if own := wrapped(error):
+            raise own from None
         needed = "g++" if device.type == "cpu" else "Triton and gcc"
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(

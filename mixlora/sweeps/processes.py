@@ -46,7 +46,9 @@ def command(arguments: Sequence[str], launch: Launch, machine: Machine) -> list[
     ]  # fmt: skip
     size = [f"--num_machines={machine.of}", f"--num_processes={machine.of * launch.processes}"]
     file = f"--config_file={accelerate_file(launch.accelerate)}"
-    return [*python, "accelerate.commands.accelerate_cli", "launch", file, *size, *meet, "-m", *run]
+    # All that the point was given: a file's own gpu_ids would stand over them.
+    launch_ = ["accelerate.commands.accelerate_cli", "launch", file, "--gpu_ids=all"]
+    return [*python, *launch_, *size, *meet, "-m", *run]
 
 
 def accelerate_file(name: str) -> Path:

@@ -35,7 +35,7 @@ STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=COLOURS),
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
@@ -110,11 +110,10 @@ def task_losses(lines: Lines) -> Figure:
     made, axes = figure(OVER)
     tasks = sorted({task for line in lines for task in line.get("task_losses", {})})
     window = max(1, len(lines) // 10)
-    for i, task in enumerate(tasks):
+    for task in tasks:
         mine = [line for line in lines if task in line["task_losses"]]
         values = smooth(numbers([line["task_losses"][task] for line in mine]), window)
-        style = "-" if i < len(COLOURS) else "--"
-        axes.plot([line["step"] for line in mine], values, style, lw=1.3, label=task)
+        axes.plot([line["step"] for line in mine], values, lw=1.3, label=task)
     axes.set(xlabel="step", ylabel="loss (nats a token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if tasks:
@@ -127,9 +126,8 @@ def validation(lines: Lines) -> Figure:
     mine = [line for line in lines if "validation" in line]
     for task in sorted({task for line in mine for task in line["validation"]}):
         of = [line for line in mine if task in line["validation"]]
-        axes.plot(
-            [line["step"] for line in of], [100 * line["validation"][task] for line in of], "o-", ms=3, label=task
-        )
+        values = [100 * line["validation"][task] for line in of]
+        axes.plot([line["step"] for line in of], values, marker="o", ms=3, label=task)
     axes.set(xlabel="step", ylabel="validation score (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(ncols=2)
@@ -191,6 +189,7 @@ def layer_load(loads: Loads) -> Figure:
     heat(made, axes, relative, "load (1: even share)", high=max(2.0, float(np.nanmax(relative))))
     axes.set(xlabel="expert", ylabel="layer")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(lambda row, _: str(layers[int(row)]) if 0 <= row < len(layers) else "")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return made
 
@@ -282,7 +281,7 @@ def rates(curves: Mapping[str, Mapping[float, float | None]]) -> Figure:
     made, axes = figure(OVER)
     for label, scores_at in curves.items():
         known = [(rate, 100 * score) for rate, score in scores_at.items() if score is not None]
-        axes.plot([r for r, _ in known], [s for _, s in known], "o-", ms=4, label=label)
+        axes.plot([r for r, _ in known], [s for _, s in known], marker="o", ms=4, label=label)
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation score (%)")
     tried = sorted({rate for scores_at in curves.values() for rate in scores_at})
     axes.set_xticks(tried, labels=[f"{rate:g}" for rate in tried])

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import yaml
 
+from mixlora.config.schema import Launch
 from mixlora.config.typed import suggest, typed
 from mixlora.errors import ConfigError
 
 # What the grid or the door decides, so no list of overrides may.
-RESERVED = ("seed", "train.learning_rate", "output_root", "run_dir", "resume", "launcher", "jobs", "dry_run", "tracker")
+RESERVED = frozenset({"seed", "train.learning_rate", "output_root", "run_dir", "resume", "dry_run"})
+RESERVED |= Launch.__dataclass_fields__.keys()
 
 
 @dataclass(kw_only=True)
@@ -214,7 +216,7 @@ def check_overrides(recipe: Recipe) -> None:
             if not equals and not override.startswith("~"):
                 raise ConfigError(f"{place}: '{override}' is not an override. Write key=value")
             fixed = key == "train.learning_rate" and not recipe.learning_rates
-            if key in RESERVED and not fixed:
+            if RESERVED & {key, key.partition(".")[0]} and not fixed:
                 raise ConfigError(f"{place}: '{override}' is decided by the grid or the command line. Remove it")
 
 
@@ -243,6 +245,9 @@ def check_names(recipe: Recipe) -> None:
     for i, claim in enumerate(recipe.claims):
         known_name(claim.better, recipe.methods, f"claims[{i}].better")
         known_name(claim.worse, recipe.methods, f"claims[{i}].worse")
+    if recipe.table.mean is None and (recipe.claims or recipe.table.order is Order.score):
+        key = "claims" if recipe.claims else "table.order=score"
+        raise ConfigError(f"{key} is by the mean of the columns, and table.mean is null. Give it a label")
     for column in recipe.table.metrics:
         known_name(column, recipe.table.columns, "table.metrics")
     check_pins(recipe)

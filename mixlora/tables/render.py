@@ -175,7 +175,7 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≈": r"$\approx$", "¹": r"$^{1}$",
     "†": r"$^{\dagger}$", "–": "--", "—": "---", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$",
     "×": r"$\times$", "α": r"$\alpha$", "→": r"$\to$", "Σ": r"$\Sigma$", "<": r"\textless{}", ">": r"\textgreater{}",
-    "[": "{[}", "*": "{*}",  # after the \\ of the line before they would belong to it
+    "|": r"\textbar{}", "[": "{[}", "*": "{*}",  # after the \\ of the line before they would belong to it
 }  # fmt: skip
 
 

@@ -178,7 +178,12 @@ def example(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
             for i, (text, score) in enumerate(zip(texts, row["log_likelihoods"], strict=True))
         ]
         return shown | {"options": lines}
-    return shown | {"said": str(row.get("prediction", ""))[:LONGEST], "target": str(row.get("target", ""))[:LONGEST]}
+    if isinstance(target, int) and "options" in row:  # a free answer to a question with options
+        target = row["options"][target]
+    return shown | {
+        "said": str(row.get("prediction", ""))[:LONGEST],
+        "target": str("" if target is None else target)[:LONGEST],
+    }
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -231,13 +236,18 @@ def recipe_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
     curves = {recipes.group_label(study.recipe, g): scores for g in study.groups if (scores := study.validation(g))}
     if curves:
         found.append(("Choice of the learning rate", "first seed, validation split", lambda: plots.rates(curves)))
-    first = {
-        recipes.group_label(study.recipe, group): lines
-        for group, runs in study.final.items()
-        if runs[0].state == DONE and (lines := read_lines(runs[0].folder / "metrics.jsonl"))
-    }
-    if first:
-        found.append(("Training loss", "first seed, smoothed", lambda: plots.losses(first)))
+    for model in study.recipe.models:
+        first = {
+            recipes.group_label(study.recipe, group): lines
+            for group, runs in study.final.items()
+            if group.model == model
+            and runs[0].state == DONE
+            and (lines := read_lines(runs[0].folder / "metrics.jsonl"))
+        }
+        if first:
+            name = f": {recipes.label(study.recipe.models, model)}" if len(study.recipe.models) > 1 else ""
+            draw = functools.partial(plots.losses, first)
+            found.append((f"Training loss{name}", "first seed, smoothed", draw))
     for group, runs in study.final.items():
         if runs[0].state == DONE:
             found += group_figures(recipes.group_label(study.recipe, group), runs[0].folder)

@@ -135,18 +135,22 @@ def by_layer(found: Sequence[Gate]) -> dict[int, list[Gate]]:
 
 
 def preferred(loads: Loads, top: int = 3) -> dict[str, list[tuple[str, int, float, float]]]:
-    """task -> (gate, expert, p(e | t), p(e | t) / p(e)) where the task departs most from the mean of the tasks."""
-    found: dict[str, list[tuple[str, int, float, float]]] = {task: [] for task in loads}
+    """task -> (gate, expert, p(e | t), p(e | t) / p(e)) where the task departs most from the mean of the tasks; nothing
+    of a gate in which it has no expert more often than they."""
+    found: dict[str, list[tuple[float, str, int, float, float]]] = {task: [] for task in loads}
     for name, load_TE in tables(loads).items():
         if (load_TE.sum(1) == 0).any():
             continue
         share_TE = shares(load_TE)
         mean_E = share_TE.mean(0)
         for t, task in enumerate(loads):
-            e = int(np.argmax(share_TE[t] - mean_E))
-            found[task].append((name, e, float(share_TE[t, e]), float(share_TE[t, e] / max(mean_E[e], 1e-12))))
-    by_departure = {task: sorted(rows, key=lambda r: (-(r[2] - r[2] / r[3]), r[0])) for task, rows in found.items()}
-    return {task: rows[:top] for task, rows in by_departure.items()}
+            more_E = share_TE[t] - mean_E
+            e = int(np.argmax(more_E))
+            if more_E[e] > 0:
+                share = float(share_TE[t, e])
+                found[task].append((float(more_E[e]), name, e, share, share / float(mean_E[e])))
+    by_departure = {task: sorted(rows, key=lambda row: (-row[0], row[1])) for task, rows in found.items()}
+    return {task: [row[1:] for row in rows[:top]] for task, rows in by_departure.items()}
 
 
 def reading(found: Sequence[Gate]) -> list[str]:

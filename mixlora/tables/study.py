@@ -163,9 +163,13 @@ class Study:
 
     def run_folder(self, point: Point) -> Path:
         """Among the kept records, or else by the hash of the configuration."""
-        overrides = self.point_overrides(point)
-        kept = next((entry["folder"] for entry in self.kept["runs"] if entry["overrides"] == overrides), None)
+        kept = self.kept_in(point)
         return configs.run_folder(self.config(point)) if kept is None else self.root / kept
+
+    def kept_in(self, point: Point) -> str | None:
+        """The folder of a point's run among the kept records."""
+        overrides = self.point_overrides(point)
+        return next((entry["folder"] for entry in self.kept["runs"] if entry["overrides"] == overrides), None)
 
     @cached_property
     def read(self) -> dict[Point, Run]:

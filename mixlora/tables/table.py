@@ -338,20 +338,33 @@ def publish(
 
 
 def claims(recipe: Recipe, rows: Sequence[Row], cells: Mapping[tuple[Row, str], Cell]) -> list[str]:
-    """Printed differences with ours beside them."""
+    """Printed differences with ours beside them, one for each model and setting."""
     lines = []
+    places = list(dict.fromkeys((row.model, row.setting) for row in rows if row.method))
     for claim in recipe.claims:
-        ours = []
-        for model in recipe.models:
-            means = [
-                next((row_score(r, cells) for r in rows if (r.model, r.method) == (model, method)), None)
-                for method in (claim.better, claim.worse)
-            ]
-            if means[0] is not None and means[1] is not None:
-                ours.append(f"{100 * (means[0] - means[1]):+.1f}")
+        pairs = [[mean_of(rows, cells, place, method) for method in (claim.better, claim.worse)] for place in places]
+        ours = [
+            f"{100 * (better.mean - worse.mean):+.1f}{where(recipe, place, places)}"
+            + ("" if better.complete and worse.complete else " (not of all seeds)")
+            for place, (better, worse) in zip(places, pairs, strict=True)
+            if better.mean is not None and worse.mean is not None
+        ]
         names = [recipes.label(recipe.methods, name) for name in (claim.better, claim.worse)]
         lines.append(f"{names[0]} minus {names[1]}: published {claim.delta:+.1f}, ours {', '.join(ours) or 'not run'}")
     return lines
+
+
+def mean_of(rows: Sequence[Row], cells: Mapping[tuple[Row, str], Cell], place: tuple[str, str], method: str) -> Cell:
+    row = next((r for r in rows if (r.model, r.setting, r.method) == (*place, method)), None)
+    return Cell() if row is None else cells.get((row, MEAN), Cell())
+
+
+def where(recipe: Recipe, place: tuple[str, str], places: Sequence[tuple[str, str]]) -> str:
+    """` of MODEL, SETTING` where there are several."""
+    model, setting = place
+    several = len({m for m, _ in places}) > 1, len({s for _, s in places}) > 1
+    parts = [recipes.label(recipe.models, model)] * several[0] + [setting] * (several[1] and bool(setting))
+    return f" of {', '.join(parts)}" if parts else ""
 
 
 # ---- further columns and notes

@@ -6,6 +6,7 @@ Lengths and labels are counted here, on the host, which then waits for no device
     B rows (or one line)   S positions   N labels   K kept positions
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,7 +64,8 @@ class Batch:
         return self.attention_mask_BS.bool()
 
     def to(self, device: torch.device) -> "Batch":
-        moved: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        tensors = {name: t for name, t in vars(self).items() if isinstance(t, Tensor)}
+        moved: dict[str, Any] = {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
         return replace(self, **moved)
 
 
@@ -108,10 +110,13 @@ def batch_of(lines: Sequence[Sequence[Row]], pads: Sequence[int], pad_id: int, *
     )
 
 
-def padded_batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    """Batches of `size` rows; rows of like length stand together, which costs less padding."""
+def padded_batches(rows: Sequence[Row], size: int, ranks: int = 1) -> list[list[Row]]:
+    """Batches of at most `size` rows, as many for each rank and about as large; rows of like length stand together,
+    which costs less padding."""
     ordered = sorted(rows, key=len)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    count = ranks * -(-len(ordered) // (size * ranks))
+    ends = [-(-len(ordered) * i // count) for i in range(count + 1)]
+    return [ordered[first:last] for first, last in itertools.pairwise(ends)]
 
 
 def packs(rows: Sequence[Row], count: int) -> list[list[Row]]:

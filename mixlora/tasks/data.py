@@ -137,9 +137,9 @@ def hold_out(name: str, train: Sequence[Example]) -> tuple[list[Example], list[E
 
     number = min(MOST_HELD_OUT, max(1, int(len(train) * HELD_OUT))) if len(train) > 1 else 0
     order = np.random.default_rng(seed_of("held out", name)).permutation(len(train))
-    chosen = set(order[:number].tolist())
-    rest = [example for i, example in enumerate(train) if i not in chosen]
-    return rest, [example for i, example in enumerate(train) if i in chosen]
+    chosen = order[:number].tolist()  # in the order of the draw: the first of them are a sample of the file as well
+    held = set(chosen)
+    return [example for i, example in enumerate(train) if i not in held], [train[i] for i in chosen]
 
 
 def against_overlap(

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 from mixlora.config.schema import Task
-from mixlora.errors import DataError
+from mixlora.errors import DataError, wrapped
 from mixlora.tasks.table import MissingSplit, Table, table_of
 
 PATIENCE = 6.0  # seconds, name look-up included; with the time to start and to say so it stays below ten
@@ -27,6 +27,8 @@ def read(task: Task, split: str) -> Table:
     try:
         loaded = datasets.load_dataset(task.path, task.config, split=split)
     except Exception as error:
+        if own := wrapped(error):
+            raise own from None
         # What load_dataset raises has no common base; every one of these means that the rows cannot be had.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "unknown split" in reason.lower():

@@ -6,8 +6,10 @@ import re
 # Digits with commas between them only where thousands stand; a fraction needs a digit on both sides of the slash.
 DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?!\w))?"
 # Not within a word, but behind its full stop: Rs.107, No.5.
-NUMBER = re.compile(rf"(?:(?<![\w.])|(?<=[A-Za-z]\.))(?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?")
-STRICT = re.compile(rf"####\s*((?:-\s?)?\$?\s?(?:-)?(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?)")
+VALUE = rf"(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?"
+# A sign stands at its number: "cost - $18" and a list's "- 18 eggs" are 18. Behind #### there is nothing else to it.
+NUMBER = re.compile(rf"(?:(?<![\w.])|(?<=[A-Za-z]\.))(?:(?:(?<!-)-)?(?:\$\s?)?|\$\s?-){VALUE}")
+STRICT = re.compile(rf"####\s*((?:(?:-\s?)?(?:\$\s?)?|\$\s?-){VALUE})")
 MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
 
 

@@ -43,12 +43,23 @@ def read(task: Task, split: str) -> Table:
     return read_file(path / split, task)
 
 
+def require(task: Task) -> None:
+    """Raise a DataError where the file or the folder of `path` is not there."""
+    path = Path(task.path).expanduser()
+    if not path.exists():
+        raise absent(path, task)
+
+
+def absent(path: Path, task: Task) -> DataError:
+    folder = path.parent
+    there = sorted(p.name for p in folder.iterdir() if p.name.endswith(SUFFIXES)) if folder.is_dir() else []
+    holds = f"{folder} holds {', '.join(there) or 'no data file'}" if folder.is_dir() else f"there is no {folder}"
+    return DataError(f"task {task.name}: there is no file {path}; {holds}. Mend path or splits of the task")
+
+
 def read_file(path: Path, task: Task) -> Table:
     if not path.is_file():
-        folder = path.parent
-        there = sorted(p.name for p in folder.iterdir() if p.name.endswith(SUFFIXES)) if folder.is_dir() else []
-        holds = f"{folder} holds {', '.join(there) or 'no data file'}" if folder.is_dir() else f"there is no {folder}"
-        raise DataError(f"task {task.name}: there is no file {path}; {holds}. Mend path or splits of the task")
+        raise absent(path, task)
     if path.name.endswith(".parquet"):
         return read_parquet(path)
     digest = file_sha256(path)

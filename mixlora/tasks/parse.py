@@ -282,6 +282,11 @@ def check(task: Task) -> None:
         return
     if sum(part is not None for part in (options.field, options.columns, options.fixed)) != 1:
         raise ConfigError(f"{name}: options needs exactly one of field, columns and fixed")
+    if options.labels is not None and (options.field is None or task.answer_values is not None):
+        other = "answer_values" if options.field else "columns" if options.columns else "fixed"
+        raise ConfigError(
+            f"{name}: options.labels names the labels of options.field, and {other} gives others. Set one"
+        )
     texts, values = options.fixed or options.columns, task.answer_values
     if texts is not None and values is not None and len(texts) != len(values):
         raise ConfigError(f"{name}: {len(texts)} options but {len(values)} answer_values {values}")

@@ -39,12 +39,14 @@ def require(tasks: Iterable[Task], source: str) -> None:
     """Say that a whole source is not there before anything else is done.
 
     Raises:
-        DataError: the hub cannot be reached, or the folder does not exist.
+        DataError: the hub cannot be reached, or the folder or a user's own file or folder does not exist.
     """
     for task in tasks:
-        if source == "sample" or own.is_own(task):
+        if own.is_own(task):
+            own.require(task)
+        elif source == "sample":
             continue
-        if source == "hub":
+        elif source == "hub":
             hub.require(task)
         elif not Path(source).is_dir():
             raise absent(task, Path(source), Path(source))

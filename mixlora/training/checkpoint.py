@@ -169,6 +169,20 @@ def damage_of_best(path: Path, best: Path) -> str | None:
     return reason and f"{path} names a best adapter, and {reason}"
 
 
+def require_best(path: Path) -> None:
+    """Raise a CheckpointError where the best adapter that a checkpoint names, in its own run's folder, is not whole."""
+    reason = damage_of_best(path, path.resolve().parents[1] / "best")
+    if reason is not None:
+        raise CheckpointError(f"{reason}. Put it back, or choose another checkpoint")
+
+
+def require_some(folder: Path) -> None:
+    """Raise a CheckpointError where a checkpoint in `folder` is whole, and what is wrong with it lies elsewhere."""
+    whole, _ = newest(folder)
+    if whole is not None:
+        require_best(whole)
+
+
 def adopt(path: Path, folder: Path, *, with_best: bool) -> None:
     """Take over into `folder` what a checkpoint of another run folder builds on: metrics, and its best adapter.
 
@@ -177,9 +191,7 @@ def adopt(path: Path, folder: Path, *, with_best: bool) -> None:
     """
     theirs = path.resolve().parents[1]
     if with_best and best_step(path):
-        reason = damage_of_best(path, theirs / "best")
-        if reason is not None:
-            raise CheckpointError(f"{reason}. Choose another checkpoint")
+        require_best(path)
         save(folder / "best", read(theirs / "best" / f"step-{best_step(path)}"))
     if (theirs / "metrics.jsonl").is_file():  # a copy of a checkpoint has none beside it: ours stay
         write_lines(folder / "metrics.jsonl", read_lines(theirs / "metrics.jsonl"))

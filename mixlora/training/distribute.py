@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -21,13 +20,8 @@ def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """The model to call in training; parameters of `model` itself are replaced where it is cut into parts.
 
     Raises:
-        ConfigError: a way to distribute that is not supported.
+        ConfigError: parameters of more than one dtype, under FSDP.
     """
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ConfigError(
-            f"{accelerator.distributed_type.value} is not supported. Use configs/distributed/zero2.yaml or zero3.yaml, "
-            "which cut the same things into parts"
-        )
     if accelerator.num_processes == 1:  # it lies where it should; under FSDP's settings Accelerate would ask for more
         return model
     if not switched_on("ACCELERATE_USE_FSDP"):
@@ -55,7 +49,7 @@ def synchronised(model: nn.Module, accelerator: Accelerator, last: bool) -> Iter
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield
-    elif last:
+    elif last or accelerator.num_processes == 1:
         yield
     else:
         with accelerator.no_sync(model):

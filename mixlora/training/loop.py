@@ -9,8 +9,8 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Totals:
     checkpoint_seconds: float = 0.0
     best: float | None = None  # mean validation score
     best_step: int = 0
-    micro_batch_size: int = 0  # rows of a forward: below train.per_device_train_batch_size after memory ran out
+    micro_batch_size: int = 0  # rows of a forward: fewer after memory ran out
     lean_from_step: int | None = None  # the step in which mixtures in a block turned lean, for memory ran out
     loss_scale: float = 1.0  # of the loss that is differentiated; above 1 where the model computes in float16
     scaled_steps: int = 0  # since that last changed
@@ -102,10 +102,11 @@ class Trainer:
         self.answer_losses = AnswerLosses(self.model)
         with packing.by_row():
             self.packed = train.packing and packs_rows(self.model)
-        if not self.packed and train.per_device_train_batch_size > 1 and not pads_rows(self.model):
+        size = train.micro_batch_size or train.per_device_train_batch_size
+        if not self.packed and size > 1 and not pads_rows(self.model):
             raise ConfigError(
                 f"train.per_device_train_batch_size={train.per_device_train_batch_size}: padding changes what this "
-                "model computes, so rows must stand alone. Set it to 1, and train.gradient_accumulation_steps higher"
+                "model computes, so rows must stand alone. Set train.micro_batch_size=1"
             )
         self.gates, self.wrappers = gates.gates_of(self.model), adapted(self.model)
         clear_records(self.gates.values(), self.wrappers.values())
@@ -125,9 +126,7 @@ class Trainer:
         )
         self.warmup = round(train.warmup_ratio * self.steps)
         self.scaled = getattr(self.model, "dtype", None) is torch.float16
-        self.totals = Totals(
-            micro_batch_size=train.per_device_train_batch_size, loss_scale=FLOAT16_SCALE if self.scaled else 1.0
-        )
+        self.totals = Totals(micro_batch_size=size, loss_scale=FLOAT16_SCALE if self.scaled else 1.0)
         self.resumed_from: str | None = None  # the checkpoint that was asked for by its path, if any
 
     # ---- the run
@@ -184,12 +183,13 @@ class Trainer:
         loss, again with half of it. What is over all ranks is the same on each, and so is the scale."""
         totals, scale = self.totals, self.totals.loss_scale
         while True:
-            batches, tally, aux_losses = self.gradients_that_fit(step)
+            batches, tally, found = self.gradients_that_fit(step)
             if self.scaled:
                 torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], totals.loss_scale)
-            norm = float(ranks.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm)))
+            clipped = ranks.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm))
             tally.signals += len(seen)
-            tally.reduce(self.accelerator.device)
+            tally.reduce(self.accelerator.device)  # the one place of a step that waits for the device
+            norm, aux_losses = float(clipped), {name: float(value) for name, value in found.items()}
             if totals.loss_scale == 1 or math.isfinite(norm) or not math.isfinite(tally.loss):
                 if not math.isfinite(norm):
                     totals.loss_scale = scale  # which is not to blame
@@ -197,7 +197,7 @@ class Trainer:
             self.release()
             totals.loss_scale, totals.scaled_steps = totals.loss_scale / 2, 0
 
-    def gradients_that_fit(self, step: int) -> tuple[list[Batch], Tally, dict[str, float]]:
+    def gradients_that_fit(self, step: int) -> tuple[list[Batch], Tally, dict[str, Tensor]]:
         """The step's gradients; where memory runs out, again in what keeps less of the same rows."""
         while True:
             try:
@@ -208,11 +208,11 @@ class Trainer:
             self.release()
             self.keep_less(step)
 
-    def gradients(self, step: int) -> tuple[list[Batch], Tally, dict[str, float]]:
-        """Forward and backward over this rank's micro-batches."""
+    def gradients(self, step: int) -> tuple[list[Batch], Tally, dict[str, Tensor]]:
+        """Forward and backward over this rank's micro-batches; nothing here waits for the device."""
         batches = self.batches(step)
         own_labels = float(sum(sum(batch.label_tokens) for batch in batches))
-        label_tokens = ranks.summed(torch.tensor(own_labels, device=self.accelerator.device))
+        label_tokens = ranks.summed(torch.full((), own_labels, device=self.accelerator.device))
         tally, aux_losses = Tally(self.tasks), dict.fromkeys(self.aux, torch.zeros((), dtype=torch.float64))
         for i, batch in enumerate(batches):
             self.at(f"step {step}, forward {i + 1} of {len(batches)}")
@@ -229,11 +229,12 @@ class Trainer:
                     value = aux(routings, batch.mask_BS) / len(batches)
                     loss = loss + aux.coef * value
                     aux_losses[name] = aux_losses[name] + value.detach()
+                tally.add(batch, nats_B, routings)
+                del routings  # of which backward, and the next forward, need no more than the graph holds
                 self.at(f"step {step}, backward {i + 1} of {len(batches)}")
                 self.accelerator.backward(self.totals.loss_scale * loss)
-            tally.add(batch, nats_B, routings)
         clear_records(self.gates.values(), self.wrappers.values())
-        return batches, tally, {name: float(value) for name, value in aux_losses.items()}
+        return batches, tally, aux_losses
 
     def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
@@ -255,8 +256,9 @@ class Trainer:
                 if not ranks.is_out_of_memory(error):
                     raise
                 raise ResourceError(
-                    f"out of memory for the optimizer's moments in step {step}. Lower method.r or method.num_experts, "
-                    f"or train.per_device_train_batch_size={totals.micro_batch_size}"
+                    f"out of memory for the optimizer's moments in step {step}. Go on by the same command with less "
+                    f"than train.micro_batch_size={totals.micro_batch_size}, or begin another run with less than "
+                    "method.r or method.num_experts"
                 ) from error
             for name, gate in self.gates.items():
                 gate.after_step(tally.loads[name])
@@ -277,7 +279,7 @@ class Trainer:
         number = self.train.per_device_train_batch_size * self.train.gradient_accumulation_steps * world
         rows = self.rows((step - 1) * number, number)
         if not self.packed:
-            found = [collate(batch, self.pad_id) for batch in padded_batches(rows, size)]
+            found = [collate(batch, self.pad_id) for batch in padded_batches(rows, size, world)]
         elif self.train.max_tokens is None:
             found = [pack(batch) for batch in packs_for(rows, -(-number // (size * world)), world)]
         else:
@@ -301,24 +303,27 @@ class Trainer:
             ResourceError: one row is already too much, or other ranks would have to follow.
         """
         size, fast = self.totals.micro_batch_size, "fast" in paths(self.model) and not self.train.torch_compile
-        if self.accelerator.num_processes > 1:
-            lean = "Set method.compute=lean, or lower" if fast else "Lower"
-            raise ResourceError(
-                f"out of memory in step {step}. {lean} train.per_device_train_batch_size={size} and raise "
-                "train.gradient_accumulation_steps by as much"
-            )
-        if fast:
+        alone = self.accelerator.num_processes == 1
+        if alone and fast:
             make_lean(self.model)
             self.totals.lean_from_step = step
             say(f"Out of memory in step {step}: from here on method.compute=lean, which keeps half as much of a block")
             return
-        if size == 1:
-            raise ResourceError(
-                f"out of memory in step {step} with one row in a micro-batch. Lower train.max_length="
-                f"{self.train.max_length}, or set model.gradient_checkpointing=true"
-            )
+        if not alone or size == 1:
+            rows = " with one row in a micro-batch" if size == 1 else ""
+            raise ResourceError(f"out of memory in step {step}{rows}. {self.ways_to_less(size, fast)}")
         self.totals.micro_batch_size = size // 2
         say(f"Out of memory in step {step}: from here on {size // 2} rows a micro-batch, not {size}; the same a step")
+
+    def ways_to_less(self, size: int, fast: bool) -> str:
+        """What the user can do about memory."""
+        twice = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        ways = ["method.compute=lean"] * fast + [f"train.micro_batch_size={size // 2}"] * (size > 1)
+        ways += ["model.gradient_checkpointing=true"] * (not twice and not self.train.torch_compile)
+        found = [f"Go on by the same command with {' or '.join(ways)}: the rows of a step stay the same"] * bool(ways)
+        if size == 1:
+            found.append(f"Begin another run with less than train.max_length={self.train.max_length}")
+        return ". Or: ".join(found)
 
     # ---- validation and checkpoints
 
@@ -327,7 +332,7 @@ class Trainer:
         every = self.train.eval_steps
         if self.score is None or every is None or (step % every and step != self.steps):
             return {}
-        scores = dict(self.score(step))
+        scores = ranks.agree(dict(self.score(step)))  # what is the best so far is for one of them to say
         self.model.train()
         if not scores:
             return {}
@@ -370,6 +375,8 @@ class Trainer:
         load_tensors(self.adapter, saved.adapter)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
         self.totals = totals_of(saved)
+        most = self.train.micro_batch_size or self.totals.micro_batch_size
+        self.totals.micro_batch_size = min(self.totals.micro_batch_size, most)
         if self.totals.lean_from_step is not None:
             make_lean(self.model)
         if self.main:
@@ -438,10 +445,30 @@ def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> N
             into[name].copy_(ranks.spread_as(into[name], tensor))
 
 
+def compute_twice(model: nn.Module) -> None:
+    """Let layers keep no more than their inputs, and compute them again in backward.
+
+    What the second forward leaves on a gate has a graph that no backward goes through, and which therefore holds all
+    that the layer should not keep: it is cleared away layer by layer.
+    """
+    chosen_gates, wrappers = gates.gates_of(model).values(), adapted(model).values()
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            clear_records(chosen_gates, wrappers)
+
+    how = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)  # type: ignore[operator]
+
+
 def clear_records(chosen_gates: Iterable[gates.Gate], wrappers: Iterable[Wrapper]) -> None:
-    """Recomputation under checkpointing leaves a record behind, with its graph; a forward that failed, outputs too."""
+    """What a forward left that nobody asks any more: a second one of a layer, or one that failed."""
     for gate in chosen_gates:
-        gate.routing = None
+        if gate.routing is not None:  # to write an attribute of a module takes ten times as long as to read it
+            gate.routing = None
     for wrapper in wrappers:
         if isinstance(wrapper, Fused) and wrapper.ahead is not None:
             wrapper.ahead.forget()

@@ -23,7 +23,8 @@ class Tally:
         zeros = (torch.zeros(len(self.tasks), dtype=torch.float64) for _ in range(4))
         self.nats, self.count, self.rows, self.tokens = zeros
         self.signals = torch.zeros(1, dtype=torch.float64)  # SIGINT and SIGTERM that a rank has received
-        self.loads: dict[str, Tensor] = {}
+        self.stacks: dict[tuple[str, ...], Tensor] = {}  # loads of gates that are alike
+        self.loads: dict[str, Tensor] = {}  # of each gate, once all is reduced
         self.unread: list[tuple[Tensor, Tensor]] = []  # task and nats of each row
 
     def add(self, batch: Batch, nats_B: Tensor, routings: Mapping[str, gates.Routing]) -> None:
@@ -32,19 +33,20 @@ class Tally:
         for total, values_B in counted:
             total.index_add_(0, index_B, torch.tensor(values_B, dtype=torch.float64))
         self.unread.append((index_B, nats_B.detach()))
-        for name, load_E in gates.loads(routings, batch.mask_BS).items():
-            self.loads[name] = self.loads[name] + load_E if name in self.loads else load_E
+        for names, load_LE in gates.loads(routings, batch.mask_BS).items():
+            self.stacks[names] = self.stacks[names] + load_LE if names in self.stacks else load_LE
 
     def reduce(self, device: torch.device) -> None:
         """Sum over all ranks; the gates stand in one order on each of them."""
         index_B, nats_B = (torch.cat(parts) for parts in zip(*self.unread, strict=True))
         self.nats.index_add_(0, index_B, nats_B.double().cpu())
-        here, there = [self.nats, self.count, self.rows, self.tokens, self.signals], list(self.loads.values())
-        whole = torch.cat([torch.cat(here).to(device), *there])
+        here, there = [self.nats, self.count, self.rows, self.tokens, self.signals], list(self.stacks.values())
+        whole = torch.cat([torch.cat(here).to(device, non_blocking=True), *(load.double().flatten() for load in there)])
         summed = ranks.summed(whole).cpu()
-        sizes = [len(part) for part in (*here, *there)]
+        sizes = [part.numel() for part in (*here, *there)]
         self.nats, self.count, self.rows, self.tokens, self.signals, *loads = summed.split(sizes)
-        self.loads = dict(zip(self.loads, loads, strict=True))
+        stacks = {names: load.unflatten(0, (len(names), -1)) for names, load in zip(self.stacks, loads, strict=True)}
+        self.loads = gates.by_gate(stacks)
 
     @property
     def loss(self) -> float:

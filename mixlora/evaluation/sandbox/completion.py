@@ -2,6 +2,7 @@
 
 1. A fenced block, if there is one: the first that defines the function, else the first of all. Without fences, prose
    before the first line of code goes.
+   Up to three blanks before its first word go: a tokenizer spells that word with one, or has taken one of four away.
 2. Whole functions: from the first top-level import, definition or assignment on, to the first line at the left margin
    that is none of these (`if __name__`, `print(...)`, tests, prose).
 3. A continuation of the prompt: up to the first line at the left margin, as in the Codex paper's stop sequences
@@ -10,6 +11,7 @@
 What the rule gets wrong is a failing sample: whatever it returns runs in the sandbox.
 """
 
+import itertools
 import re
 
 from mixlora.evaluation.sandbox.problem import Problem
@@ -21,7 +23,7 @@ ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*(\s*:\s*[\w.\[\], ]+)?\s*=[^=]|[A-Za-z_
 KEYWORD = r"(return|yield|raise|assert|if|for|while|with|try|import|from|del|global|nonlocal)\b"
 STATEMENT = re.compile(rf" ({KEYWORD}|[a-z_][\w.\[\], ]*=[^=])")
 CONTINUED = re.compile(r"[)\]}]|\"\"\"|'''")  # the end of a bracket or text that began above
-COMPLETION_VERSION = 3  # raised by one whenever the same reply would become another program
+COMPLETION_VERSION = 4  # raised by one whenever the same reply would become another program
 BODY = "    pass\n\n\n"
 
 
@@ -29,7 +31,7 @@ def completion_of(text: str, problem: Problem) -> str:
     """A reply -> what to append to `problem.prefix`; always ends in a newline."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
     defines = re.compile(rf"^(async )?def {re.escape(problem.entry_point)}\b", re.MULTILINE)
-    code = fenced(text, defines)
+    code = flush(fenced(text, defines))
     if defines.search(code):
         whole = whole_functions(code, defines)
         return f"{BODY}{whole}" if problem.continues else whole
@@ -47,6 +49,23 @@ def fenced(text: str, defines: "re.Pattern[str]") -> str:
     if defining is None and STATEMENT.match(first):  # one blank begins many a reply, in words or in code
         return before
     return defining or (blocks[0] if blocks else text)
+
+
+def flush(code: str) -> str:
+    """Without blanks before the first line that are no depth (rule 1). Lines below lose as many where one is no deeper
+    than the first, and what stands at the margin goes then: it could no longer be told from them."""
+    first, *rest = code.lstrip("\n").split("\n")
+    margin = depth(first)
+    if not 0 < margin < 4 or not first.strip():
+        return code
+    inside = list(itertools.takewhile(lambda line: not line.strip() or depth(line), rest))
+    if any(line.strip() and depth(line) <= margin for line in inside):
+        rest = [line[margin:] for line in inside]
+    return "\n".join([first[margin:], *rest])
+
+
+def depth(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
 
 
 def is_code(line: str) -> bool:
@@ -86,7 +105,7 @@ def body(code: str) -> str:
 
 def indented(lines: list[str]) -> list[str]:
     """Give the lost indentation back: to the first line, or to all where the second shows that all have lost it."""
-    depths = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
+    depths = [depth(line) for line in lines[1:] if line.strip()]
     opens = lines[0].rstrip().endswith((":", "(", "[", "{"))
     only_first = bool(depths) and depths[0] >= (5 if opens else 4)  # what is opened is often two deeper, not four
     if only_first:
