@@ -399,14 +399,15 @@ def alike(values: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
     return [(names, stack.movedim(0, -1)) for names, stack in zip(shapes.values(), stacks, strict=True)]
 
 
-def loads(routings: Mapping[str, Routing], mask_T: Tensor) -> dict[tuple[str, ...], Tensor]:
-    """How many real tokens chose each expert: of L gates that are alike, by their names, [L, E].
+def loads(chosen: Mapping[str, Tensor], mask_T: Tensor) -> dict[tuple[str, ...], Tensor]:
+    """How many real tokens chose each expert, by what each gate chose [T, E]: [L, E] of L gates that are alike, by
+    their names.
 
     A product with the mask: a selection would wait for the device to count.
     """
-    stacks = alike({name: routing.chosen_TE for name, routing in routings.items()})
     # Some blocks lay their rows side by side first: [B · S, D].
-    return {tuple(names): (c_LTE.flatten(1, -2) & mask_T.flatten().unsqueeze(-1)).sum(1) for names, c_LTE in stacks}
+    mask_T1, stacks = mask_T.flatten().unsqueeze(-1), alike(chosen)
+    return {tuple(names): (chosen_LTE.flatten(1, -2) & mask_T1).sum(1) for names, chosen_LTE in stacks}
 
 
 def by_gate(loads_LE: Mapping[tuple[str, ...], Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from built import METHODS, busy, composed
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from mixlora import losses
@@ -99,6 +101,29 @@ def same_steps(config, folder, tolerance: float, **options) -> None:
 def test_compiled_layers_train_as_the_plain_ones(name, tmp_path, as_traced):
     """Losses, auxiliary losses, gradients' norm, loads, and the adapter after three steps, whatever the packs."""
     same_steps(composed(name, *EXACT), tmp_path, 1e-9)
+
+
+@pytest.mark.full
+def test_layers_share_their_graphs_and_linears_that_read_one_input_their_products(tmp_path, monkeypatch):
+    """As many graphs for four layers as for three; q, k and v choose experts in one topk, gate and up in another."""
+    chosen: list[int] = []
+
+    def counting(graph, inputs):
+        chosen.append(sum("topk" in str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=aot_autograd(fw_compiler=counting)))
+    found = []
+    for layers in (3, 4):
+        torch._dynamo.reset()
+        counters.clear()
+        chosen.clear()
+        config = composed("mole", *EXACT[:2], f"model.random.num_hidden_layers={layers}", "method.lora_dropout=0")
+        *_, graphs = trained(config, tmp_path, torch_compile=True)
+        found.append((graphs[-1], sorted(chosen)))
+    assert found[0] == found[1]
+    # q, k and v; o; gate and up; down. At most twice: the first layer, whose input has no gradient, is another graph.
+    assert 0 < sum(found[0][1]) <= 2 * 4
 
 
 @pytest.mark.full

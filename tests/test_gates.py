@@ -224,7 +224,7 @@ def test_the_loads_of_all_gates_at_once_are_those_of_each():
         gate = gates.TopK(7, E, 2, gates.TopKOptions())
         gate(torch.randn(3, 5, 7))
         routings[f"layers.{i}"] = gate.routing
-    found = gates.by_gate(gates.loads(routings, mask_BS))
+    found = gates.by_gate(gates.loads({name: routing.chosen_TE for name, routing in routings.items()}, mask_BS))
     assert found.keys() == routings.keys()
     for name, routing in routings.items():
         assert torch.equal(found[name], load_of(routing, mask_BS))
@@ -238,6 +238,6 @@ def test_loads_are_of_tokens_whether_rows_lie_side_by_side_or_not():
         record.logits_TS.flatten(0, 1), record.weights_TE.flatten(0, 1), record.chosen_TE.flatten(0, 1), record.score
     )
     mask_BS = torch.arange(5) < torch.tensor([[5], [2], [4]])
-    found = gates.by_gate(gates.loads({"a": record, "b": flat}, mask_BS))
+    found = gates.by_gate(gates.loads({"a": record.chosen_TE, "b": flat.chosen_TE}, mask_BS))
     assert torch.equal(found["a"], found["b"])
     assert int(found["a"].sum()) == 2 * 11

@@ -78,8 +78,12 @@ class Ahead:
 
 
 def state(x_TD: Tensor) -> tuple[int, bool]:
-    """What may change between two calls with one tensor: how often it was written over, and whether a graph is kept."""
-    return 0 if x_TD.is_inference() else x_TD._version, torch.is_grad_enabled()
+    """What may change between two calls with one tensor: how often it was written over, and whether a graph is kept.
+
+    A compiled graph cannot ask for the first; nothing in transformers writes over what its projections read.
+    """
+    uncounted = torch.compiler.is_compiling() or x_TD.is_inference()
+    return 0 if uncounted else x_TD._version, torch.is_grad_enabled()
 
 
 class Fused(nn.Module):
@@ -104,7 +108,7 @@ class Fused(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         if dropout.untraceable(self.delta.dropout):
             return super().forward(x_TD)
-        if self.ahead is None or torch.compiler.is_compiling():
+        if self.ahead is None:
             (own,) = side_by_side([self], x_TD)
         else:
             own = self.ahead.take(self, x_TD) or self.with_siblings(x_TD)

@@ -25,9 +25,9 @@ def expert_loads(
         ):
             batch = collate([task_rows[i] for i in places], pad_id).to(device)
             model(batch.input_ids_BS, attention_mask=batch.attention_mask_BS, position_ids=batch.position_ids_BS)
-            routings = gates.pop_routings(model)
-            found = gates.by_gate(gates.loads(routings, batch.mask_BS))
-            for name in routings:
+            chosen = {name: routing.chosen_TE for name, routing in gates.pop_routings(model).items()}
+            found = gates.by_gate(gates.loads(chosen, batch.mask_BS))
+            for name in chosen:
                 totals[name] = totals[name] + found[name] if name in totals else found[name]
         loads[task] = {name: load_E.tolist() for name, load_E in totals.items()}
     return loads

@@ -215,26 +215,35 @@ class Trainer:
         label_tokens = ranks.summed(torch.full((), own_labels, device=self.accelerator.device))
         tally, aux_losses = Tally(self.tasks), dict.fromkeys(self.aux, torch.zeros((), dtype=torch.float64))
         for i, batch in enumerate(batches):
-            self.at(f"step {step}, forward {i + 1} of {len(batches)}")
-            reach("step.forward")
-            torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
-            last = i == len(batches) - 1
-            with packing.by_row(), self.compiled(), synchronised(self.wrapped, self.accelerator, last=last):
-                nats_B = self.answer_losses(self.wrapped, batch)
-                self.at(f"step {step}, losses {i + 1} of {len(batches)}")
-                routings = gates.popped(self.gates)
-                # Gradients are averaged over ranks; the loss is a sum over all ranks' tokens.
-                loss = nats_B.sum() / label_tokens * self.accelerator.num_processes
-                for name, aux in self.aux.items():
-                    value = aux(routings, batch.mask_BS) / len(batches)
-                    loss = loss + aux.coef * value
-                    aux_losses[name] = aux_losses[name] + value.detach()
-                tally.add(batch, nats_B, routings)
-                del routings  # of which backward, and the next forward, need no more than the graph holds
-                self.at(f"step {step}, backward {i + 1} of {len(batches)}")
-                self.accelerator.backward(self.totals.loss_scale * loss)
+            nats_B, chosen, values = self.micro_batch(step, i, batches, label_tokens)
+            tally.add(batch, nats_B, chosen)
+            aux_losses = {name: total + values[name] for name, total in aux_losses.items()}
         clear_records(self.gates.values(), self.wrappers.values())
         return batches, tally, aux_losses
+
+    def micro_batch(
+        self, step: int, i: int, batches: Sequence[Batch], label_tokens: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Forward and backward over one of the step's micro-batches: nats [B], which experts each gate chose [T, E] and
+        its part of the auxiliary losses. What else gates noted goes before backward, but for what that needs."""
+        batch, number = batches[i], len(batches)
+        self.at(f"step {step}, forward {i + 1} of {number}")
+        reach("step.forward")
+        torch.manual_seed(mixed(self.seed, step, i, self.accelerator.process_index))
+        with packing.by_row(), self.compiled(), synchronised(self.wrapped, self.accelerator, last=i == number - 1):
+            nats_B = self.answer_losses(self.wrapped, batch)
+            self.at(f"step {step}, losses {i + 1} of {number}")
+            routings = gates.popped(self.gates)
+            chosen = {name: routing.chosen_TE for name, routing in routings.items()}
+            # Gradients are averaged over ranks; the loss is a sum over all ranks' tokens.
+            loss, values = nats_B.sum() / label_tokens * self.accelerator.num_processes, dict[str, Tensor]()
+            for name, aux in self.aux.items():
+                value = aux(routings, batch.mask_BS) / number
+                loss, values[name] = loss + aux.coef * value, value.detach()
+            del routings
+            self.at(f"step {step}, backward {i + 1} of {number}")
+            self.accelerator.backward(self.totals.loss_scale * loss)
+        return nats_B.detach(), chosen, values
 
     def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
         """Take the optimizer step, unless a number is not finite: that never reaches the weights."""

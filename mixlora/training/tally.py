@@ -27,13 +27,13 @@ class Tally:
         self.loads: dict[str, Tensor] = {}  # of each gate, once all is reduced
         self.unread: list[tuple[Tensor, Tensor]] = []  # task and nats of each row
 
-    def add(self, batch: Batch, nats_B: Tensor, routings: Mapping[str, gates.Routing]) -> None:
+    def add(self, batch: Batch, nats_B: Tensor, chosen: Mapping[str, Tensor]) -> None:
         index_B = torch.tensor([self.tasks.index(task) for task in batch.tasks])
         counted = (self.rows, [1] * len(batch.ids)), (self.tokens, batch.lengths), (self.count, batch.label_tokens)
         for total, values_B in counted:
             total.index_add_(0, index_B, torch.tensor(values_B, dtype=torch.float64))
-        self.unread.append((index_B, nats_B.detach()))
-        for names, load_LE in gates.loads(routings, batch.mask_BS).items():
+        self.unread.append((index_B, nats_B))
+        for names, load_LE in gates.loads(chosen, batch.mask_BS).items():
             self.stacks[names] = self.stacks[names] + load_LE if names in self.stacks else load_LE
 
     def reduce(self, device: torch.device) -> None:
