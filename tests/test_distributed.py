@@ -180,7 +180,7 @@ def test_a_mistake_is_said_once(configs, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-ERRORS = [("data", 3, "a bad row"), ("oom", 5, "batch_size=2")]
+ERRORS = [("data", 3, "a bad row"), ("oom", 5, "train.micro_batch_size=1")]
 
 
 @pytest.mark.parametrize(
