@@ -93,7 +93,7 @@ class Experiment:
                     self.start_from = self.checkpoint_of(loaded)
                     self.begin()
                     with self.failure_recorded(), named(self.folder):
-                        self.parts.start_tracker()
+                        self.parts.start_tracker(goes_on=self.start_from is not None)
                         self.work(loaded, adapter, began)
             self.parts.accelerator.end_training()
 
@@ -148,13 +148,13 @@ class Experiment:
         return path
 
     def begin(self) -> None:
-        """Write the configuration."""
+        """Write the configuration: that of this process, for a run may go on with less memory."""
         if not self.parts.accelerator.is_main_process:
             return
         remove_strays(self.folder)
         path = self.folder / "config.yaml"
         text = yaml.safe_dump(configs.plain(self.config), sort_keys=False, allow_unicode=True)
-        if not path.is_file():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
         for record in self.built_on():
             self.surroundings = with_earlier(self.surroundings, read_json(record))
@@ -461,8 +461,8 @@ def named(folder: Path) -> Iterator[None]:
             raise
         raise ResourceError(
             "out of memory outside a training step. Go on by the same command with less than eval.batch_size and "
-            "eval.batch_tokens, or begin another run with model.quantization=nf4 or model.dtype=bfloat16 where the "
-            "model itself does not fit"
+            "eval.batch_tokens (under int8 that is another run), or begin another run with model.quantization=nf4 or "
+            "model.dtype=bfloat16 where the model itself does not fit"
         ) from error
 
 

@@ -55,12 +55,12 @@ class Parts:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=patience))],
         )
 
-    def start_tracker(self) -> None:
-        """Only where there is something to track: a run that begins or goes on."""
+    def start_tracker(self, *, goes_on: bool) -> None:
+        """Only where there is something to track: a run that begins or goes on from a checkpoint."""
         tracker = self.config.tracker.value
         if tracker != "none":
             flat = {"config": json.dumps(configs.plain(self.config))}
-            options = {"wandb": wandb_run(self.folder)} if tracker == "wandb" else {}
+            options = {"wandb": wandb_run(self.folder, goes_on=goes_on)} if tracker == "wandb" else {}
             self.accelerator.init_trackers("mixlora", flat, options)
 
     @cached_property
@@ -225,8 +225,9 @@ class Parts:
             say(f"Note: {note}")
 
 
-def wandb_run(folder: Path) -> dict[str, str]:
-    """What W&B calls the run of this folder. One that goes on is the same run there: its own files here name it."""
+def wandb_run(folder: Path, *, goes_on: bool) -> dict[str, str]:
+    """What W&B calls the run of this folder. One that goes on is the same run there: its own files here name it. One
+    that begins again is another, for W&B takes no step a second time."""
     found = {"name": folder.name, "dir": str(folder)}
     last = re.fullmatch(r"(?:offline-)?run-\d+_\d+-(.+)", (folder / "wandb" / "latest-run").resolve().name)
-    return found | {"id": last[1], "resume": "allow"} if last else found
+    return found | {"id": last[1], "resume": "allow"} if last and goes_on else found

@@ -106,7 +106,8 @@ class Scoring:
         }
         # A name, a folder or a branch of the hub may hold other weights tomorrow; `dtype: auto` goes by the device. The
         # digest of the weights tells their dtype as well.
-        made_of = [config["model"], self.loaded.sha256, self.parts.accelerator.device.type]
+        model = config["model"] | {"gradient_checkpointing": False}  # of training alone
+        made_of = [model, self.loaded.sha256, self.parts.accelerator.device.type]
         seed = self.config.seed if self.config.eval.temperature else None  # of samples, and of nothing else
         asked = [config["data"], config["eval"], seed, tasks]
         packages = ("torch", "transformers", "lm_eval", *configs.quantizer(self.config.model))

@@ -41,6 +41,11 @@ LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
         ("A, I think", "A"),
         ("D, A cat", "D"),
         ("The answer is _B_", "B"),
+        ("Answer: 'B'", "B"),
+        ("The answer is B. I hope this answers", "B"),
+        ("(B) is the best choice\n\nA dog barks.", "B"),
+        ("B. This is the correct choice\nA is wrong", "B"),
+        ("(B), since fish do not [as far as I know] bark", "B"),
         ("A, B and D are wrong. It is (C).", "C"),
         # no answer
         ("A, B and D are wrong. It must be C.", None),

@@ -400,7 +400,7 @@ def test_rows_that_padding_changes_are_trained_one_by_one_or_refused(tmp_path):
         return RwkvForCausalLM(RwkvConfig(**sizes, num_hidden_layers=2, use_cache=False)).eval()
 
     method = dataclasses.replace(GATED, target_modules=["receptance"])  # it reads the weights of others itself
-    with pytest.raises(ConfigError, match=r"batch_size=4: padding changes .* Set train\.micro_batch_size=1"):
+    with pytest.raises(ConfigError, match=r"4 rows in a forward: padding changes .* Set train\.micro_batch_size=1"):
         trainer(tmp_path / "four", model=rwkv(), method=method)
     for single in ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, {"micro_batch_size": 1}):
         made = trainer(tmp_path / "one", model=rwkv(), method=method, **single)

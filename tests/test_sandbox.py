@@ -247,6 +247,12 @@ REPLIES = {
         "   if a:\n        a += 0\n    return a + b",
         "    if a:\n        a += 0\n    return a + b\n",
     ),
+    "one blank, the margin below": (" return a + b\n\nThis adds.\nprint(1)", "    return a + b\n"),
+    "blanks before prose and the whole": (
+        f" To add\n we do:\n\n{WHOLE}",
+        f"    pass\n\n\n{WHOLE}",
+    ),
+    "blanks before a list and the whole": (f" 1. a\n 2. b\n\n{WHOLE}", f"    pass\n\n\n{WHOLE}"),
     "one blank, then the whole": (f" {WHOLE}", f"    pass\n\n\n{WHOLE}"),
     "empty": ("", "\n"),
 }

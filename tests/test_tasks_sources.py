@@ -409,7 +409,7 @@ def test_a_first_line_with_a_name_left_empty_is_a_table(tmp_path):
 
 def test_a_missing_own_file_names_what_is_there(tmp_path):
     (tmp_path / "mine.csv").write_text("q\n")
-    with pytest.raises(DataError, match=r"no file .*yours\.csv.*holds mine\.csv"):
+    with pytest.raises(DataError, match=r"there is no .*yours\.csv.*holds mine\.csv"):
         load("hub", task(path=str(tmp_path / "yours.csv"), splits={"test": "all"}))
 
 

@@ -18,7 +18,7 @@ from mixlora.config.schema import Compute, Config, Eval, Launch, Method, Model, 
 from mixlora.config.typed import literal, typed
 from mixlora.errors import ConfigError
 
-# What does not change a result and so is left out of a run's name.
+# What does not change a result, or only as memory may ask for it, and so is left out of a run's name.
 NAMELESS = (
     "output_root",
     "run_dir",

@@ -9,8 +9,8 @@ EXTRACTION_VERSION = 3  # raised by one whenever the same text would be read as 
 
 BETWEEN = r"[\s:(\[*_\"']*"  # **Answer:** B
 STATED = (
-    rf"(?:answer|(?:correct|right|best) (?:option|choice)){BETWEEN}(?:is{BETWEEN})?"
-    r"(?:(?:option|choice)\s+[(\[*_\"']*)?([A-Z])(?![A-Za-z0-9'])"
+    rf"(?:answer(?![a-z]){BETWEEN}(?:is{BETWEEN})?|(?:correct|right|best) (?:option|choice)[*_]*\s*(?:is|:){BETWEEN})"
+    r"(?:(?:option|choice)\s+[(\[*_\"']*)?([A-Z])(?!'?[A-Za-z0-9])"
 )
 BRACKETED = r"[(\[]([A-Z])[)\]]"
 ALONE = r"\s*[(\[*\"']*([A-Za-z])[)\]*\"'.:,]*\s*"
@@ -37,7 +37,7 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
         return begins[1]
     letters = bracketed(text, labels)
     if letters:
-        return letters.pop() if len(letters) == 1 and not re.search(r"\bnot\s+[(\[]", text) else None
+        return letters.pop() if len(letters) == 1 and not re.search(rf"\bnot\s+{BRACKETED}", text) else None
     said = fold(text)
     same = [label for label, one in zip(labels, options, strict=True) if fold(one) == said]
     return same[0] if len(same) == 1 else None

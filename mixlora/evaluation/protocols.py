@@ -78,10 +78,10 @@ class Protocol:
         """
         room, new = max_length - self.new_tokens(task), self.new_tokens(task)
         if room < LEAST_PROMPT:
+            own = f", or lower tasks.mixture.{task.name}.max_new_tokens" if new == task.max_new_tokens else ""
             raise ConfigError(
-                f"task {task.name}: {source} {max_length} tokens, of which an answer may have {new} (max_new_tokens of "
-                "the task), which leaves no room for its question. Raise eval.max_length where the model allows it, or "
-                f"lower tasks.mixture.{task.name}.max_new_tokens"
+                f"task {task.name}: {source} {max_length} tokens, of which an answer may have {new}, which leaves no "
+                f"room for its question. Raise eval.max_length where the model allows it{own}"
             )
         return room
 

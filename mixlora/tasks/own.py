@@ -54,7 +54,7 @@ def absent(path: Path, task: Task) -> DataError:
     folder = path.parent
     there = sorted(p.name for p in folder.iterdir() if p.name.endswith(SUFFIXES)) if folder.is_dir() else []
     holds = f"{folder} holds {', '.join(there) or 'no data file'}" if folder.is_dir() else f"there is no {folder}"
-    return DataError(f"task {task.name}: there is no file {path}; {holds}. Mend path or splits of the task")
+    return DataError(f"task {task.name}: there is no {path}; {holds}. Mend path or splits of the task")
 
 
 def read_file(path: Path, task: Task) -> Table:

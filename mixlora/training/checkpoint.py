@@ -179,8 +179,9 @@ def require_best(path: Path) -> None:
 def require_some(folder: Path) -> None:
     """Raise a CheckpointError where a checkpoint in `folder` is whole, and what is wrong with it lies elsewhere."""
     whole, _ = newest(folder)
-    if whole is not None:
-        require_best(whole)
+    reason = damage_of_best(whole, folder.parent / "best") if whole is not None else None
+    if reason is not None:
+        raise CheckpointError(f"{reason}. Put it back, or remove {folder} to begin again")
 
 
 def adopt(path: Path, folder: Path, *, with_best: bool) -> None:

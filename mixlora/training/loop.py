@@ -105,8 +105,8 @@ class Trainer:
         size = train.micro_batch_size or train.per_device_train_batch_size
         if not self.packed and size > 1 and not pads_rows(self.model):
             raise ConfigError(
-                f"train.per_device_train_batch_size={train.per_device_train_batch_size}: padding changes what this "
-                "model computes, so rows must stand alone. Set train.micro_batch_size=1"
+                f"{size} rows in a forward: padding changes what this model computes, so rows must stand alone. Set "
+                "train.micro_batch_size=1"
             )
         self.gates, self.wrappers = gates.gates_of(self.model), adapted(self.model)
         clear_records(self.gates.values(), self.wrappers.values())
@@ -209,7 +209,7 @@ class Trainer:
             self.keep_less(step)
 
     def gradients(self, step: int) -> tuple[list[Batch], Tally, dict[str, Tensor]]:
-        """Forward and backward over this rank's micro-batches; nothing here waits for the device."""
+        """Forward and backward over this rank's micro-batches."""
         batches = self.batches(step)
         own_labels = float(sum(sum(batch.label_tokens) for batch in batches))
         label_tokens = ranks.summed(torch.full((), own_labels, device=self.accelerator.device))
@@ -265,8 +265,8 @@ class Trainer:
                 if not ranks.is_out_of_memory(error):
                     raise
                 raise ResourceError(
-                    f"out of memory for the optimizer's moments in step {step}. Go on by the same command with less "
-                    f"than train.micro_batch_size={totals.micro_batch_size}, or begin another run with less than "
+                    f"out of memory for the optimizer's moments in step {step}. "
+                    f"{self.ways_to_less(totals.micro_batch_size, fast=False)}. Or: Begin another run with less than "
                     "method.r or method.num_experts"
                 ) from error
             for name, gate in self.gates.items():

@@ -22,6 +22,7 @@ IMPORT = re.compile(r"import\s+\w[\w., ]*$|import\s+\w[\w.]*(\s+as\s+\w+|\s*,.*)
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*(\s*:\s*[\w.\[\], ]+)?\s*=[^=]|[A-Za-z_]\w*(\s*,\s*[A-Za-z_]\w*)+\s*=[^=]")
 KEYWORD = r"(return|yield|raise|assert|if|for|while|with|try|import|from|del|global|nonlocal)\b"
 STATEMENT = re.compile(rf" ({KEYWORD}|[a-z_][\w.\[\], ]*=[^=])")
+BEGINS = re.compile(rf"{DEFINITION.pattern}|{IMPORT.pattern}|{ASSIGNMENT.pattern}|{KEYWORD}|[\w.]+\(")
 CONTINUED = re.compile(r"[)\]}]|\"\"\"|'''")  # the end of a bracket or text that began above
 COMPLETION_VERSION = 4  # raised by one whenever the same reply would become another program
 BODY = "    pass\n\n\n"
@@ -31,7 +32,7 @@ def completion_of(text: str, problem: Problem) -> str:
     """A reply -> what to append to `problem.prefix`; always ends in a newline."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
     defines = re.compile(rf"^(async )?def {re.escape(problem.entry_point)}\b", re.MULTILINE)
-    code = flush(fenced(text, defines))
+    code = flush(fenced(text, defines), defines)
     if defines.search(code):
         whole = whole_functions(code, defines)
         return f"{BODY}{whole}" if problem.continues else whole
@@ -51,17 +52,18 @@ def fenced(text: str, defines: "re.Pattern[str]") -> str:
     return defining or (blocks[0] if blocks else text)
 
 
-def flush(code: str) -> str:
-    """Without blanks before the first line that are no depth (rule 1). Lines below lose as many where one is no deeper
-    than the first, and what stands at the margin goes then: it could no longer be told from them."""
+def flush(code: str, defines: "re.Pattern[str]") -> str:
+    """Without up to three blanks before code that begins with them (rule 1). Lines below lose as many where one is no
+    deeper than the first. Of a body nothing is kept from the margin on, which could no longer be told from it."""
     first, *rest = code.lstrip("\n").split("\n")
-    margin = depth(first)
-    if not 0 < margin < 4 or not first.strip():
+    margin, text = depth(first), first.lstrip(" ")
+    if not 0 < margin < 4 or defines.search(code) or not BEGINS.match(text):
         return code
     inside = list(itertools.takewhile(lambda line: not line.strip() or depth(line), rest))
+    outside = rest[len(inside) :] if DEFINITION.match(text) or IMPORT.match(text) else []
     if any(line.strip() and depth(line) <= margin for line in inside):
-        rest = [line[margin:] for line in inside]
-    return "\n".join([first[margin:], *rest])
+        inside = [line[margin:] for line in inside]
+    return "\n".join([text, *inside, *outside])
 
 
 def depth(line: str) -> int:
