@@ -7,6 +7,7 @@ exit status, even while it waits for the lost one. A rank that no longer gives s
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -150,6 +151,7 @@ class Watch:
         self.heard: dict[int, tuple[str, float]] = {}  # what each rank said last, and since when
         self.left_behind: dict[int, tuple[int, float]] = {}  # where it stood when others went on, and since when
         self.stopped = threading.Event()
+        self.following = False  # another rank's failure is told, and the thread ends this process
 
     def at(self, place: str) -> None:
         """Say where this rank is: told to the user should the others wait for it in vain."""
@@ -222,6 +224,7 @@ class Watch:
 
     def follow(self, failed: dict[str, Any]) -> None:
         """End this process as the rank that failed ends. Rank 0 speaks for the job."""
+        self.following = True
         if self.rank == 0:
             tell(failed["message"])
         self.store.set(f"followed {self.rank}", "1")
@@ -235,6 +238,11 @@ class Watch:
 
     def fail(self, error: BaseException) -> None:
         """Tell the others, wait until they have heard, and raise."""
+        # A launcher ends the ranks that are left as soon as one has gone: they are on their way, and have a reason.
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self.following:
+            self.thread.join(60 * BEAT_SECONDS)
         # A store whose process is stopped answers nothing, not even with an error.
         limit = threading.Timer(60 * BEAT_SECONDS, lambda: self.end(str(store_gone()), LostRank.status))
         limit.daemon = True

@@ -314,6 +314,11 @@ def test_torchrun(configs, tmp_path):
     done = launched(TORCHRUN, configs, tmp_path / "run", *SMALL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Run folder") == 1
+    for i, rank in enumerate(("", "0/", "1/")):  # of those that are left torchrun ends each with a signal
+        fail = {"MIXLORA_FAIL": f"{rank}step.forward@3:oom"}
+        short = launched(TORCHRUN, configs, tmp_path / str(i), *SMALL, **fail)
+        assert short.stderr.count("out of memory in step") == 1, short.stderr
+        assert "interrupted" not in short.stderr
     mistake = launched(TORCHRUN, configs, tmp_path / "other", *SMALL, "train.learning_rat=1")
     assert mistake.returncode != 0
     assert mistake.stderr.count("Did you mean 'train.learning_rate'") == 1

@@ -371,3 +371,13 @@ def test_help_is_given_whatever_is_chosen(monkeypatch, capsys, door):
     assert stopped.value.code == 0
     assert said.startswith(f"python -m {door.__name__} ")
     assert ("smora" in said) is (door is not generate)
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_place(told, tmp_path):
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "broken.yaml").write_text("name: [x\npath: y\n")
+    status, said = told(train, "--config-dir", str(tmp_path), "+method=lora", "+tasks=broken")
+    assert status == 2
+    assert "no YAML" in said
+    assert "broken.yaml" in said
+    assert "line 2" in said

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -123,6 +124,8 @@ def leave(error: Exception, record: type = Config, *, met_by_all: bool = False) 
     """
     if os.environ.get("MIXLORA_DEBUG"):
         raise error
+    if isinstance(error, yaml.YAMLError):  # which names the file, the line and the column
+        error = ConfigError(f"A file is no YAML: {' '.join(str(error).split())}")
     if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, MixloraError):
         error = ConfigError(explain.hydra_error(error, record))
     if not isinstance(error, MixloraError):

@@ -13,7 +13,7 @@ from mixlora.errors import ConfigError
 from mixlora.records import is_there, read_text, write_packed, write_text
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
-from mixlora.tables.study import INDEX, MISSING, Run, Study, config_of, log_path, pins
+from mixlora.tables.study import DIRTY, INDEX, MISSING, Run, Study, config_of, log_path, pins
 
 # What stays of a prediction in kept records: all that a score can be computed from again.
 DROPPED = ("prompt", "options")
@@ -49,7 +49,9 @@ def print_pins(study: Study) -> None:
     runs = [run for runs in study.final.values() for run in runs]
     found = pins(runs, study.recipe)
     if not found.data:
-        raise ConfigError(f"recipe {study.recipe.name} has no finished run in {study.root}. Run it first")
+        dirty = any(run.state == DIRTY for run in runs)
+        more = "Those there were made with changed code: include_dirty=true takes them in" if dirty else "Run it first"
+        raise ConfigError(f"recipe {study.recipe.name} has no finished run in {study.root}. {more}")
     for run in runs:
         for task, why in run.others.items():
             say(f"# {run.point}, {task}: left out, {why}")
