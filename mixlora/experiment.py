@@ -282,7 +282,7 @@ class Experiment:
             score=scoring.validation,
             at=self.watch.at,
         )
-        made.made_with = self.made_with(loaded)  # only now is the model in shards, where it is
+        made.made_with = self.made_with(made)  # only now is the model in shards, where it is
         if self.config.train.packing and not made.packed:
             say("train.packing=true has no effect: the model does not compute packed rows as if alone. They are padded")
         return made
@@ -308,17 +308,15 @@ class Experiment:
             "world_size": self.parts.accelerator.num_processes,
         }
 
-    def made_with(self, loaded: base.Base) -> dict[str, Any]:
+    def made_with(self, trainer: Trainer) -> dict[str, Any]:
         """What may change the last bits of a run that goes on, and no more than that."""
         kept = {key: self.surroundings[key] for key in ("git_commit", "packages", "python", "device", "threads")}
-        train = self.config.train
-        size = train.micro_batch_size or train.per_device_train_batch_size
         return kept | {
             "compute": self.config.method.compute.value,
-            "torch_compile": train.torch_compile,
-            "micro_batch_size": size,
+            "torch_compile": self.config.train.torch_compile,
+            "micro_batch_size": trainer.totals.micro_batch_size,
             "gradient_checkpointing": self.config.model.gradient_checkpointing,
-            "sharded": ranks.sharded(loaded.model),
+            "sharded": ranks.sharded(trainer.model),
         }
 
     def train(self, trainer: Trainer) -> Totals:

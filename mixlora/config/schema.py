@@ -258,9 +258,7 @@ class Train:
     max_grad_norm: float = 1.0
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 2
-    micro_batch_size: int | None = (
-        None  # rows of a forward, fewer than those a device: the rows of a step stay the same
-    )
+    micro_batch_size: int | None = None  # rows of a forward, fewer than those of a device; a step has the same rows
     max_length: int = 512
     packing: bool = True  # rows of a micro-batch in one line without padding, each seeing itself alone
     max_tokens: int | None = (

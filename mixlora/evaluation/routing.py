@@ -17,12 +17,11 @@ def expert_loads(
 ) -> dict[str, dict[str, list[int]]]:
     """task -> gate -> real tokens that chose each expert. Without `pads` only rows of one length share a batch."""
     device = next(model.parameters()).device
+    spare = None if pads else 0
     loads: dict[str, dict[str, list[int]]] = {}
     for task, task_rows in rows.items():
         totals: dict[str, torch.Tensor] = {}
-        for places in batches(
-            [len(row) for row in task_rows], options.batch_size, options.batch_tokens, None if pads else 0
-        ):
+        for places in batches([len(row) for row in task_rows], options.batch_size, options.batch_tokens, spare):
             batch = collate([task_rows[i] for i in places], pad_id).to(device)
             model(batch.input_ids_BS, attention_mask=batch.attention_mask_BS, position_ids=batch.position_ids_BS)
             chosen = {name: routing.chosen_TE for name, routing in gates.pop_routings(model).items()}

@@ -30,9 +30,8 @@ def compiled(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
         name = type(model).__name__
         raise ConfigError(f"{name} does not name its decoder layers (_no_split_modules). Set train.torch_compile=false")
     torch._dynamo.config.optimize_ddp = False  # which would cut each layer's graph again, by DDP's buckets
-    torch._dynamo.config.specialize_float = (
-        True  # scales and epsilons never change: as symbols they are tensors to each graph
-    )
+    # Scales and epsilons never change; as symbols each would be a tensor that a graph is given.
+    torch._dynamo.config.specialize_float = True
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
     forwards = {layer: torch.compile(layer.forward, dynamic=True) for layer in layers}
 

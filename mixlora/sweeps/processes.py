@@ -47,8 +47,8 @@ def command(arguments: Sequence[str], launch: Launch, machine: Machine) -> list[
     size = [f"--num_machines={machine.of}", f"--num_processes={machine.of * launch.processes}"]
     file = f"--config_file={accelerate_file(launch.accelerate)}"
     # All that the point was given: a file's own gpu_ids would stand over them.
-    launch_ = ["accelerate.commands.accelerate_cli", "launch", file, "--gpu_ids=all"]
-    return [*python, *launch_, *size, *meet, "-m", *run]
+    devices = "--gpu_ids=all"
+    return [*python, "accelerate.commands.accelerate_cli", "launch", file, devices, *size, *meet, "-m", *run]
 
 
 def accelerate_file(name: str) -> Path:

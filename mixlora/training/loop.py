@@ -188,7 +188,7 @@ class Trainer:
                 torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], totals.loss_scale)
             clipped = ranks.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm))
             tally.signals += len(seen)
-            tally.reduce(self.accelerator.device)  # the one place of a step that waits for the device
+            tally.reduce(self.accelerator.device)  # waits for the device, as what follows then does not
             norm, aux_losses = float(clipped), {name: float(value) for name, value in found.items()}
             if totals.loss_scale == 1 or math.isfinite(norm) or not math.isfinite(tally.loss):
                 if not math.isfinite(norm):
@@ -383,9 +383,8 @@ class Trainer:
         """Go back to the state after `saved.step`: tensors, optimizer, totals, and the files of the run folder."""
         load_tensors(self.adapter, saved.adapter)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
-        self.totals = totals_of(saved)
-        most = self.train.micro_batch_size or self.totals.micro_batch_size
-        self.totals.micro_batch_size = min(self.totals.micro_batch_size, most)
+        asked, self.totals = self.totals.micro_batch_size, totals_of(saved)
+        self.totals.micro_batch_size = min(asked, self.totals.micro_batch_size)
         if self.totals.lean_from_step is not None:
             make_lean(self.model)
         if self.main:
