@@ -9,6 +9,7 @@ import fnmatch
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ GPU_GOALS = {
     "step: mixlora / our own LoRA": 1.10,
     "peak memory of a step: * / PEFT LoRA": 0.6,
 }
+VERDICTS = ("met", "undecided", "too noisy", "not met", "not measured")
 MARKS = re.compile(r"(?<=<!-- made by benchmarks/report.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -73,14 +75,28 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
     for kind, title in (("cpu", "On a CPU"), ("cuda", "On a GPU")):
         of_kind = [result for result in results if result["machine"]["kind"] == kind]
         rows = [row for result in of_kind for row in result["rows"] if row["goal"] is not None]
-        lines += [f"**{title}.** {'; '.join(places(of_kind)) or 'Nothing has been measured yet'}.", ""]
+        seen = [row["figure"] for result in of_kind for row in result["rows"]]
+        open_goals = GPU_GOALS if kind == "cuda" else {}
+        missing = {figure: most for figure, most in open_goals.items() if not fnmatch.filter(seen, figure)}
+        lines += [f"**{title}.** {counted(rows, len(missing))}.", "", "<details>"]
+        lines += [f"<summary>{'; '.join(places(of_kind)) or 'Nothing has been measured yet'}</summary>", ""]
         lines += table(rows)
-        if kind == "cuda":
-            seen = [row["figure"] for result in of_kind for row in result["rows"]]
-            missing = {figure: most for figure, most in GPU_GOALS.items() if not fnmatch.filter(seen, figure)}
-            lines += [f"| {figure} | bfloat16 | not measured | | ≤ {most:g} | |" for figure, most in missing.items()]
-        lines.append("")
+        lines += [f"| {figure} | bfloat16 | not measured | | ≤ {most:g} | |" for figure, most in missing.items()]
+        lines += ["", "</details>", ""]
     return lines[:-1]
+
+
+def counted(rows: list[dict[str, Any]], missing: int) -> str:
+    """How many goals were met, and by name those that were not, each with its figures."""
+    numbers = Counter(row["verdict"] for row in rows) + Counter({"not measured": missing})
+    missed: dict[str, list[str]] = {}
+    for row in (row for row in rows if row["verdict"] == "not met"):
+        setting = row["setting"].partition(",")[0]
+        missed.setdefault(row["figure"], []).append(f"{value(row)} ({setting}; goal {goal(row)})")
+    named = "; ".join(f"{figure}: {', '.join(found)}" for figure, found in missed.items())
+    each = (f"{numbers[verdict]} {verdict}" for verdict in VERDICTS if numbers[verdict])
+    total = f"Of {numbers.total()} goals: {', '.join(each)}"
+    return f"{total}. Not met: {named}" if named else total
 
 
 def places(results: list[dict[str, Any]]) -> list[str]:

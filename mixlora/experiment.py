@@ -43,6 +43,7 @@ from mixlora.records import (
 from mixlora.scoring import SCORED, Scoring
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint
+from mixlora.training.distribute import require_one_dtype
 from mixlora.training.loop import Totals, Trainer, compute_twice
 
 
@@ -194,7 +195,7 @@ class Experiment:
         before = configs.config_of(configs.read(self.folder))
         if configs.digest(before) == configs.digest(self.config):
             return
-        differ = sorted(differences(configs.plain(before), configs.plain(self.config)))
+        differ = sorted(differences(configs.decisive(before), configs.decisive(self.config)))
         raise CheckpointError(
             f"{self.folder} was begun with another configuration; these keys differ: {', '.join(differ[:6])}. "
             "Use the old values, or set run_dir to a new folder"
@@ -221,7 +222,9 @@ class Experiment:
                 raise ConfigError(f"{told}, and it has no positions beyond. Lower it to {most}")
             say(f"{told}: longer rows are trained on, and prompts are scored with no more than {most}")
         torch.manual_seed(config.seed)
-        return loaded, prepared(loaded.model, config.method, config.model)
+        adapter = prepared(loaded.model, config.method, config.model)
+        require_one_dtype(adapter.values(), self.parts.accelerator.num_processes)
+        return loaded, adapter
 
     def work(self, loaded: base.Base, adapter: Mapping[str, Wrapper], began: float) -> None:
         config = self.config

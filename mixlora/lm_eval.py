@@ -18,7 +18,7 @@ def main() -> int:
 
 def run_harness() -> None:
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("this command needs lm-evaluation-harness: pip install 'mixlora-train[lm-eval]'")
+        raise ConfigError("this command needs lm-evaluation-harness: pip install 'lm_eval>=0.4.13'")
     register()
     from lm_eval.__main__ import cli_evaluate
 

@@ -96,7 +96,10 @@ def disk_error(path: Path, error: OSError) -> Exception:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
         if elsewhere:
             return ConfigError(f"{error.filename} cannot be read or written ({what})")
-        why = f"{path.parent} cannot be written to ({what})"
+        # Where a file stands in a folder's place, the path may name the folder or what should lie in it.
+        file = next((part for part in (path, *path.parents) if part.is_file()), None)
+        blocked = error.errno in (errno.ENOTDIR, errno.EEXIST) and file is not None
+        why = f"{file} is a file, not a folder" if blocked else f"{path.parent} cannot be written to ({what})"
         return ConfigError(f"{why}. Set output_root or run_dir (or `to`) to a folder of yours")
     return error
 

@@ -37,14 +37,15 @@ def rescored(config: Config, run: str | None, given: str | None) -> Path:
         raise ConfigError(f"run_dir={folder} is a run's own folder, whose scores stay as they are. Name another one")
     config.run_dir = str(folder)
     check(config)
+    trained = None if run is None else loading.described(Path(run))[2]
     parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))
     parts.tell_notes()
     parts.require_means()
     device = parts.accelerator.device
     loaded = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer)
-    adapter = {} if run is None else attach(loaded.model, config.method, config.model)
-    if run is not None:
-        files.load(Path(run) / "adapter", adapter)
+    adapter = {} if trained is None else attach(loaded.model, config.method, config.model)
+    if trained is not None:
+        files.load(trained, adapter)
     Scoring(parts, loaded).evaluate(folder, "score", base.fingerprint(adapter))
     if parts.accelerator.is_main_process:
         print_results(folder)

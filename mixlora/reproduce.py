@@ -1,4 +1,4 @@
-"""python -m mixlora.reproduce recipe=NAME [launcher=local|slurm] [jobs=1] [dry_run=true]"""
+"""python -m mixlora.reproduce recipe=NAME [launcher=local|slurm] [jobs=N] [dry_run=true]"""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Pictures of a report page as a person would see it: desktop and phone, light and dark.
 
-    python -m mixlora.routing run=RUN_FOLDER                       makes the report.html of a run again
+    python -m mixlora.report run=RUN_FOLDER                        makes the report.html of a run again
     python scripts/screenshots.py RUN_FOLDER/report.html FOLDER [--most 1600] [--browser chromium]
 
 Writes FOLDER/{desktop,phone}-{light,dark}.png; needs Chromium or Chrome, and no network.

@@ -278,6 +278,14 @@ def test_ranks_with_other_data_or_configuration_are_named(configs, tmp_path):
     assert "rank 1 has another configuration" in done[0].stderr
 
 
+def test_routers_beside_factors_in_bfloat16_are_refused_under_fsdp_before_the_base_is_scored(configs, tmp_path):
+    job = ["method=mole", "method.adapter_dtype=bfloat16", "eval.before=true"]
+    done = first_of(ranks(configs, tmp_path / "run", *job, **FSDP))
+    assert done.returncode == 2
+    assert "not bfloat16 and float32. Set method.adapter_dtype=float32" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_sweep_inside_a_process_group_is_refused_with_the_right_command(configs, tmp_path):
     done = first_of(ranks(configs, tmp_path / "run", "-m", "method=mole,lora"))
     assert done.returncode == 2

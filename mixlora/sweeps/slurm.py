@@ -43,7 +43,7 @@ class Slurm:
         try:
             import submitit
         except ImportError:
-            raise ConfigError("launcher=slurm needs submitit: pip install 'mixlora-train[slurm]'") from None
+            raise ConfigError("launcher=slurm needs submitit: pip install submitit") from None
         self.submitit, self.launch = submitit, launch
         self.queue = Queue()
         self.running: set[str] = set()  # numbers of jobs

@@ -206,7 +206,9 @@ def read(path: Path) -> Checkpoint:
     """
     reason = damage(path)
     if reason is not None:
-        raise CheckpointError(f"{reason}. Use an earlier checkpoint, or resume=null for the newest whole one")
+        inside = newest(path)[0] or newest(path / "checkpoints")[0]  # a run folder was named
+        remedy = f"Did you mean {inside}?" if inside else "Use an earlier one, or resume=null for the newest whole one"
+        raise CheckpointError(f"{reason}. {remedy}")
     state = read_json(path / "state.json")
     adapter, optimizer = (tensors_in(path / f"{name}.safetensors") for name in ("adapter", "optimizer"))
     return Checkpoint(state.pop("step"), adapter, optimizer, state)

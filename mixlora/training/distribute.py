@@ -4,7 +4,7 @@ FSDP2 is called here rather than by Accelerate, which would want the optimizer f
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from accelerate import Accelerator
@@ -17,26 +17,30 @@ from mixlora.models.base import decoder_layers
 
 
 def distribute(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model to call in training; parameters of `model` itself are replaced where it is cut into parts.
-
-    Raises:
-        ConfigError: parameters of more than one dtype, under FSDP.
-    """
+    """The model to call in training; parameters of `model` itself are replaced where it is cut into parts."""
     if accelerator.num_processes == 1:  # it lies where it should; under FSDP's settings Accelerate would ask for more
         return model
     if not switched_on("ACCELERATE_USE_FSDP"):
         return accelerator.prepare(model)
-    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad})
-    if len(dtypes) > 1:  # routers stay in float32
-        raise ConfigError(
-            f"FSDP cuts parameters of one dtype, not {' and '.join(dtypes)}. Set method.adapter_dtype=float32"
-        )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     reshard = switched_on("FSDP_RESHARD_AFTER_FORWARD", "true")
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
     return model
+
+
+def require_one_dtype(adapter: Iterable[nn.Module], processes: int) -> None:
+    """Nothing that FSDP would refuse to cut. Routers stay in float32 beside factors in bfloat16.
+
+    Raises:
+        ConfigError: an adapter of more than one dtype, where FSDP will cut them.
+    """
+    own = (p for wrapper in adapter for name, p in wrapper.named_parameters() if not name.startswith("base_layer."))
+    found = {parameter.dtype for parameter in own}
+    if len(found) > 1 and processes > 1 and switched_on("ACCELERATE_USE_FSDP"):
+        dtypes = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+        raise ConfigError(f"FSDP cuts parameters of one dtype, not {dtypes}. Set method.adapter_dtype=float32")
 
 
 def switched_on(name: str, default: str = "false") -> bool:
