@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from importlib import metadata
 
 from mixlora import gates, losses
 from mixlora.config.load import digest, require_quantizer, run_folder
 from mixlora.config.schema import Config, Dtype, Model, Quantization, Tracker
 from mixlora.config.typed import suggest
+from mixlora.environment import switched_on, world_size
 from mixlora.errors import ConfigError
 from mixlora.evaluation import protocols
 from mixlora.records import finished_as
@@ -58,7 +60,7 @@ def check_training(config: Config) -> None:
 
 
 def check_losses(config: Config) -> None:
-    """Nothing that a loss would say of routers that cannot stand together, or of padding that is not there."""
+    """Refuse a loss over routers of several sizes, and one that counts padding where packing leaves none."""
     for name, loss in losses.build(config.aux_loss).items():
         if getattr(loss, "count_padding", False) and config.train.packing:
             raise ConfigError(
@@ -72,7 +74,7 @@ def check_losses(config: Config) -> None:
 
 
 def check_dtypes(config: Config) -> None:
-    """AdamW keeps its moments in the dtype of the adapter, and a gradient of 1e-4 squared is none in float16."""
+    """Refuse adapters in float16: AdamW keeps its moments in their dtype, and a gradient of 1e-4 squared is 0 there."""
     of_base = config.model.dtype if config.method.adapter_dtype is Dtype.auto else config.method.adapter_dtype
     if of_base is Dtype.float16:
         raise ConfigError(
@@ -82,7 +84,7 @@ def check_dtypes(config: Config) -> None:
 
 
 def check_accelerate(environment: Mapping[str, str]) -> None:
-    """Nothing that Accelerate would change in how a model computes, beside what a run is told and records."""
+    """Refuse settings of Accelerate that would change how a model computes behind the configuration's back."""
     for key, instead in INSTEAD.items():
         name = f"ACCELERATE_{key.upper()}"
         asked = environment.get(name, AS_THEY_ARE).lower()
@@ -94,25 +96,22 @@ def check_accelerate(environment: Mapping[str, str]) -> None:
 
 
 def check_shards(config: Config, environment: Mapping[str, str]) -> None:
-    """Nothing that cannot be cut into parts, for FSDP makes plain parameters of them, and an 8-bit weight is more; no
-    way to cut it but FSDP2's, and no setting that would be passed over."""
-
-    def switched_on(name: str) -> bool:
-        return environment.get(name, "").lower() in ("1", "true", "yes")
-
+    """Refuse DeepSpeed, Megatron-LM and FSDP 1, settings that would be passed over, and 8-bit weights under FSDP, which
+    makes plain parameters of them."""
+    asks_for = partial(switched_on, environment=environment)
     for name, kind in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
-        if switched_on(name):
+        if asks_for(name):
             raise ConfigError(
                 f"{kind} is not supported. Use configs/distributed/zero2.yaml or zero3.yaml, which cut the same things "
                 "into parts"
             )
-    sharded = switched_on("ACCELERATE_USE_FSDP")
-    several = environment.get("WORLD_SIZE", "1") != "1"
+    sharded = asks_for("ACCELERATE_USE_FSDP")
+    several = world_size(environment) > 1
     for name, remedy in (
         ("FSDP_OFFLOAD_PARAMS", "Leave it out; model.quantization=nf4 makes the base smaller"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "Leave it out and set model.gradient_checkpointing=true"),
     ):
-        if sharded and switched_on(name):
+        if sharded and asks_for(name):
             raise ConfigError(f"{name.lower()}=true, in the file for Accelerate, has no effect here. {remedy}")
     if sharded and several and environment.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("FSDP 1 is not supported. Set fsdp_version: 2, as in configs/distributed/fsdp2.yaml")

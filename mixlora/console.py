@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mixlora.config.cli import is_main_process
+from mixlora.environment import is_main_process
 
 # What is shown comes from users and models: [q_proj] and :x: are themselves, not a style and a picture.
 console = Console(quiet=not is_main_process(), soft_wrap=True, markup=False, emoji=False)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.config import load as configs
-from mixlora.config.cli import config_dir
+from mixlora.config.overrides import config_dir
 from mixlora.config.schema import Config, Data, Method, Model
 from mixlora.config.typed import typed
 from mixlora.errors import CheckpointError

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mixlora.environment import world_size
 from mixlora.errors import Interrupted
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
@@ -48,7 +49,7 @@ def collected() -> Iterator[list[int]]:
 
 def has_launcher() -> bool:
     """Whether somebody passes signals on to this process, who may have had them from the terminal or from SLURM."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or bool({LAUNCHED, "TORCHELASTIC_RUN_ID"} & os.environ.keys())
+    return world_size() > 1 or bool({LAUNCHED, "TORCHELASTIC_RUN_ID"} & os.environ.keys())
 
 
 @contextmanager

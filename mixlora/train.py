@@ -1,12 +1,12 @@
 """python -m mixlora.train +method=smora +tasks=commonsense [overrides]; with -m, or sweep=NAME, a sweep over them"""
 
-import os
 import shlex
 import sys
 
 from omegaconf import DictConfig
 
 from mixlora.config.cli import door
+from mixlora.environment import world_size
 
 
 @door("train")
@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     refuse_launcher(config, sys.argv)
     from mixlora.checks import check_run  # torch is imported only when all that needs no torch is right
 
-    check_run(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    check_run(config, world_size=world_size())
     from mixlora.experiment import Experiment  # and transformers, datasets, accelerate only then
 
     Experiment(config, command(sys.argv)).run()

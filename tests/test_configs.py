@@ -14,8 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mixlora import checks, gates, losses
 from mixlora.checks import ATTENTIONS, check, check_dtypes, check_training
 from mixlora.config import load
-from mixlora.config.cli import normalise
 from mixlora.config.explain import leaves
+from mixlora.config.overrides import normalise
 from mixlora.config.schema import Config, Model
 from mixlora.errors import ConfigError, DataError
 from mixlora.models import base

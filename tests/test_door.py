@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mixlora import evaluate, export, generate, report, reproduce, routing, table, train
-from mixlora.config import cli, doors, load
+from mixlora.config import doors, load
 from mixlora.config.explain import leaves
+from mixlora.config.overrides import config_dir, normalise, parsed, spelled
 from mixlora.config.typed import typed
 from mixlora.models.tokenizer import byte_tokenizer
 
@@ -66,6 +67,9 @@ MISTAKES = [
     (("+method=lora", *ARC, "sweep=learning_rates"), "no sweep 'learning_rates'", "Did you mean 'learning_rate'?"),
     (("+method=lora", *ARC, "model.path=./nothing"), "model.path=./nothing", "no such folder"),
     (("+method=lora", *ARC, "tasks.mixture.arc_easy.nam=1"), "nam", "name"),
+    (("+method=lora", *ARC, "one"), "'one' is not of the form key=value", "train.max_steps=100"),
+    (("+method=lora", *ARC, "eval.limit=0"), "eval.limit must be at least 1", "got 0"),
+    (("+method=lora", *ARC, "train.weight_decay=inf"), "train.weight_decay must be at least 0", "got inf"),
 ]
 
 
@@ -132,7 +136,7 @@ def test_what_a_door_needs_and_was_not_given_is_named(told, record):
 
 @pytest.mark.parametrize("record", SMALL_DOORS, ids=lambda record: record.__name__)
 def test_the_file_of_a_door_shows_every_key_and_its_default(record):
-    folder = Path(cli.config_dir())
+    folder = Path(config_dir())
     shown = yaml.safe_load((folder / f"{record.__name__.lower()}.yaml").read_text(encoding="utf-8"))
     if "launch" in shown["defaults"]:
         shown |= yaml.safe_load((folder / "launch.yaml").read_text(encoding="utf-8"))
@@ -271,15 +275,22 @@ def test_options_of_gates_and_losses_are_said_without_transformers(tmp_path):
     assert done.stdout.split() == ["2", "False"], done.stderr
 
 
+def test_several_tasks_are_called_by_all_their_names():
+    assert normalise(["tasks=[arc_easy,boolq]"]) == ["tasks=[arc_easy,boolq]", "tasks.name=arc_easy-boolq"]
+    mine = ["tasks=[arc_easy,boolq]", "tasks.name=mine"]
+    assert normalise(mine) == mine
+    assert normalise(["-m", "tasks=arc_easy,boolq"]) == ["-m", "tasks=arc_easy,boolq"]
+
+
 def test_a_folder_does_not_hide_the_model_of_its_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("tiny", "mine"):
         (tmp_path / name).mkdir()
-    assert cli.normalise(["model=tiny"]) == ["model=tiny"]
-    assert cli.normalise(["model=mine"]) == ["model=path", "model.path=mine"]
+    assert normalise(["model=tiny"]) == ["model=tiny"]
+    assert normalise(["model=mine"]) == ["model=path", "model.path=mine"]
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "mine.yaml").write_text("name: mine\n")
-    assert cli.normalise(["--config-dir=own", "model=mine"]) == ["--config-dir=own", "model=mine"]
+    assert normalise(["--config-dir=own", "model=mine"]) == ["--config-dir=own", "model=mine"]
 
 
 def test_the_command_of_a_run_can_be_typed_again():
@@ -289,8 +300,8 @@ def test_the_command_of_a_run_can_be_typed_again():
 
 def test_a_value_is_quoted_where_hydra_would_read_something_else():
     for value in ("runs/a-1", "a b", "/x/lr=1e-4,2", "1", "a]b", 'say "no"', "back\\slash", "null", "${x}"):
-        assert cli.parsed(cli.spelled("run", value)).value() == value
-    assert cli.spelled("run", "/data/runs/a-1") == "run=/data/runs/a-1"
+        assert parsed(spelled("run", value)).value() == value
+    assert spelled("run", "/data/runs/a-1") == "run=/data/runs/a-1"
 
 
 def test_where_a_runs_model_lies_now_changes_nothing_else_of_it():
@@ -318,26 +329,26 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_prompt_is_a_text_whatever_hydra_would_read_in_it(text):
-    (argument,) = cli.normalise([f"prompt={text}"])
-    composed = OmegaConf.create({"prompt": cli.parsed(argument).value(), "run": "x"})
+    (argument,) = normalise([f"prompt={text}"])
+    composed = OmegaConf.create({"prompt": parsed(argument).value(), "run": "x"})
     assert composed.prompt == text
     assert typed(doors.Generate, composed).prompt == text
 
 
 def test_a_path_may_have_letters_of_any_language_and_what_hydra_reads_stays():
-    (argument,) = cli.normalise(["run_dir=/home/jürgen/läufe"])
-    assert cli.parsed(argument).value() == "/home/jürgen/läufe"
-    found = cli.normalise(["model.path=/home/jürgen/llama"])
-    assert found == ["model=path", 'model.path="/home/jürgen/llama"'] == cli.normalise(["model=/home/jürgen/llama"])
+    (argument,) = normalise(["run_dir=/home/jürgen/läufe"])
+    assert parsed(argument).value() == "/home/jürgen/läufe"
+    found = normalise(["model.path=/home/jürgen/llama"])
+    assert found == ["model=path", 'model.path="/home/jürgen/llama"'] == normalise(["model=/home/jürgen/llama"])
     kept = ["run_dir=null", "output_root=a/b", "run='a b'", "resume=x", 'prompt="quoted, already"']
-    assert cli.normalise(kept) == kept
+    assert normalise(kept) == kept
 
 
 def test_a_switch_may_stand_anywhere():
-    found = cli.normalise(["+method=lora", "--config-dir", "my", "tasks=mine", "-m", "seed=1"])
+    found = normalise(["+method=lora", "--config-dir", "my", "tasks=mine", "-m", "seed=1"])
     assert found[:3] == ["--config-dir", "my", "-m"]
-    assert cli.normalise(["--info", "method=lora"]) == ["method=lora", "--info"]
-    assert cli.normalise(["method=lora", "--info", "config", "seed=1"])[:2] == ["--info", "config"]
+    assert normalise(["--info", "method=lora"]) == ["method=lora", "--info"]
+    assert normalise(["method=lora", "--info", "config", "seed=1"])[:2] == ["--info", "config"]
 
 
 @pytest.mark.parametrize(
@@ -378,6 +389,6 @@ def test_a_file_that_is_no_yaml_is_named_with_the_place(told, tmp_path):
     (tmp_path / "task" / "broken.yaml").write_text("name: [x\npath: y\n")
     status, said = told(train, "--config-dir", str(tmp_path), "+method=lora", "+tasks=broken")
     assert status == 2
-    assert "no YAML" in said
+    assert "not valid YAML" in said
     assert "broken.yaml" in said
     assert "line 2" in said

@@ -11,8 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mixlora import loading
-from mixlora.config import cli
 from mixlora.config import load as configs
+from mixlora.config.overrides import store_single_tasks
 from mixlora.config.schema import Eval
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import protocols
@@ -40,7 +40,7 @@ def call(*arguments: str, status: int = 0, **environment: str) -> str:
 
 
 def config_of(*overrides: str):
-    cli.store_single_tasks([])
+    store_single_tasks([])
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         return configs.config_of(compose("train", overrides=["model=tiny", *overrides]))
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from mixlora.config import cli, load
+from mixlora.config import load
+from mixlora.config.overrides import config_dir, normalise
 from mixlora.errors import ConfigError
 from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Group, Point
@@ -35,8 +36,8 @@ def test_a_point_is_what_one_would_type(tmp_path):
     study = Study(recipe, recipes.find(name), str(tmp_path / "runs"))
     point = Point(Group("tiny", "arc", "wide"), seed=1, rate=1e-3)
     overrides = study.command(point)
-    with initialize_config_dir(cli.config_dir(), version_base="1.3"):
-        typed_by_hand = load.config_of(compose("train", overrides=cli.normalise(overrides)))
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        typed_by_hand = load.config_of(compose("train", overrides=normalise(overrides)))
     assert load.run_folder(study.config(point)) == load.run_folder(typed_by_hand)
     assert typed_by_hand.method.r == 32
     assert typed_by_hand.seed == 1

@@ -24,8 +24,8 @@ from tiny_runs import task_folder
 
 from mixlora import scoring, train
 from mixlora.checks import check_run
-from mixlora.config import cli, load
-from mixlora.config.cli import config_dir
+from mixlora.config import load
+from mixlora.config.overrides import config_dir, left_to_points
 from mixlora.config.schema import Answer, Config, Launch, Launcher, Slurm, Task
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError, Interrupted, MixloraError
@@ -786,15 +786,15 @@ def test_an_option_of_the_methods_that_are_swept_over_reaches_each(sweep, monkey
 def test_a_value_that_is_left_to_the_points_comes_out_as_it_went_in():
     parser = OverridesParser.create()
     for value in ("1e-4", "[a,b]", "{a: 1}", "'x, y'", "a b/c:d", "${seed}", "int('3')", "-1", "[]"):
-        (left,) = cli.left_to_points(["-m", "method=a,b", f"++data.x={value}"])[2:]
+        (left,) = left_to_points(["-m", "method=a,b", f"++data.x={value}"])[2:]
         assert left == f"++data.x=choice({value})"
         each = parser.parse_override(left).sweep_string_iterator()
         as_it_was = parser.parse_override(f"++data.x={value}").value()
         assert [parser.parse_override(f"++data.x={one}").value() for one in each] == [as_it_was]
     unchanged = ("data.x=1,2", "data.x=null", "data.x='1'", 'data.x="{q} = \\"so\\""', "~data.x", "data.x=", "seed=0")
     for argument in (*unchanged, "hydra.verbose=true", "--config-dir=a.b", "method=a"):
-        assert cli.left_to_points(["-m", "method=a,b", argument])[2] == argument
-    assert cli.left_to_points(["-m", "method=a", "data.x=1"])[2] == "data.x=1"
+        assert left_to_points(["-m", "method=a,b", argument])[2] == argument
+    assert left_to_points(["-m", "method=a", "data.x=1"])[2] == "data.x=1"
 
 
 def test_what_is_finished_needs_no_source_of_data(tmp_path):

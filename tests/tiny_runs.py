@@ -108,7 +108,7 @@ def main(argv: list[str], env: dict[str, str], folder: Path) -> None:
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = argv
     from mixlora import console, train
-    from mixlora.config.cli import is_main_process
+    from mixlora.environment import is_main_process
 
     console.console.quiet = not is_main_process()  # decided at import, here before the rank was known
     train.main()

@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from mixlora.config.schema import Config, Launch
+from mixlora.config.typed import at_least
 from mixlora.errors import ConfigError
 
 
@@ -102,8 +103,3 @@ def run_folder(run: str) -> Path:
     if not folder.is_dir():
         raise ConfigError(f"run={run}: there is no such folder. Give the run folder that training named")
     return folder
-
-
-def at_least(key: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigError(f"{key} must be at least {least}, got {value}")

@@ -27,6 +27,9 @@ def hydra_error(error: BaseException, record: type = Config) -> str:
         return f"There is no {what} '{name}'. {suggest(name, options(text))}"
     if re.search(r"(no viable alternative|mismatched input|extraneous input)", text) and "=" in text:
         return "A value that holds '=' goes into double quotes: 'overrides=[\"key=value\",\"other=value\"]'"
+    unassigned = re.search(r"Error parsing override '(.*)'\s+missing EQUAL", text)
+    if unassigned:
+        return f"'{unassigned[1]}' is not of the form key=value, such as train.max_steps=100"
     there = re.search(r"Could not append to config\. An item is already at '([^']+)'", text)
     if there and there[1] in leaves(record):
         return f"The key '{there[1]}' is there already, and + adds one that is not. Write {there[1]}=..."

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Compute, Config, Eval, Launch, Method, Model, Quantization, Scope
-from mixlora.config.typed import literal, typed
+from mixlora.config.schema import Compute, Config, Eval, Launch, Method, Model, Quantization, Scope, Train
+from mixlora.config.typed import at_least, below_one, literal, positive, typed
 from mixlora.errors import ConfigError
 
 # What does not change a result, or only as memory may ask for it, and so is left out of a run's name.
@@ -29,10 +29,11 @@ NAMELESS = (
     "rank_timeout",
     *Launch.__dataclass_fields__,
 )
-# A point is told that it is none of a sweep any more, where a file (a config of the group `sweep`) says that it is.
-A_POINT = "hydra.mode=RUN"
 NAMELESS_EVAL = ("batch_size", "batch_tokens")
 NAMELESS_TRAIN = ("save_steps", "save_total_limit", "logging_steps", "torch_compile", "micro_batch_size")
+
+# A point is told that it is none of a sweep any more, where a file (a config of the group `sweep`) says that it is.
+A_POINT = "hydra.mode=RUN"
 
 
 def config_of(composed: DictConfig) -> Config:
@@ -45,7 +46,11 @@ def config_of(composed: DictConfig) -> Config:
     check_launch(config)
     check_model(config.model)
     check_method(config.method)
-    check_train(config)
+    check_train(config.train)
+    at_least("eval.limit", config.eval.limit, 1)
+    at_least("rank_timeout", config.rank_timeout, 1)
+    if config.train.max_steps is None and config.train.epochs is None:
+        config.train.epochs = 1.0
     return config
 
 
@@ -124,8 +129,7 @@ def check_launch(launch: Launch) -> None:
         ("slurm.cpus_per_task", slurm.cpus_per_task, 1), ("slurm.signal_delay_s", slurm.signal_delay_s, 1),
         ("slurm.max_requeues", slurm.max_requeues, 0),
     ):  # fmt: skip
-        if value is not None and value < least:
-            raise ConfigError(f"{key} must be at least {least}, got {value}")
+        at_least(key, value, least)
     if slurm.signal_delay_s >= 60 * slurm.time_min:
         raise ConfigError(
             f"slurm.signal_delay_s={slurm.signal_delay_s} leaves nothing of slurm.time_min={slurm.time_min} minutes: "
@@ -198,10 +202,8 @@ def check_method(method: Method) -> None:
         raise ConfigError("method.scope=feed_forward needs a gate: set method.gate.kind, or use method.scope=linear")
     if method.gate is None and method.top_k is not None:
         raise ConfigError(f"method.top_k={method.top_k} is for a gate, and there is none: set it to null")
-    if not 0 < method.lora_alpha < float("inf"):
-        raise ConfigError(f"method.lora_alpha must be a positive number, got {method.lora_alpha}")
-    if not 0 <= method.lora_dropout < 1:
-        raise ConfigError(f"method.lora_dropout must be in [0, 1), got {method.lora_dropout}")
+    positive("method.lora_alpha", method.lora_alpha)
+    below_one("method.lora_dropout", method.lora_dropout)
 
 
 def check_top_k(method: Method) -> None:
@@ -220,7 +222,7 @@ def check_targets(key: str, value: Any) -> None:
         try:
             re.compile(value)
         except re.error as error:
-            raise ConfigError(f"{key}={value!r} is no regular expression: {error}") from None
+            raise ConfigError(f"{key}={value!r} is not a regular expression: {error}") from None
     elif not isinstance(value, list) or not value or not all(isinstance(entry, str) for entry in value):
         raise ConfigError(
             f"{key} must be all-linear, attention, feed-forward, a list of name endings such as [q_proj, v_proj], or a "
@@ -237,42 +239,29 @@ def check_pattern(key: str, value: Any, *, least: int) -> None:
         raise ConfigError(f"{key} is an empty list")
 
 
-def check_train(config: Config) -> None:
-    train = config.train
+def check_train(train: Train) -> None:
     if train.max_steps is not None and train.epochs is not None:
         raise ConfigError("train.max_steps and train.epochs are both set; choose one (the other is null)")
-    if train.max_steps is None and train.epochs is None:
-        train.epochs = 1.0
     for key, least in (
         ("max_steps", 1), ("per_device_train_batch_size", 1), ("gradient_accumulation_steps", 1), ("max_length", 8),
         ("save_steps", 1), ("save_total_limit", 2), ("logging_steps", 1), ("eval_steps", 1), ("eval_limit", 1),
         ("max_tokens", train.max_length), ("micro_batch_size", 1),
     ):  # fmt: skip
-        value = getattr(train, key)
-        if value is not None and value < least:
-            raise ConfigError(f"train.{key} must be at least {least}, got {value}")
+        at_least(f"train.{key}", getattr(train, key), least)
     if (train.micro_batch_size or 1) > train.per_device_train_batch_size:
         raise ConfigError(
             f"train.micro_batch_size={train.micro_batch_size} is more than train.per_device_train_batch_size="
             f"{train.per_device_train_batch_size}, of which it is a part"
         )
     for key in ("learning_rate", "epochs", "max_grad_norm"):
-        value = getattr(train, key)
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"train.{key} must be a positive number, got {value}")
+        positive(f"train.{key}", getattr(train, key))
     for key in ("weight_decay", "adam_epsilon"):
-        if not 0 <= getattr(train, key) < float("inf"):
-            raise ConfigError(f"train.{key} must be a number of at least 0, got {getattr(train, key)}")
+        at_least(f"train.{key}", getattr(train, key), 0)
     for key in ("adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(train, key) < 1:
-            raise ConfigError(f"train.{key} must be in [0, 1), got {getattr(train, key)}")
+        below_one(f"train.{key}", getattr(train, key))
     if not 0 <= train.warmup_ratio <= 1:
         raise ConfigError(
             f"train.warmup_ratio is a part of all steps, from 0 to 1, got {train.warmup_ratio}: 0.03 is 3 % of them"
         )
-    if config.eval.limit is not None and config.eval.limit < 1:
-        raise ConfigError(f"eval.limit must be at least 1, got {config.eval.limit}")
-    if config.rank_timeout < 1:
-        raise ConfigError(f"rank_timeout must be at least 1 second, got {config.rank_timeout}")
     if train.load_best and train.eval_steps is None:
         raise ConfigError("train.load_best=true needs train.eval_steps: how often to score the validation split")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,24 @@ def typed(record: type[T], values: Mapping[str, Any] | DictConfig, where: str = 
         key = dotted(where, str(getattr(error, "full_key", "") or ""))
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key.rstrip('.')}: {reason}") from None
+
+
+def at_least(key: str, value: float | None, least: float) -> None:
+    """Raise a ConfigError where a number is given and is not a finite one of at least `least`."""
+    if value is not None and not least <= value < math.inf:
+        raise ConfigError(f"{key} must be at least {least}, got {value}")
+
+
+def positive(key: str, value: float | None) -> None:
+    """Raise a ConfigError where a number is given and is not a finite one above 0."""
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{key} must be a positive number, got {value}")
+
+
+def below_one(key: str, value: float) -> None:
+    """Raise a ConfigError for a share that is not in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{key} must be in [0, 1), got {value}")
 
 
 def literal(value: Any) -> Any:

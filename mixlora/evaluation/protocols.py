@@ -17,7 +17,7 @@ from enum import Enum
 
 from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Style, Task
 from mixlora.config.schema import Protocol as Name
-from mixlora.config.typed import suggest
+from mixlora.config.typed import at_least, suggest
 from mixlora.errors import ConfigError
 from mixlora.evaluation import extract, harness
 from mixlora.evaluation.sandbox.scores import KS
@@ -118,9 +118,7 @@ def check(config: Config) -> None:
         ("batch_size", 1), ("batch_tokens", 1), ("max_length", LEAST_PROMPT), ("num_fewshot", 0),
         ("num_samples", 1), ("temperature", 0),
     ):  # fmt: skip
-        value = getattr(options, key)
-        if value is not None and not least <= value < float("inf"):
-            raise ConfigError(f"eval.{key} must be at least {least}, got {value}")
+        at_least(f"eval.{key}", getattr(options, key), least)
     protocol = protocol_of(options, config.data)
     if options.backend is Backend.lm_eval:
         harness.require(config.tasks.mixture, options)

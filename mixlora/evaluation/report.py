@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mixlora.config.cli import spelled
+from mixlora.config.overrides import spelled
 from mixlora.console import console, say
 from mixlora.evaluation.scores import paired_difference
 from mixlora.records import of_mean, read_json, read_lines

@@ -9,7 +9,8 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from mixlora.config.cli import refuse_ranks, spelled
+from mixlora.config.cli import refuse_ranks
+from mixlora.config.overrides import spelled
 from mixlora.console import say
 from mixlora.errors import MixloraError
 from mixlora.sweeps import show

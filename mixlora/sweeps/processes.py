@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from mixlora.config.cli import config_dir
+from mixlora.config.overrides import config_dir
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
 

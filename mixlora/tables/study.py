@@ -23,8 +23,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from mixlora.config import cli, explain
+from mixlora.config import explain
 from mixlora.config import load as configs
+from mixlora.config.overrides import config_dir, normalise, spelled, store_single_tasks
 from mixlora.config.schema import Config
 from mixlora.errors import ConfigError
 from mixlora.records import differences, is_there, log_path, read_json, read_lines
@@ -102,7 +103,7 @@ class Study:
     def command(self, point: Point) -> list[str]:
         """The arguments of `python -m mixlora.train` for one point."""
         extra = [] if self.config_folder is None else [f"--config-dir={self.config_folder}"]
-        return [*extra, *self.point_overrides(point), cli.spelled("output_root", str(self.root))]
+        return [*extra, *self.point_overrides(point), spelled("output_root", str(self.root))]
 
     def point_overrides(self, point: Point) -> list[str]:
         return recipes.merged([*recipes.point_overrides(self.recipe, point), *self.overrides])
@@ -115,7 +116,7 @@ class Study:
     def group_configs(self) -> dict[Group, Config]:
         """The configuration of each group; seed and rate are laid in by `config`."""
         place = None if self.config_folder is None else str(self.config_folder)
-        cli.store_single_tasks([] if place is None else [f"--config-dir={place}"])
+        store_single_tasks([] if place is None else [f"--config-dir={place}"])
         made = self.assembled(place) or {group: self.compose(group, place) for group in self.groups}
         check_settings(self.recipe, made)
         return made
@@ -123,7 +124,7 @@ class Study:
     def compose(self, group: Group, place: str | None) -> Config:
         overrides = recipes.merged([*recipes.group_overrides(self.recipe, group), *self.overrides])
         try:
-            return composed(tuple(cli.normalise(overrides)), place)
+            return composed(tuple(normalise(overrides)), place)
         except ConfigError as error:
             where = f"recipe {self.recipe.name}, {group.model} · {group.mixture} · {group.method}"
             raise ConfigError(f"{where}: {error}") from None
@@ -269,7 +270,7 @@ def composed(overrides: tuple[str, ...], config_folder: str | None) -> Config:
     """The configuration that training composes from `overrides`; nobody may change what is returned."""
     search = [] if config_folder is None else [f"hydra.searchpath=[file://{config_folder}]"]
     try:
-        with outside_hydra(), initialize_config_dir(cli.config_dir(), version_base="1.3"):
+        with outside_hydra(), initialize_config_dir(config_dir(), version_base="1.3"):
             return configs.config_of(compose("train", overrides=[*overrides, *search]))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain.hydra_error(error)) from None

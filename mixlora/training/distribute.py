@@ -3,7 +3,6 @@
 FSDP2 is called here rather than by Accelerate, which would want the optimizer first and knows no FSDP on a CPU.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from mixlora.environment import switched_on
 from mixlora.errors import ConfigError
 from mixlora.models.base import decoder_layers
 
@@ -41,10 +41,6 @@ def require_one_dtype(adapter: Iterable[nn.Module], processes: int) -> None:
     if len(found) > 1 and processes > 1 and switched_on("ACCELERATE_USE_FSDP"):
         dtypes = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
         raise ConfigError(f"FSDP cuts parameters of one dtype, not {dtypes}. Set method.adapter_dtype=float32")
-
-
-def switched_on(name: str, default: str = "false") -> bool:
-    return os.environ.get(name, default).lower() in ("1", "true", "yes")
 
 
 @contextmanager
