@@ -127,7 +127,10 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     with records.whole_folder(tmp_path / "to") as partial:
         (partial / "a").write_text("1")
     assert [path.name for path in tmp_path.rglob("*")] == ["to", "a"]
-    with pytest.raises(ConfigError, match="cannot be written to"), records.whole_folder(tmp_path / "to" / "a" / "b"):
+    with (
+        pytest.raises(ConfigError, match="to/a is a file, not a folder"),
+        records.whole_folder(tmp_path / "to" / "a" / "b"),
+    ):
         pass
     empty = tmp_path / "empty"  # stays itself: it may be another disk
     empty.mkdir()
@@ -136,7 +139,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     with records.whole_folder(tmp_path / "link") as partial:
         (partial / "a").write_text("1")
     assert ([path.name for path in empty.iterdir()], empty.stat().st_ino) == (["a"], number)
-    with pytest.raises(ConfigError, match="cannot be written to"):
+    with pytest.raises(ConfigError, match="to/a is a file, not a folder"):
         records.write_text(tmp_path / "to" / "a" / "b", "1")
 
 

@@ -25,10 +25,10 @@ ROOMS = {
     "adapters": {"config", "errors", "gates", "lowrank", "records"},
     "tasks": {"config", "errors"},
     "models": {"config", "errors", "tasks"},
-    "training": {"adapters", "config", "console", "gates", "losses", "models", "tasks", *SERVICES},
+    "training": {"adapters", "config", "environment", "console", "gates", "losses", "models", "tasks", *SERVICES},
     "evaluation": {"config", "console", "errors", "gates", "models", "ranks", "records", "tasks"},
     "tables": {"config", "console", "errors", "records"},
-    "checks": {"config", "errors", "evaluation", "gates", "losses", "records", "tasks"},
+    "checks": {"config", "environment", "errors", "evaluation", "gates", "losses", "records", "tasks"},
     "sweeps": {"checks", "config", "console", "errors", "records", "signals"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py"]

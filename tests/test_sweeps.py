@@ -299,7 +299,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_point_starts(sweep, 
     (tmp_path / "file").write_text("")
     status, said = sweep("-m", "method=lora", "seed=0,1", "output_root=file/runs")
     assert status == 2
-    assert "file/runs/logs cannot be written to (not a directory)" in said
+    assert "file is a file, not a folder. Set output_root" in said
     assert "Running" not in said
 
 
