@@ -7,7 +7,7 @@ from importlib import metadata
 
 from mixlora import gates, losses
 from mixlora.config.load import digest, require_quantizer, run_folder
-from mixlora.config.schema import Config, Dtype, Model, Quantization, Tracker
+from mixlora.config.schema import Config, Dtype, Model, Quantization, Scope, Tracker
 from mixlora.config.typed import suggest
 from mixlora.environment import switched_on, world_size
 from mixlora.errors import ConfigError
@@ -37,6 +37,8 @@ def check(config: Config) -> None:
     losses.build(config.aux_loss)
     if config.method.gate is not None:
         gates.check(config.method.gate)
+        if config.method.scope is Scope.feed_forward:
+            gates.require_weights_of_one(config.method.gate)
     elif config.aux_loss:
         raise ConfigError(
             f"aux_loss.{next(iter(config.aux_loss))} is a loss of routers, and method={config.method.name} has none. "
@@ -66,6 +68,14 @@ def check_losses(config: Config) -> None:
             raise ConfigError(
                 f"aux_loss.{name}.count_padding=true counts padding, and train.packing=true leaves none. Set "
                 "train.packing=false, or count_padding to false"
+            )
+        assert config.method.gate is not None  # see `check`
+        kind, _ = gates.check(config.method.gate)
+        counts = getattr(loss, "share", None) in (losses.Share.assignments, losses.Share.slots)
+        if counts and kind.uses_every(config.method.top_k):
+            raise ConfigError(
+                f"aux_loss.{name} would be the same whatever the routers do, for each token uses every expert. Set "
+                f"aux_loss.{name}.share=soft, or method.top_k"
             )
         experts = config.method.num_experts
         over = getattr(loss, "over", None)

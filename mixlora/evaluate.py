@@ -6,6 +6,8 @@ from mixlora.config.cli import door
 from mixlora.config.doors import Evaluate
 from mixlora.config.typed import literal
 
+OF_TRAINING = frozenset({"train", "aux_loss", "dry_run", "resume", "tracker", "report"})
+
 
 @door("evaluate", Evaluate)
 def main(cfg: DictConfig) -> None:
@@ -18,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     composed = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "run"])
     given = [override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
     for key in given:
-        if key.startswith("train."):
+        if key.partition(".")[0] in OF_TRAINING:
             raise ConfigError(f"{key} is of training, which mixlora.evaluate does not do. Leave it out")
     if run is not None:
         composed = laid_over(load.read(run), composed, [key for key in given if key != "run"])

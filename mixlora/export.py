@@ -25,6 +25,11 @@ def main(cfg: DictConfig) -> None:
     from mixlora.records import whole_folder
 
     model, method, _ = loading.looked_up(run)
+    if method.gate is not None:
+        raise ConfigError(
+            f"method '{method.name}' has gates, which weigh the experts for each token anew: no single weight, and no "
+            f"LoRA of PEFT, equals that. Load it with mixlora.load('{run}'), or train a method without a gate"
+        )
     if options.merge and model.quantization is not Quantization.none:
         raise ConfigError(
             f"the base of {run} is {model.quantization.value}, and what is merged would be rounded once more. Keep the "
@@ -40,11 +45,6 @@ def main(cfg: DictConfig) -> None:
             loaded.model.save_pretrained(partial)
             loaded.tokenizer.save_pretrained(partial)
     else:
-        if not files.is_plain_lora(loaded.model):
-            raise ConfigError(
-                f"method '{method.name}' has gates, which PEFT's LoRA format cannot hold. "
-                f"Load it with mixlora.load('{run}'), or train a method without a gate"
-            )
         files.save(to, adapter_tensors(loaded.model), loaded.model, method, model)
     print(f"Wrote {to}")
 

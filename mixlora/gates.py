@@ -46,6 +46,11 @@ class GateOptions:
         if self.router_init_std is not None and not self.router_init_std >= 0:
             raise ConfigError(f"method.gate.router_init_std must be at least 0, or null; got {self.router_init_std}")
 
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether the weights of a token do."""
+        return True
+
 
 class Gate(nn.Module):
     """A linear router without bias, its scores in at least float32, and a selection.
@@ -76,6 +81,11 @@ class Gate(nn.Module):
         if options.router_init_std is not None:
             nn.init.normal_(self.router.weight, std=options.router_init_std)
         self.routing: Routing | None = None
+
+    @staticmethod
+    def uses_every(top_k: int | list[int] | None) -> bool:
+        """Whether every token uses every expert, for this number or pattern of a method."""
+        return top_k is None
 
     @property
     def most_active(self) -> int:
@@ -135,6 +145,10 @@ class Dense(Gate):
 class TopKOptions(GateOptions):
     renormalize: bool = True  # weights of the chosen sum to one
 
+    @property
+    def sums_to_one(self) -> bool:
+        return self.renormalize
+
 
 class TopK(Gate):
     """g = p / Σ_K p over the K largest of p = softmax(W x) (MoLA eq. 3, MixLoRA eq. 7)."""
@@ -178,6 +192,10 @@ class EntropyOptions(GateOptions):
         if not self.entropy_eps >= 0:
             raise ConfigError(f"method.gate.entropy_eps must be at least 0, got {self.entropy_eps}")
 
+    @property
+    def sums_to_one(self) -> bool:
+        return self.renormalize
+
 
 class Entropy(Gate):
     """Top-p with a minimum of k; all experts where the router is unsure (DynMoLE, arXiv 2504.00661 and its code).
@@ -187,6 +205,10 @@ class Entropy(Gate):
     """
 
     Options = EntropyOptions
+
+    @staticmethod
+    def uses_every(top_k: int | list[int] | None) -> bool:
+        return False
 
     def route(self, logits_TS: Tensor) -> Routing:
         o, probs_TE = self.options, self.score(logits_TS)
@@ -217,6 +239,10 @@ class BalancedOptions(GateOptions):
         super().__post_init__()
         if not self.bias_rate >= 0:
             raise ConfigError(f"method.gate.bias_rate must be at least 0, got {self.bias_rate}")
+
+    @property
+    def sums_to_one(self) -> bool:
+        return False  # but to k
 
 
 class BalancedTopK(Gate):
@@ -289,6 +315,18 @@ def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
         raise ConfigError(f"method.gate.kind={kind!r} is not a gate. {suggest(kind, KINDS)}")
     options = {key: value for key, value in gate.items() if key != "kind"}
     return KINDS[kind], typed(KINDS[kind].Options, options, "method.gate")
+
+
+def require_weights_of_one(gate: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a gate whose weights may sum to something else, where each expert holds the frozen block:
+    the block itself would be scaled by their sum, trained or not."""
+    _, options = check(gate)
+    if not options.sums_to_one:
+        remedy = "method.gate.renormalize=true" if hasattr(options, "renormalize") else "method.gate.kind=topk or dense"
+        raise ConfigError(
+            f"method.scope=feed_forward with method.gate.kind={gate['kind']}: the weights of a token do not sum to "
+            f"one, and would scale the block that every expert is built on. Set {remedy}"
+        )
 
 
 def together(gates: Sequence[Gate], logits_TS: Tensor) -> Routing:

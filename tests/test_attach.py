@@ -202,13 +202,16 @@ def test_a_family_may_name_its_parts_otherwise():
     assert endings(model) == {"q_proj"}
 
 
+BLOCKS = {"scope": Scope.feed_forward, "target_modules": "feed-forward"}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"target_modules": ["q_prj"]}, "Did you mean 'q_proj'"),
         ({"target_modules": ["zzz"]}, "Known: down_proj, gate_proj"),
         ({"target_modules": "q_proj"}, r"matches the regular expression 'q_proj'. Did you mean the list \[q_proj\]"),
-        ({"target_modules": "*q_proj"}, "is no regular expression"),
+        ({"target_modules": "*q_proj"}, "is not a regular expression"),
         ({"target_modules": []}, "a list of name endings"),
         ({"target_modules": None}, "a list of name endings"),
         ({"target_modules": [1]}, "a list of name endings"),
@@ -224,6 +227,9 @@ def test_a_family_may_name_its_parts_otherwise():
         ({"r": [2, 2.5]}, "integer of at least 1"),
         ({"top_k": 5}, "above method.num_experts=4"),
         ({"lora_dropout": 1.0}, r"must be in \[0, 1\)"),
+        ({**BLOCKS, "gate": {"kind": "topk", "renormalize": False}}, r"would scale.*method\.gate\.renormalize=true"),
+        ({**BLOCKS, "gate": {"kind": "entropy"}}, r"would scale.*method\.gate\.renormalize=true"),
+        ({**BLOCKS, "gate": {"kind": "balanced"}}, r"would scale.*method\.gate\.kind=topk or dense"),
     ],
 )
 def test_a_mistake_is_named_and_changes_nothing(values, message):

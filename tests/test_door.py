@@ -67,6 +67,9 @@ MISTAKES = [
     (("+method=lora", *ARC, "sweep=learning_rates"), "no sweep 'learning_rates'", "Did you mean 'learning_rate'?"),
     (("+method=lora", *ARC, "model.path=./nothing"), "model.path=./nothing", "no such folder"),
     (("+method=lora", *ARC, "tasks.mixture.arc_easy.nam=1"), "nam", "name"),
+    (("+method=mixlora", *ARC, "method.gate.renormalize=false"), "scale the block", "method.gate.renormalize=true"),
+    (("+method=hydralora", *ARC, "aux_loss=load_balance"), "aux_loss.load_balance would be the same", "share=soft"),
+    (("+method=lora", *ARC, "train.packing=false", "train.max_tokens=600"), "train.max_tokens=600", "Set it to null"),
     (("+method=lora", *ARC, "one"), "'one' is not of the form key=value", "train.max_steps=100"),
     (("+method=lora", *ARC, "eval.limit=0"), "eval.limit must be at least 1", "got 0"),
     (("+method=lora", *ARC, "train.weight_decay=inf"), "train.weight_decay must be at least 0", "got inf"),
@@ -371,6 +374,8 @@ def test_training_is_over_when_a_run_is_scored(told, tmp_path):
     status, said = told(evaluate, f"run={tmp_path}", "train.learning_rate=1")
     assert status == 2
     assert "train.learning_rate is of training" in said
+    for key in ("dry_run=true", "resume=x", "tracker=wandb", "report=false"):
+        assert told(evaluate, f"run={tmp_path}", key)[1].startswith(f"mixlora: {key.partition('=')[0]} is of training")
 
 
 @pytest.mark.parametrize("door", [train, evaluate, generate], ids=["train", "evaluate", "generate"])

@@ -41,7 +41,7 @@ from transformers import (
 )
 
 from mixlora import tasks
-from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Mixture, Protocol, Splits, Style, Task
+from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Mixture, Protocol, Splits, Style, Task, Template
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError, NumericsError
 from mixlora.evaluation import harness, protocols
@@ -650,8 +650,6 @@ def test_shots_are_drawn_by_seed_and_never_from_what_is_scored():
 @pytest.mark.parametrize("template", ["auto", "plain"])
 @pytest.mark.parametrize("style", [Style.cloze, Style.letters])
 def test_what_does_not_fit_loses_shots_first_and_never_the_end(template, style):
-    from mixlora.config.schema import Template
-
     form = Formatter(tiny().tokenizer, Data(style=style, template=Template(template)))
     example, shots = replace(questions(1)[0], question="the question " * 3), shots_of(3)
     whole = form.choices(example, shots=shots)[0].prompt
@@ -826,7 +824,15 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
         check("gsm8k", max_length=256)
     check("gsm8k", "boolq", max_length=300)
     with pytest.raises(ConfigError, match="no metric acc_token, which is task boolq's"):
-        harness.require({"boolq": task("boolq", metric="acc_token")}, Eval(backend=Backend.lm_eval))
+        harness.require({"boolq": task("boolq", metric="acc_token")}, Eval(backend=Backend.lm_eval), "hub")
+    with pytest.raises(
+        ConfigError, match=r"eval\.backend=lm_eval with data\.source=sample.*reads its data from the hub"
+    ):
+        check("boolq", backend=Backend.lm_eval, data=Data(source="sample"))
+    for options in ({"protocol": Protocol.lm_eval}, {"protocol": Protocol.moe_peft}):
+        with pytest.raises(ConfigError, match=r"data\.template=chat, but eval\.protocol=.*Set data\.template=auto"):
+            check("boolq", data=Data(template=Template.chat), **options)
+    check("boolq", data=Data(template=Template.chat), protocol=Protocol.letters)
 
 
 def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():

@@ -180,7 +180,7 @@ def test_the_harness_as_a_backend_is_refused_where_it_cannot_work(monkeypatch):
     with pytest.raises(ConfigError, match="harness_task"):
         protocols.check(config)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install .*lm-eval.*eval\.protocol=lm_eval"):
+    with pytest.raises(ConfigError, match=r"pip install .*lm_eval.*eval\.protocol=lm_eval"):
         protocols.check(config)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "0")

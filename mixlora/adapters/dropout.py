@@ -34,7 +34,7 @@ class Places:
     seed: int
 
     def thin(self, x_TD: Tensor) -> Tensor:
-        thinned_TD = x_TD / (1 - self.p)
+        thinned_TD = x_TD.contiguous() / (1 - self.p)  # places are counted in the order of rows
         thinned_TD.view(-1).index_fill_(0, self.places(x_TD.numel()), 0)
         return thinned_TD
 

@@ -24,10 +24,12 @@ OWN_DATA = (
 REMEDY = "pip install 'lm_eval>=0.4.13', or use eval.protocol=lm_eval, which asks and scores alike without it"
 
 
-def require(tasks: dict[str, Task], options: Eval) -> None:
-    """Raises ConfigError where the harness is not installed, or does not have one of the tasks."""
+def require(tasks: dict[str, Task], options: Eval, source: str) -> None:
+    """Raises ConfigError where the harness is not installed, does not have one of the tasks, or reads other rows."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(f"eval.backend=lm_eval needs lm-evaluation-harness: {REMEDY}")
+    if source != "hub":  # results would name the rows of the one and be scores of the other
+        raise ConfigError(f"eval.backend=lm_eval with data.source={source}. {OWN_DATA}, or data.source=hub")
     for name, task in tasks.items():
         if not task.train_only and harness_task(task) is None:
             raise ConfigError(

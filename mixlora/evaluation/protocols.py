@@ -11,16 +11,17 @@
 Tasks without options are always generated, in their own words and by their own rule.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Style, Task
+from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Style, Task, Template
 from mixlora.config.schema import Protocol as Name
 from mixlora.config.typed import at_least, suggest
 from mixlora.errors import ConfigError
 from mixlora.evaluation import extract, harness
 from mixlora.evaluation.sandbox.scores import KS
+from mixlora.tasks.styles import STYLES
 
 
 class Reading(Enum):
@@ -120,8 +121,9 @@ def check(config: Config) -> None:
     ):  # fmt: skip
         at_least(f"eval.{key}", getattr(options, key), least)
     protocol = protocol_of(options, config.data)
+    require_template(config.data, {"data.style": config.data.style, "eval.protocol": protocol.style})
     if options.backend is Backend.lm_eval:
-        harness.require(config.tasks.mixture, options)
+        harness.require(config.tasks.mixture, options, config.data.source)
     for name, task in config.tasks.mixture.items():
         if task.answer_kind is Answer.options:
             require_wording(name, task, config.data.style, "data.style")
@@ -134,6 +136,16 @@ def check(config: Config) -> None:
         if task.metric not in known:
             raise ConfigError(f"task {name}: there is no metric '{task.metric}'. {suggest(task.metric, known)}")
     check_samples(config)
+
+
+def require_template(data: Data, styles: Mapping[str, Style]) -> None:
+    """Raises ConfigError for a chat template beside a wording that stands in none."""
+    for key, style in styles.items():
+        if data.template is Template.chat and not STYLES[style].chats:
+            raise ConfigError(
+                f"data.template=chat, but {key}={style.value} is asked without a chat template. Set "
+                "data.template=auto, which uses one where it may, or plain"
+            )
 
 
 def check_samples(config: Config) -> None:

@@ -204,12 +204,16 @@ class Evaluator:
                 batch_tokens=self.options.batch_tokens,
                 ends=self.formatter.end_ids,
                 stop=self.stop(task),
-                temperature=self.options.temperature if free else 0.0,
+                temperature=self.temperature(task),
                 beams=1 if free else self.protocol.beams,
                 seeds=seeds,
                 pads=self.score_options.pads,
                 on_done=shown.advance,
             )
+
+    def temperature(self, task: Task) -> float:
+        """Of generated answers; an option is chosen greedily, however it is asked."""
+        return 0.0 if task.answer_kind is Answer.options else self.options.temperature
 
     def stop(self, task: Task) -> list[str]:
         """Short answers after solved examples end where the next example would begin."""
@@ -240,7 +244,7 @@ class Evaluator:
             "num_fewshot": options.num_fewshot,
             "shots": [shot.id for shot in self.shots.get(task.name, ())],
             "max_length": self.max_length,
-            "temperature": options.temperature,
+            "temperature": self.temperature(task),
             "max_new_tokens": self.protocol.new_tokens(task),
             **({"generation": GENERATION_VERSION, "stop": self.stop(task)} if generated and own else {}),
             **({"extraction": extract.EXTRACTION_VERSION} if read is Reading.generated and own else {}),

@@ -31,6 +31,6 @@ def draw(task: str, train: Sequence[Example], scored: Iterable[Example], number:
     if len(chosen) < number:
         raise DataError(
             f"eval.num_fewshot={number}, but task {task} has {len(chosen)} training rows to draw from. "
-            "Lower it, or give the task a training split"
+            "Lower it, or give the task a training split (one that is not to be trained on: weight=0, not eval_only)"
         )
     return chosen[::-1]

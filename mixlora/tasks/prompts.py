@@ -87,10 +87,6 @@ class Formatter:
         has_chat = bool(getattr(tokenizer, "chat_template", None))
         if data.template is Template.chat and not has_chat:
             raise ConfigError("data.template=chat, but the tokenizer has no chat template. Use data.template=plain")
-        if data.template is Template.chat and not self.style.chats:
-            raise ConfigError(
-                f"data.template=chat, but the {data.style.value} protocol uses none. Use data.template=auto or plain"
-            )
         chats = has_chat and data.template is not Template.plain and self.style.chats
         self.layout: ChatLayout | PlainLayout = ChatLayout(tokenizer) if chats else PlainLayout(tokenizer)
 
