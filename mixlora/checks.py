@@ -167,5 +167,6 @@ def check_run(config: Config, world_size: int) -> None:
     """
     check(config)
     check_training(config)
-    if not finished_as(run_folder(config), digest(config), world_size):
+    if not finished_as(run_folder(config), digest(config), world_size) and world_size == 1:
+        # Of several processes one may lack what the others have, which only their process group can tell them.
         sources.require(config.tasks.mixture.values(), config.data.source)

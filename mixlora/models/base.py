@@ -129,7 +129,10 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
     origin, options = where(model)
     extra: dict[str, Any] = {"dtype": dtype, "attn_implementation": model.attn_implementation}
     if model.quantization is not Quantization.none:
-        extra |= {"quantization_config": quantization(model.quantization, dtype), "device_map": {"": device}}
+        extra["quantization_config"] = quantization(model.quantization, dtype)
+    # Straight to where they belong: a machine need not have room for them twice, nor for those of all its ranks.
+    if "quantization_config" in extra or (torch.device(device).type != "cpu" and model.gguf_file is None):
+        extra["device_map"] = {"": device}
     if model.gguf_file is not None:
         extra |= dequantized()
     with named_errors(model):
