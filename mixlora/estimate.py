@@ -172,14 +172,3 @@ def print_estimate(study: Study, tflops: float, utilization: float) -> None:
         "FLOPs = (4 N + 6 P) · trained tokens + 2 N · scored tokens: N frozen and P trained parameters, the mean length"
     )
     say("of a task's rows from recipes/known.yaml. '?': it lacks the shape of the model, or a task.")
-
-
-def recipe_sizes(name: str) -> dict[str, int]:
-    """method -> trainable parameters, with the first model and mixture of a recipe."""
-    study = Study(recipes.load(name), recipes.find(name), "runs")
-    found: dict[str, int] = {}
-    for group in study.groups:
-        counts = sizes(study.group_configs[group])
-        if counts is not None:
-            found.setdefault(group.method, counts["trainable"])
-    return found

@@ -416,7 +416,7 @@ class Experiment:
             "data": {name: data.fingerprints for name, data in self.parts.data.items()},
             "incomplete": sorted(name for name, data in self.parts.data.items() if not data.complete),
             "notes": self.parts.notes,
-            "prompts": self.parts.formatter.fingerprint(),
+            "prompts": self.parts.formatter.fingerprint,
             **self.ways(),
         }
         write_json(self.folder / "run.json", values | dict(outcome or {}))

@@ -194,10 +194,10 @@ def test_fingerprint_changes_with_what_decides_a_prompt_and_with_nothing_else():
         formatter(bos_tokenizer()),
         formatter(bos_tokenizer(INSTRUCT)),
     ]
-    assert len({form.fingerprint() for form in forms}) == len(forms)
+    assert len({form.fingerprint for form in forms}) == len(forms)
     again = byte_tokenizer()
     again(["a", "bb"], padding=True)
-    assert formatter(again).fingerprint() == forms[0].fingerprint()
+    assert formatter(again).fingerprint == forms[0].fingerprint
 
 
 def test_show_marks_what_is_trained():

@@ -257,7 +257,7 @@ class Evaluator:
         keys = plain(task)
         words = {name: keys[name] for name in ("question", "cue", "options", "wordings")}
         shots = [[shot.question, shot.answer] for shot in self.shots.get(task.name, ())]
-        parts = [self.formatter.fingerprint(), words, shots, self.max_length]
+        parts = [self.formatter.fingerprint, words, shots, self.max_length]
         return digest(parts)
 
 

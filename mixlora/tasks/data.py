@@ -147,8 +147,6 @@ def against_overlap(
 ) -> dict[str, TaskData]:
     """Find the rows that one task of the mixture scores and any task trains on; see `overlap`.
 
-    Rows that were held out of train are no published test set: where they repeat a training row it is only said.
-
     Args:
         trained: the tasks that were trained on, which is over: nothing is refused. None: those of `found`.
     """
@@ -158,35 +156,52 @@ def against_overlap(
     else:
         known = {digest for data in trained.values() for digest in overlap.questions(data.train)}
     seen = {name: {s: among(getattr(found[name], s), of[s], known) for s in SCORED} for name, of in asked.items()}
-    again = [
-        (name, split, overlap.message(ids, getattr(found[name], split), split))
-        for name, of in seen.items()
-        for split, ids in of.items()
-        if ids
-    ]
-    wrong = [text for name, split, text in again if split == "test" or not found[name].held_out]
-    if wrong and policy is Overlap.error and trained is None:
-        raise DataError("\n".join(f"{text}. {overlap.REMEDY}" for text in wrong))
+    if policy is Overlap.error and trained is None:
+        refuse(found, seen)
     if policy is Overlap.drop:
-        tested = {digest for of in asked.values() for split in SCORED for digest in of[split]}
-        fewer = {name: dropped(data, among(data.train, asked[name]["train"], tested)) for name, data in found.items()}
-        if trained is not None:  # solved examples are drawn of what training left in
+        fewer = without_scored(found, asked)
+        if trained is None:  # and nothing is left to say but what was dropped
+            found, seen = fewer, {name: {split: [] for split in of} for name, of in seen.items()}
+        else:  # solved examples are drawn of what training left in
             found = {name: replace(data, train=fewer[name].train) for name, data in found.items()}
-        else:
-            found = fewer
-            seen, again = {name: {split: [] for split in of} for name, of in seen.items()}, []
     found = {
-        name: replace(data, trained_on=seen[name], notes=[*data.notes, *(text for n, _, text in again if n == name)])
+        name: replace(data, trained_on=seen[name], notes=[*data.notes, *messages(data, seen[name]).values()])
         for name, data in found.items()
     }
     return with_resembling(found, {n: d for n, d in found.items() if d.drawn} if trained is None else trained)
+
+
+def messages(data: TaskData, seen: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """split -> what to say of its rows that are also trained on."""
+    return {split: overlap.message(ids, getattr(data, split), split) for split, ids in seen.items() if ids}
+
+
+def refuse(found: Mapping[str, TaskData], seen: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """Raise a DataError for scored rows that are also trained on. Rows that were held out of train are no published test
+    set: of them it is only said."""
+    wrong = [
+        text
+        for name, data in found.items()
+        for split, text in messages(data, seen[name]).items()
+        if split == "test" or not data.held_out
+    ]
+    if wrong:
+        raise DataError("\n".join(f"{text}. {overlap.REMEDY}" for text in wrong))
+
+
+def without_scored(
+    found: Mapping[str, TaskData], asked: Mapping[str, Mapping[str, Sequence[bytes]]]
+) -> dict[str, TaskData]:
+    """The tasks without the training rows that any of them scores; `asked` has the digests of their rows by split."""
+    scored = {digest for of in asked.values() for split in SCORED for digest in of[split]}
+    return {name: dropped(data, among(data.train, asked[name]["train"], scored)) for name, data in found.items()}
 
 
 def with_resembling(found: dict[str, TaskData], trained: Mapping[str, TaskData]) -> dict[str, TaskData]:
     """Note the test rows that share a run of words with training rows and are not the same question."""
     rows = [example for data in trained.values() for example in data.train]
     tested = [example for data in found.values() for example in data.test]
-    (ids,) = overlap.resembling(tested, [rows]) if rows and tested else ([],)
+    ids = overlap.resembling(tested, rows) if rows and tested else []
     out = {}
     for name, data in found.items():
         same = {*data.trained_on.get("test", [])}

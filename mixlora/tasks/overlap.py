@@ -100,15 +100,11 @@ def text_of(example: Example) -> str:
     return f"{asked}\n{example.answer}" if example.entry_point else asked
 
 
-def resembling(examples: Sequence[Example], trained: Sequence[Sequence[Example]]) -> list[list[str]]:
-    """For each set of training rows: the ids of the examples that share a run of 13 words with one of them."""
+def resembling(examples: Sequence[Example], trained: Sequence[Example]) -> list[str]:
+    """The ids of the examples that share a run of 13 words with a training row."""
     runs = Runs()
-    hash_N, owner_N = runs.of(examples)
-    found = []
-    for rows in trained:
-        known, _ = runs.of(rows)
-        found.append([examples[place].id for place in np.unique(owner_N[np.isin(hash_N, known)])])
-    return found
+    (hash_N, owner_N), (known_M, _) = runs.of(examples), runs.of(trained)
+    return [examples[place].id for place in np.unique(owner_N[np.isin(hash_N, known_M)])]
 
 
 def message(ids: Sequence[str], tested: Sequence[Example], split: str) -> str:

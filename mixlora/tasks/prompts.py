@@ -10,7 +10,7 @@ after the prompt's tokens, as lm-evaluation-harness does (HFLM._encode_pair).
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -191,13 +191,10 @@ class Formatter:
         return f"{cut}{prompt}⟦{answer}⟧"
 
     @functools.cached_property
-    def digest(self) -> str:
-        parts = [FORMAT, self.style.name.value, self.layout.describe(), self.end_ids, tokenizer_sha256(self.tokenizer)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
     def fingerprint(self) -> str:
         """sha256 of everything that turns an example into ids: template, style, tokenizer, this file's version."""
-        return self.digest
+        parts = [FORMAT, self.style.name.value, self.layout.describe(), self.end_ids, tokenizer_sha256(self.tokenizer)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class Layout:
@@ -295,9 +292,3 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     else:
         values = {k: v for k, v in json.loads(core.to_str()).items() if k not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def cut_share(encoded: Iterable[Encoded]) -> tuple[int, int]:
-    """(rows whose question was cut, rows), for a report."""
-    cuts = [row.cut > 0 for row in encoded]
-    return sum(cuts), len(cuts)
