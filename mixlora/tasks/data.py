@@ -177,8 +177,8 @@ def messages(data: TaskData, seen: Mapping[str, Sequence[str]]) -> dict[str, str
 
 
 def refuse(found: Mapping[str, TaskData], seen: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raise a DataError for scored rows that are also trained on. Rows that were held out of train are no published test
-    set: of them it is only said."""
+    """Raise a DataError for scored rows that are also trained on. Held-out rows are no published test set: of them it is
+    only said."""
     wrong = [
         text
         for name, data in found.items()
