@@ -178,15 +178,19 @@ class Experiment:
     @contextmanager
     def failure_recorded(self) -> Iterator[None]:
         """Let run.json say that a run has failed, and of what; not where it was interrupted or another rank is gone."""
+        self.watch.on_failure = self.record_failure
         try:
             yield
         except Exception as error:
             ended = isinstance(error, Interrupted) or ranks.is_lost(error)
             if self.parts.accelerator.is_main_process and not ended:
-                with contextlib.suppress(MixloraError, OSError):  # the disk may be what failed
-                    if not finished(self.folder):
-                        self.record("failed", {"message": str(error) or type(error).__name__})
+                self.record_failure(str(error) or type(error).__name__)
             raise
+
+    def record_failure(self, message: str) -> None:
+        with contextlib.suppress(MixloraError, OSError):  # the disk may be what failed
+            if not finished(self.folder):
+                self.record("failed", {"message": message})
 
     def same_configuration(self) -> None:
         """Refuse a folder that another configuration began."""
@@ -375,7 +379,9 @@ class Experiment:
     # ---- what is said and kept
 
     def announce(self) -> None:
+        processes = self.parts.accelerator.num_processes
         say(f"Run folder: {self.folder}")
+        say(f"{processes} process{'es' if processes > 1 else ''}, {self.surroundings['device']}")
         self.parts.tell_notes()
         self.parts.require_means()
         ranks.same("configuration", configs.digest(self.config))

@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from mixlora.checks import AS_THEY_ARE
 from mixlora.config import load as configs
 from mixlora.config.schema import Answer, Backend, Config, Split
 from mixlora.console import say
+from mixlora.environment import world_size
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import harness, protocols, sandbox
 from mixlora.failpoints import reach
@@ -43,6 +45,7 @@ class Parts:
 
     @cached_property
     def accelerator(self) -> Accelerator:
+        require_usable(world_size())
         tracker, patience = self.config.tracker.value, self.config.rank_timeout + ranks.GRACE_SECONDS
         return Accelerator(
             # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
@@ -223,6 +226,20 @@ class Parts:
     def tell_notes(self) -> None:
         for note in self.notes:
             say(f"Note: {note}")
+
+
+def require_usable(processes: int) -> None:
+    """Say where a GPU will not be used.
+
+    Raises:
+        ConfigError: by one of several processes: on other machines they may use theirs, and would wait for this one.
+    """
+    if not base.unusable_gpu():
+        return
+    what = f"this machine has a GPU that PyTorch {torch.__version__} cannot use: no CUDA in it, or too old a driver"
+    if processes > 1:
+        raise ConfigError(f"{what}. Install another, or set CUDA_VISIBLE_DEVICES= to compute on CPUs on every machine")
+    say(f"Note: {what}. It computes on the CPU")
 
 
 def wandb_run(folder: Path, *, goes_on: bool) -> dict[str, str]:

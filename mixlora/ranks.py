@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -30,6 +30,14 @@ SLEEP_SECONDS = 20 * BEAT_SECONDS  # between two beats: this process itself did 
 GRACE_SECONDS = 15.0
 # What the backends say when another rank does not answer or is gone.
 LOST = re.compile(r"gloo|nccl|connection (closed|reset)|timed out|broken pipe", re.IGNORECASE)
+TIMED_OUT = re.compile(r"tim(ed|e)[ -]?out", re.IGNORECASE)
+# What NCCL says of this rank's own device, network or settings.
+NOT_LOST = re.compile(r"(CUDA|unhandled cuda|unhandled system|internal) error|invalid (usage|argument)", re.IGNORECASE)
+# What else than torch's own error says so: the CPU's allocator, a driver, and libraries that allocate by themselves.
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|Cuda failure \d+ 'out of memory'"
+)
 
 
 class LostRank(MixloraError):
@@ -152,6 +160,7 @@ class Watch:
         self.left_behind: dict[int, tuple[int, float]] = {}  # where it stood when others went on, and since when
         self.stopped = threading.Event()
         self.following = False  # another rank's failure is told, and the thread ends this process
+        self.on_failure: Callable[[str], None] = lambda message: None  # on rank 0, for another rank's
 
     def at(self, place: str) -> None:
         """Say where this rank is: told to the user should the others wait for it in vain."""
@@ -227,6 +236,7 @@ class Watch:
         self.following = True
         if self.rank == 0:
             tell(failed["message"])
+            self.on_failure(failed["message"])
         self.store.set(f"followed {self.rank}", "1")
         self.linger()
         self.end(None, failed["status"])
@@ -304,7 +314,8 @@ class Watch:
         fewest = min(marks for _, marks, _ in were.values())
         blamed = silent or [other for other, (_, marks, _) in were.items() if marks == fewest and other != self.rank]
         named = " and ".join(f"rank {other} (last seen: {were[other][2]})" for other in sorted(blamed))
-        verb = "died" if silent else f"did not arrive within {self.timeout:.0f} s"
+        within = f" within {self.timeout:.0f} s" if TIMED_OUT.search(str(error)) else ""
+        verb = "died" if silent else f"did not arrive{within}"
         return LostRank(f"{named or 'another rank'} {verb}; {first_line(error)}. {REMEDY}")
 
 
@@ -331,12 +342,12 @@ def first_line(error: BaseException) -> str:
 
 def is_lost(error: BaseException) -> bool:
     """Whether another rank is gone: this one could have gone on."""
-    told = isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
-    return world() > 1 and (told or isinstance(error, LostRank))
+    text = str(error)
+    says_so = isinstance(error, RuntimeError) and bool(LOST.search(text)) and not NOT_LOST.search(text)
+    return world() > 1 and (says_so or isinstance(error, LostRank))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """An accelerator's own error, or that of the CPU's allocator."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
+    """An error of its own kind, or one that says so."""
+    own = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return own or (isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error))))

@@ -24,7 +24,7 @@ ROOMS = {
     "losses": {"config", "errors", "gates"},
     "adapters": {"config", "errors", "gates", "lowrank", "records"},
     "tasks": {"config", "errors"},
-    "models": {"config", "errors", "tasks"},
+    "models": {"config", "environment", "errors", "tasks"},
     "training": {"adapters", "config", "environment", "console", "gates", "losses", "models", "tasks", *SERVICES},
     "evaluation": {"config", "console", "errors", "gates", "models", "ranks", "records", "tasks"},
     "tables": {"config", "console", "errors", "records"},

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from mixlora.config.load import require_quantizer
 from mixlora.config.schema import Dtype, Model, Quantization
+from mixlora.environment import switched_on
 from mixlora.errors import ConfigError, DataError, MixloraError
 from mixlora.models.tokenizer import byte_tokenizer
 
@@ -102,6 +103,12 @@ def accelerator() -> torch.device | None:
     and nothing here was ever run on one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return None if found is None or found.type == "mps" else found
+
+
+def unusable_gpu() -> bool:
+    """Whether there is an NVIDIA GPU that this PyTorch cannot use: its driver is too old, or the build has no CUDA."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or switched_on("ACCELERATE_USE_CPU")
+    return not hidden and accelerator() is None and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:

@@ -177,8 +177,8 @@ def messages(data: TaskData, seen: Mapping[str, Sequence[str]]) -> dict[str, str
 
 
 def refuse(found: Mapping[str, TaskData], seen: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raise a DataError for scored rows that are also trained on. Held-out rows are no published test set: of them it is
-    only said."""
+    """Raise a DataError for scored rows that are also trained on. It is only said of held-out rows: these are no
+    published test set."""
     wrong = [
         text
         for name, data in found.items()
