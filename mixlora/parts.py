@@ -69,7 +69,14 @@ class Parts:
     @cached_property
     def data(self) -> Mapping[str, tasks.TaskData]:
         reach("data.load")
-        return tasks.load(self.config.tasks, self.config.data, self.config.seed)
+        return self.loaded()
+
+    def loaded(self, trained: Mapping[str, tasks.TaskData] | None = None) -> Mapping[str, tasks.TaskData]:
+        """What `tasks.load` says. Of a hub one process asks for all: many at once are turned away."""
+        config = self.config
+        if config.data.source != "hub" or ranks.world() == 1:
+            return tasks.load(config.tasks, config.data, config.seed, trained)
+        return ranks.agree(tasks.load(config.tasks, config.data, config.seed, trained) if ranks.rank() == 0 else {})
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

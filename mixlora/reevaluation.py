@@ -65,9 +65,7 @@ class Rescored(Parts):
 
     @cached_property
     def data(self) -> Mapping[str, TaskData]:
-        if self.as_before:
-            return tasks.load(self.config.tasks, self.config.data, self.config.seed)
-        return tasks.load(self.config.tasks, self.config.data, self.config.seed, self.trained)
+        return self.loaded() if self.as_before else self.loaded(self.trained)
 
     @cached_property
     def trained(self) -> Mapping[str, TaskData]:

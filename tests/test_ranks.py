@@ -1,12 +1,17 @@
 """What libraries say of a process that is gone, and of one that has a fault of its own."""
 
+import pickle
+
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
-from mixlora import ranks
+from mixlora import parts, ranks, tasks
+from mixlora.config.load import config_of
+from mixlora.config.overrides import config_dir
+from mixlora.config.schema import Config, Data
 from mixlora.errors import ConfigError
 from mixlora.models import base
-from mixlora.parts import require_usable
 
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3687, {}, NCCL version 2.27.5\n{}\nLast error:\n{}"
 
@@ -58,10 +63,30 @@ def test_other_errors_are_not_of_memory():
 
 def test_a_gpu_that_cannot_be_used_is_said_and_refused_beside_other_processes(monkeypatch, capsys):
     monkeypatch.setattr(base, "unusable_gpu", lambda: False)
-    require_usable(8)
+    parts.require_usable(8)
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(base, "unusable_gpu", lambda: True)
-    require_usable(1)
+    parts.require_usable(1)
     assert "It computes on the CPU" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES= to compute on CPUs"):
-        require_usable(8)
+        parts.require_usable(8)
+
+
+def test_of_a_hub_one_process_asks_for_all(monkeypatch):
+    asked = []
+    monkeypatch.setattr(parts.tasks, "load", lambda *arguments: asked.append(arguments) or {"rows": 1})
+    monkeypatch.setattr(ranks, "agree", lambda value: value or {"rows": "rank 0's"})
+    for world, rank, source, found in ((1, 0, "hub", 1), (2, 0, "hub", 1), (2, 1, "hub", "rank 0's"), (2, 1, "x", 1)):
+        monkeypatch.setattr(ranks, "world", lambda number=world: number)
+        monkeypatch.setattr(ranks, "rank", lambda number=rank: number)
+        assert parts.Parts(Config(data=Data(source=source))).data == {"rows": found}
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("name", ["commonsense", "multi"])
+def test_rows_can_be_sent_to_other_processes(name):
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = config_of(compose("train", overrides=["method=lora", f"tasks={name}", "data.source=sample"]))
+    data = tasks.load(config.tasks, config.data)
+    sent = pickle.loads(pickle.dumps(data))
+    assert {name: found.test for name, found in sent.items()} == {name: found.test for name, found in data.items()}

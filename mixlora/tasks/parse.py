@@ -169,12 +169,20 @@ def worded(task: Task) -> dict[str, Worded]:
     return found
 
 
-def cleaner(replacements: Sequence[Replacement], key: str) -> Callable[[str], str]:
-    """A text with all replacements made, in their order.
+@dataclass(frozen=True)
+class Cleaner:
+    """A text with all replacements made, in their order."""
 
-    Raises:
-        ConfigError: a pattern that is no regular expression, or names a group that it does not have.
-    """
+    steps: tuple[tuple[re.Pattern[str], str], ...]
+
+    def __call__(self, text: str) -> str:
+        for pattern, by in self.steps:
+            text = pattern.sub(by, text)
+        return text
+
+
+def cleaner(replacements: Sequence[Replacement], key: str) -> Cleaner:
+    """Raises ConfigError: a pattern that is not a regular expression, or names a group that it does not have."""
     steps = []
     for number, step in enumerate(replacements):
         try:
@@ -183,13 +191,7 @@ def cleaner(replacements: Sequence[Replacement], key: str) -> Callable[[str], st
         except (re.error, IndexError) as error:
             raise ConfigError(f"{key}[{number}]: {step.pattern!r} by {step.by!r}: {error}") from None
         steps.append((pattern, step.by))
-
-    def clean(text: str) -> str:
-        for pattern, by in steps:
-            text = pattern.sub(by, text)
-        return text
-
-    return clean
+    return Cleaner(tuple(steps))
 
 
 def option_reader(options: Options, task: Task) -> OptionReader:
