@@ -19,6 +19,7 @@ from mixlora.records import is_there, of_mean, read_lines, write_text
 from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
 from mixlora.tables.plots import Draw
+from mixlora.tables.recipe import Group
 from mixlora.tables.study import DONE, Run, Study, config_of, optional
 from mixlora.tables.table import MEAN, Table
 
@@ -224,34 +225,54 @@ def recipe_report(study: Study, made: Table, folder: Path) -> Path:
 
 
 def recipe_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
+    return [*score_figures(study, made), *rate_figures(study), *loss_figures(study), *first_run_figures(study)]
+
+
+def score_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
+    """The means of the rows; of each task where the table has no mean over them."""
     found: list[tuple[str, str, Draw]] = []
-    for column, label in made.columns.items() if MEAN not in made.columns else [(MEAN, made.columns[MEAN])]:
-        rows = [row for row in made.rows if made.cells[row, column].mean is not None]
-        if rows:
-            cells = [made.cells[row, column] for row in rows]
-            names = [row_name(study, row) for row in rows]
-            means, deviations = [c.mean or 0.0 for c in cells], [c.deviation for c in cells]
+    for column in [MEAN] if MEAN in made.columns else made.columns:
+        cells = {row: cell for row in made.rows if (cell := made.cells[row, column]).mean is not None}
+        if cells:
+            label, names = made.columns[column], [row_name(study, row) for row in cells]
+            means, deviations = [c.mean or 0.0 for c in cells.values()], [c.deviation for c in cells.values()]
             draw = functools.partial(plots.bars, names, means, deviations, label)
             found.append((label, "dot: mean over seeds, line: sample deviation", draw))
-    curves = {recipes.group_label(study.recipe, g): scores for g in study.groups if (scores := study.validation(g))}
-    if curves:
-        found.append(("Choice of the learning rate", "first seed, validation split", lambda: plots.rates(curves)))
-    for model in study.recipe.models:
-        first = {
-            recipes.group_label(study.recipe, group): lines
-            for group, runs in study.final.items()
-            if group.model == model
-            and runs[0].state == DONE
-            and (lines := read_lines(runs[0].folder / "metrics.jsonl"))
-        }
-        if first:
-            name = f": {recipes.label(study.recipe.models, model)}" if len(study.recipe.models) > 1 else ""
-            draw = functools.partial(plots.losses, first)
-            found.append((f"Training loss{name}", "first seed, smoothed", draw))
-    for group, runs in study.final.items():
-        if runs[0].state == DONE:
-            found += group_figures(recipes.group_label(study.recipe, group), runs[0].folder)
     return found
+
+
+def rate_figures(study: Study) -> list[tuple[str, str, Draw]]:
+    curves = {recipes.group_label(study.recipe, g): scores for g in study.groups if (scores := study.validation(g))}
+    draw = functools.partial(plots.rates, curves)
+    return [("Choice of the learning rate", "first seed, validation split", draw)] if curves else []
+
+
+def loss_figures(study: Study) -> list[tuple[str, str, Draw]]:
+    """The training losses of each model's groups."""
+    found: list[tuple[str, str, Draw]] = []
+    for model in study.recipe.models:
+        curves = {
+            recipes.group_label(study.recipe, group): lines
+            for group, run in first_runs(study).items()
+            if group.model == model and (lines := read_lines(run.folder / "metrics.jsonl"))
+        }
+        if curves:
+            name = f": {recipes.label(study.recipe.models, model)}" if len(study.recipe.models) > 1 else ""
+            found.append((f"Training loss{name}", "first seed, smoothed", functools.partial(plots.losses, curves)))
+    return found
+
+
+def first_run_figures(study: Study) -> list[tuple[str, str, Draw]]:
+    return [
+        figure
+        for group, run in first_runs(study).items()
+        for figure in group_figures(recipes.group_label(study.recipe, group), run.folder)
+    ]
+
+
+def first_runs(study: Study) -> dict[Group, Run]:
+    """Of each group the run with the first seed, where it is done."""
+    return {group: runs[0] for group, runs in study.final.items() if runs[0].state == DONE}
 
 
 def group_figures(label: str, folder: Path) -> list[tuple[str, str, Draw]]:
@@ -278,9 +299,9 @@ def row_name(study: Study, row: Any) -> str:
 def readings(study: Study) -> list[tuple[str, str]]:
     """group -> the plain-words reading of its first run's gates."""
     rows = []
-    for group, runs in study.final.items():
-        if runs[0].state == DONE and (loads := optional(runs[0].folder / "routing.json")):
-            found = specialisation.gates(loads, top_k(config_of(runs[0].folder)))
+    for group, run in first_runs(study).items():
+        if loads := optional(run.folder / "routing.json"):
+            found = specialisation.gates(loads, top_k(config_of(run.folder)))
             rows.append((recipes.group_label(study.recipe, group), " ".join(specialisation.reading(found))))
     return rows
 
