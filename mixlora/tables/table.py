@@ -263,7 +263,8 @@ def compare(
                     found = test([by_example[best, t] for t in of], [by_example[row, t] for t in of])
                     if found is not None and agree(found.mean, known[best] - known[row]):
                         p[row] = found.p
-            mark(cells, column, best, known, adjusted(p))
+            adjusted = dict(zip(p, statistics.holm(list(p.values())), strict=True))
+            mark(cells, column, best, known, adjusted)
 
 
 def best_row(means: Mapping[Row, float], complete: Collection[Row]) -> Row:
@@ -276,13 +277,6 @@ def best_row(means: Mapping[Row, float], complete: Collection[Row]) -> Row:
 def agree(tested: float, shown: float) -> bool:
     """Whether a difference that was tested is the one that the means show, and not its opposite."""
     return abs(tested) <= SAME or (abs(shown) > SAME and tested * shown > 0)
-
-
-def adjusted(p: Mapping[Row, float]) -> dict[Row, float]:
-    """Holm over the comparisons of one column."""
-    rows = list(p)
-    by_number = statistics.holm({f"{i:06d}": p[row] for i, row in enumerate(rows)})
-    return {row: by_number[f"{i:06d}"] for i, row in enumerate(rows)}
 
 
 def mark(
