@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from mixlora.tables.table import LEVEL, MEAN, Cell, Row, Table
+from mixlora.tables.table import LEVEL, Cell, Row, Table
 
 ONE_SEED, TIED, UNTESTED, DIRTY = "¹", "≈", "?", "†"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -304,8 +304,3 @@ def html(table: Table) -> str:
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": csv, "html": html}
-
-
-def means(table: Table) -> Sequence[Row]:
-    """Rows that have a mean over all tasks."""
-    return [row for row in table.rows if (row, MEAN) in table.cells and table.cells[row, MEAN].mean is not None]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mixlora.config.schema import Loss
-from mixlora.config.typed import suggest
 from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.records import is_there, of_mean, read_lines, write_text
@@ -24,7 +23,6 @@ from mixlora.tables.study import DONE, Run, Study, config_of, optional
 from mixlora.tables.table import MEAN, Table
 
 EXAMPLES = 2  # right and wrong ones a task
-KINDS = ("png", "pdf")
 LONGEST = 600  # characters of a question that are shown
 
 
@@ -37,7 +35,6 @@ def run_report(folder: Path) -> Path:
 
 def show(folder: Path, kind: str | None) -> None:
     """What `python -m mixlora.report` does: a page of what there is, and its figures as files when asked."""
-    check_kind(kind)
     if not any(is_there(folder / name) for name in ("config.yaml", "run.json")):
         raise ConfigError(f"{folder} has neither config.yaml nor run.json: it is not a run folder")
     say(f"Report: {run_report(folder)}")
@@ -192,11 +189,6 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     for key, value in record.items():
         rows += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", str(value))]
     return rows
-
-
-def check_kind(kind: str | None) -> None:
-    if kind is not None and kind not in KINDS:
-        raise ConfigError(f"plots={kind} is not a kind of file. {suggest(kind, KINDS)}")
 
 
 def write_plots(figures: Sequence[tuple[str, str, Draw]], folder: Path, kind: str) -> list[Path]:

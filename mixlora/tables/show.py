@@ -63,7 +63,6 @@ def report(study: Study, made: table.Table, to: Path | None, plots: str | None) 
     from mixlora.tables import report as reports  # matplotlib takes a second to load, a table needs none
 
     folder = to or study.root / "tables" / study.recipe.name
-    reports.check_kind(plots)
     say(f"Wrote {reports.recipe_report(study, made, folder)}")
     if plots is not None:
         for path in reports.write_plots(reports.recipe_figures(study, made), folder, plots):
