@@ -17,6 +17,7 @@ from scipy import stats
 from mixlora.errors import ConfigError, DataError
 from mixlora.records import read_json, read_lines
 from mixlora.tables import statistics
+from mixlora.tables.runs import predictions_path
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -94,7 +95,7 @@ def scored_data(result: Mapping[str, Any]) -> str | None:
 def compare_task(name: str, metric: str, folders: Sequence[Path], numbers: Sequence[int]) -> dict[str, Any]:
     scores = []
     for folder, number in zip(folders, numbers, strict=True):
-        path = folder / "predictions" / f"{name}.jsonl"
+        path = predictions_path(folder, name)
         rows = {row["id"]: row for row in read_lines(path)}
         if len(rows) != number:
             raise DataError(f"{path} has {len(rows)} predictions for {number} scored examples. Evaluate the run again")

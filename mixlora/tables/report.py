@@ -19,7 +19,8 @@ from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
 from mixlora.tables.plots import Draw
 from mixlora.tables.recipe import Group
-from mixlora.tables.study import DONE, Run, Study, config_of, optional
+from mixlora.tables.runs import DONE, Run, config_values, optional, predictions_path
+from mixlora.tables.study import Study
 from mixlora.tables.table import MEAN, Table
 
 EXAMPLES = 2  # right and wrong ones a task
@@ -44,7 +45,7 @@ def show(folder: Path, kind: str | None) -> None:
 
 
 def run_page(folder: Path) -> str:
-    record, config = optional(folder / "run.json"), config_of(folder)
+    record, config = optional(folder / "run.json"), config_values(folder)
     loads = optional(folder / "routing.json")
     after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
     found = specialisation.gates(loads, top_k(config))
@@ -88,7 +89,7 @@ def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
     if any(result.get("value") is not None for result in after.values()):
         found.append(("Scores", "95 % intervals (Wilson)", lambda: plots.scores(after, before)))
     if lines:
-        found.append(("Loss", f"mean over {trained_on(config_of(folder))} of a step", lambda: plots.loss(lines)))
+        found.append(("Loss", f"mean over {trained_on(config_values(folder))} of a step", lambda: plots.loss(lines)))
         found.append(("Loss by task", "smoothed", lambda: plots.task_losses(lines)))
     if any("validation" in line for line in lines):
         found.append(("Validation", "during training", lambda: plots.validation(lines)))
@@ -156,7 +157,7 @@ def examples(folder: Path, task: str, result: Mapping[str, Any]) -> list[dict[st
     Kept records have neither questions nor the texts of options; then an option is its number.
     """
     metric = result.get("metric", "")
-    rows = [row for row in Run(None, folder).predictions(task) if metric in row]  # type: ignore[arg-type]
+    rows = [row for row in read_lines(predictions_path(folder, task)) if metric in row]
     right = [row for row in rows if row[metric] == 1][:EXAMPLES]
     wrong = [row for row in rows if row[metric] != 1][:EXAMPLES]
     return [example(row, metric) for row in [*right, *wrong]]
@@ -293,7 +294,7 @@ def readings(study: Study) -> list[tuple[str, str]]:
     rows = []
     for group, run in first_runs(study).items():
         if loads := optional(run.folder / "routing.json"):
-            found = specialisation.gates(loads, top_k(config_of(run.folder)))
+            found = specialisation.gates(loads, top_k(config_values(run.folder)))
             rows.append((recipes.group_label(study.recipe, group), " ".join(specialisation.reading(found))))
     return rows
 

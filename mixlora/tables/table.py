@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixlora.tables import comparable, statistics
 from mixlora.tables import recipe as recipes
-from mixlora.tables import statistics
 from mixlora.tables.recipe import Extra, Group, Order, Recipe
-from mixlora.tables.study import DIRTY, DONE, FAILED, MISSING, OTHER, UNFINISHED, Run, Study, provenance, scores
-from mixlora.tables.study import compare as compare_runs
+from mixlora.tables.runs import DIRTY, DONE, FAILED, MISSING, OTHER, UNFINISHED, Run
+from mixlora.tables.study import Study, scores
 
 MEAN = "mean"  # the name of the column with the mean of the others
 LEVEL = 0.05
@@ -431,7 +431,7 @@ def changes(study: Study) -> list[str]:
 def choice_notes(study: Study) -> list[str]:
     """What a reader must know of how the learning rates were chosen."""
     copies = [dataclasses.replace(run) for run in study.choosing]  # compared with each other, not with the table's runs
-    compare_runs(copies, study.recipe)
+    comparable.compare(copies, study.recipe)
     final = {run.point for runs in study.final.values() for run in runs}  # which have notes of their own
     lines = []
     for run in copies:
@@ -480,5 +480,5 @@ def run_notes(study: Study) -> list[str]:
 
 
 def provenance_notes(study: Study) -> list[str]:
-    made = provenance([run for runs in study.final.values() for run in runs if in_table(study, run)])
+    made = comparable.provenance([run for runs in study.final.values() for run in runs if in_table(study, run)])
     return [f"{name}: {', '.join(values)}" for name, values in made.items() if values]
