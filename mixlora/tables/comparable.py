@@ -3,13 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mixlora.records import differences
 from mixlora.tables.recipe import Pins, Recipe
-from mixlora.tables.runs import DONE, Run
+from mixlora.tables.runs import Run
 
 OF_MODEL = ("max_length", "template")  # of a protocol: the model's window, and whether it has a chat template
 
@@ -101,19 +101,3 @@ def pins(runs: Sequence[Run], recipe: Recipe) -> Pins:
             made.weights[model] = run.record["weights_sha256"]
             made.protocol_version = result["protocol"]["version"]
     return made
-
-
-def provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """What the runs of a table were made with: commits, versions, devices; each with every value that occurs."""
-    done = [run for run in runs if run.state == DONE]
-
-    def values(of: Callable[[dict[str, Any]], Iterator[Any]]) -> list[str]:
-        return sorted({str(value) for run in done for value in of(run.record) if value is not None})
-
-    return {
-        "commit": values(lambda r: iter([r.get("git_commit")])),
-        "versions": values(lambda r: (f"{name} {v}" for name, v in r.get("packages", {}).items() if v)),
-        "device": values(lambda r: iter([r.get("device")])),
-        "processes": values(lambda r: iter([r.get("world_size")])),
-        "threads": values(lambda r: iter([r.get("threads")])),
-    }

@@ -8,7 +8,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from mixlora.tables.table import LEVEL, Cell, Row, Table
+from mixlora.tables.cells import Cell, Row, Table
+from mixlora.tables.table import LEVEL
 
 ONE_SEED, TIED, UNTESTED, DIRTY = "¹", "≈", "?", "†"
 TEMPLATES = Path(__file__).parent / "templates"

@@ -17,11 +17,11 @@ from mixlora.errors import ConfigError
 from mixlora.records import is_there, of_mean, read_lines, write_text
 from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
+from mixlora.tables.cells import MEAN, Table
 from mixlora.tables.plots import Draw
 from mixlora.tables.recipe import Group
 from mixlora.tables.runs import DONE, Run, config_values, optional, predictions_path
 from mixlora.tables.study import Study
-from mixlora.tables.table import MEAN, Table
 
 EXAMPLES = 2  # right and wrong ones a task
 LONGEST = 600  # characters of a question that are shown
