@@ -29,7 +29,8 @@ from mixlora.console import console, say
 from mixlora.models import base
 from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Point
-from mixlora.tables.study import DIRTY, DONE, Study
+from mixlora.tables.runs import DIRTY, DONE
+from mixlora.tables.study import Study
 from mixlora.tasks.mixture import probabilities
 
 

@@ -14,7 +14,8 @@ from mixlora.sweeps.points import Point as Run
 from mixlora.sweeps.running import Failure, place_of, run
 from mixlora.sweeps.show import Board
 from mixlora.tables.recipe import Point
-from mixlora.tables.study import DIRTY, DONE, Study
+from mixlora.tables.runs import DIRTY, DONE
+from mixlora.tables.study import Study
 
 
 def reproduce(study: Study, launch: Launch) -> dict[Run, Failure]:

@@ -107,6 +107,7 @@ SMALL_MISTAKES = [
     (table, ("recipe=smora", "format=mdd"), "format", "expected one of [md, tex, csv, html"),
     (table, ("recipe=smora", "plots=gif"), "plots", "expected one of [png, pdf]"),
     (routing, ("run=.", "plot=png"), "no key 'plot'", "Did you mean 'plots'?"),
+    (routing, ("run=.", "plots=jpg"), "plots", "expected one of [png, pdf]"),
     (reproduce, ("recipe=smora", "tflops=0"), "tflops must be above 0", "got 0"),
     (reproduce, ("recipe=smora", "job=2"), "no key 'job'", "Did you mean 'jobs'?"),
     (reproduce, ("recipe=smora", "format=pins"), "format=pins", "mixlora.table"),

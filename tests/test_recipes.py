@@ -124,6 +124,12 @@ def test_an_unknown_recipe_is_named():
         recipes.load("nonsense")
 
 
+def test_a_recipe_that_cannot_be_read_is_named_with_the_place(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: [x\npath: y\n")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not valid YAML: .* line 2"):
+        recipes.load(str(tmp_path))
+
+
 @pytest.mark.parametrize("key", ["claims", "order"])
 def test_what_goes_by_the_mean_needs_one(key):
     recipe = recipes.load("dynmole_commonsense")

@@ -19,7 +19,8 @@ from mixlora.errors import ConfigError, DataError, Interrupted, MixloraError
 from mixlora.sweeps import local
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
-from mixlora.tables.study import DONE, FAILED, Study
+from mixlora.tables.runs import DONE, FAILED
+from mixlora.tables.study import Study
 
 METHODS = {"lora": None, "mole": {"overrides": ["method=mole", "method.num_experts=3", "method.r=2"]}}
 

@@ -52,9 +52,10 @@ def test_different_numbers_of_seeds_are_refused():
 
 
 def test_holm_is_what_the_book_says():
-    assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
-    assert statistics.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
-    assert statistics.holm({}) == {}
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.5]) == [1.0, 1.0]
+    assert statistics.holm([0.02]) == [0.02]
+    assert statistics.holm([]) == []
 
 
 def test_a_single_value_has_no_deviation():

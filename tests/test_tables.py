@@ -23,11 +23,12 @@ from markdown_it import MarkdownIt
 from mixlora.config import doors
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
-from mixlora.records import read_json, read_lines, read_text, write_json, write_lines
+from mixlora.records import log_path, read_json, read_lines, read_text, write_json, write_lines
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, show, table
 from mixlora.tables.recipe import Claim, Group, Point
-from mixlora.tables.study import MISSING, Study, log_path
+from mixlora.tables.runs import MISSING
+from mixlora.tables.study import Study
 
 HERE = Path(__file__).parent
 RECIPE, EXPECTED = HERE / "recipes" / "marks", HERE / "recipes" / "marks" / "expected"

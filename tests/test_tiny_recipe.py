@@ -15,7 +15,8 @@ import pytest
 from mixlora.records import read_json, read_lines, write_json
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
-from mixlora.tables.study import DONE, Study
+from mixlora.tables.runs import DONE
+from mixlora.tables.study import Study
 
 STORED = Path(__file__).parent / "recipes" / "tiny" / "expected"
 # Of the checkout and the machine, and so not of the table that is compared.

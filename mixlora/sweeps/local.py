@@ -13,9 +13,8 @@ from mixlora.config.schema import Launch
 from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.records import in_use
-from mixlora.signals import LAUNCHED
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, command, patience, threads
+from mixlora.sweeps.processes import Machine, command, spawn, threads
 
 SAVE_SECONDS = 120.0  # that the ranks of a run may take to save; as long, where one fails, the others may hang
 
@@ -47,22 +46,7 @@ class Local:
         shared = {} if group else threads(len(self.groups) * self.launch.processes)
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(group)} if group else {}
         with open(log, "ab") as output:
-            # A session of its own: the terminal's Ctrl-C must reach a run once, through `leave`.
-            process = subprocess.Popen(
-                command(point.arguments, self.launch, Machine()),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                env={
-                    **patience(SAVE_SECONDS),
-                    **os.environ,
-                    "PYTHONUNBUFFERED": "1",
-                    LAUNCHED: "1",
-                    **shared,
-                    **devices,
-                },
-            )
+            process = spawn(command(point.arguments, self.launch, Machine()), output, SAVE_SECONDS, shared | devices)
         return Process(self, point, process, [group])
 
     def taken(self, devices: set[str] | None) -> list[list[str]]:

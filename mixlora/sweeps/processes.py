@@ -1,16 +1,19 @@
 """One run as processes: the command that starts them on a machine, and the log they write."""
 
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import yaml
 
 from mixlora.config.overrides import config_dir
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
+from mixlora.signals import LAUNCHED
 
 LOG_TAIL = 2**20  # bytes at the end of a log in which the message of a failed run is looked for
 
@@ -85,6 +88,27 @@ def check_accelerate(launch: Launch) -> None:
             f"accelerate={launch.accelerate} cuts the model into a part for each process, but a point has one. "
             "Set processes=N, the devices of a point, or leave accelerate out"
         )
+
+
+def spawn(
+    line: Sequence[str], output: IO[bytes], save_seconds: float, more: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Start what `command` has put together, in a session of its own.
+
+    The terminal's Ctrl-C must reach a run once, through the place where it runs, which can also end the whole group.
+
+    Args:
+        save_seconds: that the run may take to save once it is told to end.
+        more: of its environment.
+    """
+    return subprocess.Popen(
+        line,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**patience(save_seconds), **os.environ, "PYTHONUNBUFFERED": "1", LAUNCHED: "1", **more},
+    )
 
 
 def threads(processes: int) -> dict[str, str]:

@@ -74,6 +74,15 @@ class Failure:
         return KINDS.get(self.status, "see the log")
 
 
+@dataclass
+class Started:
+    """A point that runs, and where in its log this try begins."""
+
+    handle: Handle
+    log: Path
+    begins: int
+
+
 def place_of(launch: Launch) -> Place:
     """Where points run.
 
@@ -96,39 +105,55 @@ def run(points: Sequence[Point], place: Place, board: Board) -> dict[Point, Fail
     """
     # Those that another sweep has left running come first, so that it is known what they take.
     waiting = sorted(points, key=lambda point: not place.knows(point))
-    running, failed, told = dict[Point, Started](), dict[Point, Failure](), ""
+    running, failed = dict[Point, Started](), dict[Point, Failure]()
     with signals.collected() as caught, hangup_ends(), board:
         try:
             while (running or waiting) and not caught:
-                while waiting and place.room() and not caught:
-                    try:
-                        running[waiting[0]] = started(waiting[0], place)
-                    except Refused as error:
-                        if not running:
-                            raise
-                        if str(error) != told:  # once, not at every try
-                            told = str(error)
-                            say(f"{told}\nIt is tried again, for other runs go on")
-                        break
-                    board.told(waiting.pop(0), "started")
-                for point, start in list(running.items()):
-                    status = start.handle.poll()
-                    board.sees(point, start.handle.state)
-                    if status is None:
-                        continue
-                    del running[point]
-                    if status or not point.finished:
-                        failed[point] = failure(point, start, status)
-                        board.told(point, "failed", failed[point])
-                    else:
-                        board.told(point, "done")
+                start_waiting(waiting, running, place, board, caught)
+                failed |= ended(running, board)
                 time.sleep(place.pause)
         finally:  # after a signal, or where this process itself fails
-            left = place.leave([start.handle for start in running.values()])
+            what_remains = place.leave([start.handle for start in running.values()])
             if running and not caught:
-                say(left[0].upper() + left[1:])
+                say(what_remains[0].upper() + what_remains[1:])
     if caught:
-        raise Interrupted(left, caught[0])
+        raise Interrupted(what_remains, caught[0])
+    return failed
+
+
+def start_waiting(
+    waiting: list[Point], running: dict[Point, Started], place: Place, board: Board, caught: Sequence[int]
+) -> None:
+    """Move points from `waiting` to `running` while there is room for one more and no signal was caught.
+
+    Raises:
+        Refused: nothing runs after whose end it could be tried again.
+    """
+    while waiting and place.room() and not caught:
+        try:
+            running[waiting[0]] = started(waiting[0], place)
+        except Refused as error:
+            if not running:
+                raise
+            board.refused(str(error))
+            return
+        board.told(waiting.pop(0), "started")
+
+
+def ended(running: dict[Point, Started], board: Board) -> dict[Point, Failure]:
+    """Take what has ended out of `running`; returns those that did not finish."""
+    failed = {}
+    for point, start in list(running.items()):
+        status = start.handle.poll()
+        board.sees(point, start.handle.state)
+        if status is None:
+            continue
+        del running[point]
+        if status or not point.finished:
+            failed[point] = failure(point, start, status)
+            board.told(point, "failed", failed[point])
+        else:
+            board.told(point, "done")
     return failed
 
 
@@ -149,15 +174,6 @@ def hangup_ends() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-@dataclass
-class Started:
-    """A point that runs, and where in its log this try begins."""
-
-    handle: Handle
-    log: Path
-    begins: int
 
 
 def started(point: Point, place: Place) -> Started:

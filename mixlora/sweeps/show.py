@@ -29,6 +29,7 @@ class Board:
         self.progress: dict[Point, str] = {}
         self.live: Live | None = None
         self.looked = float("-inf")
+        self.refusal = ""  # what was last said of a point that could not be started
 
     def __enter__(self) -> "Board":
         if console.is_terminal:
@@ -56,6 +57,12 @@ class Board:
             say(f"Running {point.name}  (log: {log_path(point.folder)})")
         elif self.live is None:
             say(f"{event.capitalize()} {point.name}  ({done} of {len(self.states)})")
+
+    def refused(self, why: str) -> None:
+        """A point could not be started yet; that is said once, not at every try."""
+        if why != self.refusal:
+            self.refusal = why
+            say(f"{why}\nIt is tried again, for other runs go on")
 
     def sees(self, point: Point, state: str) -> None:
         """The point still runs; `state` is what its place says of it."""

@@ -18,7 +18,7 @@ from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
 from mixlora.records import in_use
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, Refused, command, last_line, patience, size_of, threads
+from mixlora.sweeps.processes import Machine, Refused, command, last_line, size_of, spawn, threads
 
 ENDING = "completing"  # of a job that was cancelled, and of one that is being requeued
 QUEUE_SECONDS = 5.0  # between two looks at the queue, whatever the number of points
@@ -265,20 +265,8 @@ class Node:
         handler = signal.signal(warning, signal.SIG_IGN)
         self.listen(signal.SIGTERM)
         with open(log, "ab") as output:
-            self.process = subprocess.Popen(
-                command(self.arguments, self.launch, machine),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a group of its own, which `checkpoint` can end
-                env={
-                    **patience(save_seconds(self.launch)),
-                    **os.environ,
-                    "PYTHONUNBUFFERED": "1",
-                    signals.LAUNCHED: "1",
-                    **own_threads(self.launch),
-                },
-            )
+            line = command(self.arguments, self.launch, machine)
+            self.process = spawn(line, output, save_seconds(self.launch), own_threads(self.launch))
         signal.signal(warning, handler)
         self.listen(warning)
         status = self.process.wait()

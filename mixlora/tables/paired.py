@@ -3,7 +3,7 @@
     0/1 scores    McNemar's exact test: of the b + c examples on which the runs differ, b ~ Binomial(b + c, 1/2)
     other scores  paired bootstrap of the mean difference, centred at 0, with a fixed seed
 
-Holm's step-down correction over the tasks: sorted p_(1) <= ... <= p_(m) become max_{j<=i} min(1, (m - j + 1) p_(j)).
+The p values of the tasks are corrected by Holm's step-down procedure (`statistics.holm`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from scipy import stats
 
 from mixlora.errors import ConfigError, DataError
 from mixlora.records import read_json, read_lines
+from mixlora.tables import statistics
+from mixlora.tables.runs import predictions_path
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -56,7 +58,7 @@ def compare(a: Path, b: Path) -> list[Paired]:
     if wrong:
         raise ConfigError(f"{a} and {b} cannot be compared, these differ:\n  " + "\n  ".join(wrong))
     found = [compare_task(name, results[0][name]["metric"], (a, b), [r[name]["n"] for r in results]) for name in shared]
-    corrected = holm([one["p"] for one in found])
+    corrected = statistics.holm([one["p"] for one in found])
     return [Paired(**one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
@@ -93,7 +95,7 @@ def scored_data(result: Mapping[str, Any]) -> str | None:
 def compare_task(name: str, metric: str, folders: Sequence[Path], numbers: Sequence[int]) -> dict[str, Any]:
     scores = []
     for folder, number in zip(folders, numbers, strict=True):
-        path = folder / "predictions" / f"{name}.jsonl"
+        path = predictions_path(folder, name)
         rows = {row["id"]: row for row in read_lines(path)}
         if len(rows) != number:
             raise DataError(f"{path} has {len(rows)} predictions for {number} scored examples. Evaluate the run again")
@@ -147,13 +149,3 @@ def bootstrap(change: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) 
     centred, size = change - change.mean(), len(change)
     means = np.array([centred[draw.integers(0, size, size)].mean() for _ in range(resamples)])
     return float((1 + (np.abs(means) >= abs(change.mean())).sum()) / (1 + resamples))
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """Corrected p values, in the order of `values`."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    corrected, highest = [0.0] * len(values), 0.0
-    for place, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - place) * values[i]))
-        corrected[i] = highest
-    return corrected

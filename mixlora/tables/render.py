@@ -8,7 +8,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from mixlora.tables.table import LEVEL, MEAN, Cell, Row, Table
+from mixlora.tables.cells import Cell, Row, Table
+from mixlora.tables.table import LEVEL
 
 ONE_SEED, TIED, UNTESTED, DIRTY = "¹", "≈", "?", "†"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -91,52 +92,69 @@ def body(table: Table, row: Row, dialect: Dialect) -> list[str]:
 
 def legend(table: Table) -> list[str]:
     """What the marks mean: only those that occur, so a clean table has a short legend."""
-    cells = list(table.cells.values())
-    known = [cell for cell in cells if cell.mean is not None and not cell.untrained]
-    lines = []
-    if known:
-        lines.append("percent" + spread([len(cell.values) for cell in known]))
-    if any(cell.best for cell in cells):
-        whole = "" if all(cell.complete for cell in known) else ", of the cells with all their runs if there is one"
-        lines.append(f"bold: best of its model in the column{whole}")
-    if any(cell.tied for cell in cells):
-        lines.append(
+    return [*count_line(table), *mark_lines(table), *empty_lines(table), *source_line(table)]
+
+
+def of_runs(table: Table) -> list[Cell]:
+    """The cells with a mean, but for the base model's."""
+    return [cell for cell in table.cells.values() if cell.mean is not None and not cell.untrained]
+
+
+def count_line(table: Table) -> list[str]:
+    seeds = [len(cell.values) for cell in of_runs(table)]
+    return ["percent" + spread(seeds)] if seeds else []
+
+
+def mark_lines(table: Table) -> list[str]:
+    cells, means = list(table.cells.values()), of_runs(table)
+    best, whole = any(cell.best for cell in cells), all(cell.complete for cell in means)
+    of_whole = "" if whole else ", of the cells with all their runs if there is one"
+    of_examples = ", and the test knows the examples only" if best else ""
+    occurs_and_means = [
+        (best, f"bold: best of its model in the column{of_whole}"),
+        (
+            any(cell.tied for cell in cells),
             f"{TIED} not distinguishable from the best (paired test over examples and seeds, Holm over the column, "
-            f"p ≥ {LEVEL})"
-        )
-    if any(cell.untested for cell in cells):
-        lines.append(
+            f"p ≥ {LEVEL})",
+        ),
+        (
+            any(cell.untested for cell in cells),
             f"{UNTESTED} not tested: there are no predictions, no seed in common with the best, or the seeds in common "
-            "say otherwise than the means"
-        )
-    if any(cell.best for cell in cells) and any(cell.deviation is None for cell in known):
-        lines.append(f"{ONE_SEED} one seed: no deviation, and the test knows the examples only")
-    elif any(cell.deviation is None for cell in known):
-        lines.append(f"{ONE_SEED} one seed: no deviation")
-    if any(cell.untrained for cell in cells):
-        lines.append(f"{table.recipe.table.base}: without an adapter, same examples and protocol; not compared")
-    if any(cell.dirty for cell in cells):
-        lines.append(f"{DIRTY} with a run made with code that differs from its commit")
-    if any(not cell.complete for cell in known):
-        lines.append("k/m: only k of the m runs are in the cell")
-    if "activated" in table.extra_columns:
-        lines.append(
-            "activated: parameters at work for a token, router included; at most, where a gate chooses how many"
-        )
+            "say otherwise than the means",
+        ),
+        (any(cell.deviation is None for cell in means), f"{ONE_SEED} one seed: no deviation{of_examples}"),
+        (
+            any(cell.untrained for cell in cells),
+            f"{table.recipe.table.base}: without an adapter, same examples and protocol; not compared",
+        ),
+        (any(cell.dirty for cell in cells), f"{DIRTY} with a run made with code that differs from its commit"),
+        (not whole, "k/m: only k of the m runs are in the cell"),
+        (
+            "activated" in table.extra_columns,
+            "activated: parameters at work for a token, router included; at most, where a gate chooses how many",
+        ),
+    ]
+    return [meaning for occurs, meaning in occurs_and_means if occurs]
+
+
+def empty_lines(table: Table) -> list[str]:
+    """What stands in place of a number."""
+    no_rate = ", or no learning rate could be chosen" if len(table.recipe.learning_rates) > 1 else ""
     meanings = {
         "not run": "there is no such run yet",
-        "failed": "the run ended with an error"
-        + (", or no learning rate could be chosen" if len(table.recipe.learning_rates) > 1 else ""),
+        "failed": f"the run ended with an error{no_rate}",
         "unfinished": "the run was interrupted",
         "dirty": "made with code that differs from its commit, left out",
         "other data": "made with other data, prompts, weights or another protocol than the rest, left out",
         "in part": "no mean: no seed has a score of every task",
     }
-    found = {cell.empty for cell in cells if cell.mean is None}
-    lines += [f"{word}: {meaning}" for word, meaning in meanings.items() if word in found]
-    if any(cell.published is not None for cell in cells):
-        lines.append(f"(in brackets): published, {table.recipe.source}")
-    return lines
+    found = {cell.empty for cell in table.cells.values() if cell.mean is None}
+    return [f"{word}: {meaning}" for word, meaning in meanings.items() if word in found]
+
+
+def source_line(table: Table) -> list[str]:
+    printed = any(cell.published is not None for cell in table.cells.values())
+    return [f"(in brackets): published, {table.recipe.source}"] if printed else []
 
 
 def spread(seeds: Sequence[int]) -> str:
@@ -287,8 +305,3 @@ def html(table: Table) -> str:
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": csv, "html": html}
-
-
-def means(table: Table) -> Sequence[Row]:
-    """Rows that have a mean over all tasks."""
-    return [row for row in table.rows if (row, MEAN) in table.cells and table.cells[row, MEAN].mean is not None]

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from mixlora.config.schema import Loss
-from mixlora.config.typed import suggest
 from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.records import is_there, of_mean, read_lines, write_text
 from mixlora.tables import plots, render, specialisation
 from mixlora.tables import recipe as recipes
+from mixlora.tables.cells import MEAN, Table
 from mixlora.tables.plots import Draw
-from mixlora.tables.study import DONE, Run, Study, config_of, optional
-from mixlora.tables.table import MEAN, Table
+from mixlora.tables.recipe import Group
+from mixlora.tables.runs import DONE, Run, config_values, optional, predictions_path
+from mixlora.tables.study import Study
 
 EXAMPLES = 2  # right and wrong ones a task
-KINDS = ("png", "pdf")
 LONGEST = 600  # characters of a question that are shown
 
 
@@ -36,7 +36,6 @@ def run_report(folder: Path) -> Path:
 
 def show(folder: Path, kind: str | None) -> None:
     """What `python -m mixlora.report` does: a page of what there is, and its figures as files when asked."""
-    check_kind(kind)
     if not any(is_there(folder / name) for name in ("config.yaml", "run.json")):
         raise ConfigError(f"{folder} has neither config.yaml nor run.json: it is not a run folder")
     say(f"Report: {run_report(folder)}")
@@ -46,7 +45,7 @@ def show(folder: Path, kind: str | None) -> None:
 
 
 def run_page(folder: Path) -> str:
-    record, config = optional(folder / "run.json"), config_of(folder)
+    record, config = optional(folder / "run.json"), config_values(folder)
     loads = optional(folder / "routing.json")
     after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
     found = specialisation.gates(loads, top_k(config))
@@ -90,7 +89,7 @@ def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
     if any(result.get("value") is not None for result in after.values()):
         found.append(("Scores", "95 % intervals (Wilson)", lambda: plots.scores(after, before)))
     if lines:
-        found.append(("Loss", f"mean over {trained_on(config_of(folder))} of a step", lambda: plots.loss(lines)))
+        found.append(("Loss", f"mean over {trained_on(config_values(folder))} of a step", lambda: plots.loss(lines)))
         found.append(("Loss by task", "smoothed", lambda: plots.task_losses(lines)))
     if any("validation" in line for line in lines):
         found.append(("Validation", "during training", lambda: plots.validation(lines)))
@@ -158,7 +157,7 @@ def examples(folder: Path, task: str, result: Mapping[str, Any]) -> list[dict[st
     Kept records have neither questions nor the texts of options; then an option is its number.
     """
     metric = result.get("metric", "")
-    rows = [row for row in Run(None, folder).predictions(task) if metric in row]  # type: ignore[arg-type]
+    rows = [row for row in read_lines(predictions_path(folder, task)) if metric in row]
     right = [row for row in rows if row[metric] == 1][:EXAMPLES]
     wrong = [row for row in rows if row[metric] != 1][:EXAMPLES]
     return [example(row, metric) for row in [*right, *wrong]]
@@ -193,11 +192,6 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def check_kind(kind: str | None) -> None:
-    if kind is not None and kind not in KINDS:
-        raise ConfigError(f"plots={kind} is not a kind of file. {suggest(kind, KINDS)}")
-
-
 def write_plots(figures: Sequence[tuple[str, str, Draw]], folder: Path, kind: str) -> list[Path]:
     """Every figure as a file: folder/plots/<title>.<kind>; titles that are spelled alike there are numbered."""
     written: list[Path] = []
@@ -224,34 +218,54 @@ def recipe_report(study: Study, made: Table, folder: Path) -> Path:
 
 
 def recipe_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
+    return [*score_figures(study, made), *rate_figures(study), *loss_figures(study), *first_run_figures(study)]
+
+
+def score_figures(study: Study, made: Table) -> list[tuple[str, str, Draw]]:
+    """The means of the rows; of each task where the table has no mean over them."""
     found: list[tuple[str, str, Draw]] = []
-    for column, label in made.columns.items() if MEAN not in made.columns else [(MEAN, made.columns[MEAN])]:
-        rows = [row for row in made.rows if made.cells[row, column].mean is not None]
-        if rows:
-            cells = [made.cells[row, column] for row in rows]
-            names = [row_name(study, row) for row in rows]
-            means, deviations = [c.mean or 0.0 for c in cells], [c.deviation for c in cells]
+    for column in [MEAN] if MEAN in made.columns else made.columns:
+        cells = {row: cell for row in made.rows if (cell := made.cells[row, column]).mean is not None}
+        if cells:
+            label, names = made.columns[column], [row_name(study, row) for row in cells]
+            means, deviations = [c.mean or 0.0 for c in cells.values()], [c.deviation for c in cells.values()]
             draw = functools.partial(plots.bars, names, means, deviations, label)
             found.append((label, "dot: mean over seeds, line: sample deviation", draw))
-    curves = {recipes.group_label(study.recipe, g): scores for g in study.groups if (scores := study.validation(g))}
-    if curves:
-        found.append(("Choice of the learning rate", "first seed, validation split", lambda: plots.rates(curves)))
-    for model in study.recipe.models:
-        first = {
-            recipes.group_label(study.recipe, group): lines
-            for group, runs in study.final.items()
-            if group.model == model
-            and runs[0].state == DONE
-            and (lines := read_lines(runs[0].folder / "metrics.jsonl"))
-        }
-        if first:
-            name = f": {recipes.label(study.recipe.models, model)}" if len(study.recipe.models) > 1 else ""
-            draw = functools.partial(plots.losses, first)
-            found.append((f"Training loss{name}", "first seed, smoothed", draw))
-    for group, runs in study.final.items():
-        if runs[0].state == DONE:
-            found += group_figures(recipes.group_label(study.recipe, group), runs[0].folder)
     return found
+
+
+def rate_figures(study: Study) -> list[tuple[str, str, Draw]]:
+    curves = {recipes.group_label(study.recipe, g): scores for g in study.groups if (scores := study.validation(g))}
+    draw = functools.partial(plots.rates, curves)
+    return [("Choice of the learning rate", "first seed, validation split", draw)] if curves else []
+
+
+def loss_figures(study: Study) -> list[tuple[str, str, Draw]]:
+    """The training losses of each model's groups."""
+    found: list[tuple[str, str, Draw]] = []
+    for model in study.recipe.models:
+        curves = {
+            recipes.group_label(study.recipe, group): lines
+            for group, run in first_runs(study).items()
+            if group.model == model and (lines := read_lines(run.folder / "metrics.jsonl"))
+        }
+        if curves:
+            name = f": {recipes.label(study.recipe.models, model)}" if len(study.recipe.models) > 1 else ""
+            found.append((f"Training loss{name}", "first seed, smoothed", functools.partial(plots.losses, curves)))
+    return found
+
+
+def first_run_figures(study: Study) -> list[tuple[str, str, Draw]]:
+    return [
+        figure
+        for group, run in first_runs(study).items()
+        for figure in group_figures(recipes.group_label(study.recipe, group), run.folder)
+    ]
+
+
+def first_runs(study: Study) -> dict[Group, Run]:
+    """Of each group the run with the first seed, where it is done."""
+    return {group: runs[0] for group, runs in study.final.items() if runs[0].state == DONE}
 
 
 def group_figures(label: str, folder: Path) -> list[tuple[str, str, Draw]]:
@@ -278,9 +292,9 @@ def row_name(study: Study, row: Any) -> str:
 def readings(study: Study) -> list[tuple[str, str]]:
     """group -> the plain-words reading of its first run's gates."""
     rows = []
-    for group, runs in study.final.items():
-        if runs[0].state == DONE and (loads := optional(runs[0].folder / "routing.json")):
-            found = specialisation.gates(loads, top_k(config_of(runs[0].folder)))
+    for group, run in first_runs(study).items():
+        if loads := optional(run.folder / "routing.json"):
+            found = specialisation.gates(loads, top_k(config_values(run.folder)))
             rows.append((recipes.group_label(study.recipe, group), " ".join(specialisation.reading(found))))
     return rows
 

@@ -10,7 +10,7 @@ from mixlora.errors import ConfigError
 from mixlora.records import is_there, read_json
 from mixlora.tables import report, specialisation
 from mixlora.tables.report import preferences, top_k
-from mixlora.tables.study import config_of
+from mixlora.tables.runs import config_values
 
 
 def show(folder: Path, plots: str | None) -> None:
@@ -19,7 +19,7 @@ def show(folder: Path, plots: str | None) -> None:
     if not is_there(path):
         raise ConfigError(f"{folder} has no routing.json: it is not a finished run")
     loads = read_json(path)
-    found = specialisation.gates(loads, top_k(config_of(folder)))
+    found = specialisation.gates(loads, top_k(config_values(folder)))
     if found:
         console.print(layers(folder.name, found))
     for line in specialisation.reading(found):

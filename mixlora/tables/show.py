@@ -10,10 +10,12 @@ import yaml
 from mixlora.config.doors import Format
 from mixlora.console import say
 from mixlora.errors import ConfigError
-from mixlora.records import is_there, read_text, write_packed, write_text
+from mixlora.records import is_there, log_path, read_text, write_packed, write_text
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
-from mixlora.tables.study import DIRTY, INDEX, MISSING, Run, Study, config_of, log_path, pins
+from mixlora.tables.comparable import pins
+from mixlora.tables.runs import DIRTY, MISSING, Run, config_values, predictions_path
+from mixlora.tables.study import INDEX, Study
 
 # What stays of a prediction in kept records: all that a score can be computed from again.
 DROPPED = ("prompt", "options")
@@ -63,7 +65,6 @@ def report(study: Study, made: table.Table, to: Path | None, plots: str | None) 
     from mixlora.tables import report as reports  # matplotlib takes a second to load, a table needs none
 
     folder = to or study.root / "tables" / study.recipe.name
-    reports.check_kind(plots)
     say(f"Wrote {reports.recipe_report(study, made, folder)}")
     if plots is not None:
         for path in reports.write_plots(reports.recipe_figures(study, made), folder, plots):
@@ -96,7 +97,7 @@ def keep_run(run: Run, folder: Path, hidden: Mapping[str, str]) -> None:
     for task in run.results:
         rows = [{k: v for k, v in row.items() if k not in DROPPED} for row in run.predictions(task)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_packed(folder / "predictions" / f"{task}.jsonl", text)
+        write_packed(predictions_path(folder, task), text)
     failure = log_path(run.folder).with_suffix(".json")
     if failure.is_file():
         write_text(log_path(folder).with_suffix(".json"), without_paths(read_text(failure), hidden))
@@ -107,7 +108,7 @@ def machine_paths(study: Study, runs: Sequence[Run]) -> dict[str, str]:
     found = {str(study.root): "runs", str(study.root.resolve()): "runs"}
     given = [override.partition("=")[2] for override in study.overrides]
     for run in runs:
-        config = config_of(run.folder)
+        config = config_values(run.folder)
         found |= {str(config[key]): name for key, name in PLACES.items() if config.get(key)}
         given += [*strings(config), *(word.rpartition("=")[2] for word in run.record.get("command", "").split())]
     for value in given:

@@ -29,7 +29,7 @@ class Gate:
     effective: float
     information: float  # bits
     most_information: float  # bits that this many tasks and experts could have
-    variation: float  # sample-free standard deviation of the load over its mean
+    variation: float  # population standard deviation of the load over its mean
     idle: int  # experts that nobody chose
 
     @property
@@ -160,33 +160,37 @@ def reading(found: Sequence[Gate]) -> list[str]:
     choosing = [g for g in found if g.use is not None]
     if not choosing:
         return ["No gate leaves a choice: every token uses every expert, so the load says nothing."]
-    uses = [g.use for g in choosing if g.use is not None]
-    mean, collapsed = float(np.mean(uses)), [g for g in choosing if g.collapsed]
-    lines = []
+    return [evenness(choosing), in_effect(choosing), *idle_line(choosing), by_task(choosing)]
+
+
+def evenness(choosing: Sequence[Gate]) -> str:
+    """Of gates that leave a choice, here and below."""
+    collapsed = [g for g in choosing if g.collapsed]
+    counted = f"{len(collapsed)} of {len(choosing)} gates send nearly every token to the same experts"
     if len(collapsed) > len(choosing) / 2:
-        lines.append(
-            f"COLLAPSED: {len(collapsed)} of {len(choosing)} gates send nearly every token to the same experts."
-        )
-    elif collapsed:
-        where = sorted({layer(g.name) for g in collapsed})
-        lines.append(
-            f"Collapsed in part: {len(collapsed)} of {len(choosing)} gates send nearly every token to the same experts "
-            f"(layers {', '.join(map(str, where))})."
-        )
-    elif mean < UNEVEN:
-        lines.append("Uneven: no gate has collapsed, but some experts do most of the work.")
-    else:
-        lines.append("Not collapsed: the experts share the work.")
+        return f"COLLAPSED: {counted}."
+    if collapsed:
+        layers = sorted({layer(g.name) for g in collapsed})
+        return f"Collapsed in part: {counted} (layers {', '.join(map(str, layers))})."
+    if np.mean([g.use for g in choosing if g.use is not None]) < UNEVEN:
+        return "Uneven: no gate has collapsed, but some experts do most of the work."
+    return "Not collapsed: the experts share the work."
+
+
+def in_effect(choosing: Sequence[Gate]) -> str:
     effective, experts = np.mean([g.effective for g in choosing]), np.mean([g.experts for g in choosing])
-    lines.append(f"A gate uses {effective:.1f} of {experts:.1f} experts in effect (mean over {len(choosing)} gates).")
-    idle = sum(g.idle for g in choosing)
-    if idle:
-        lines.append(f"{idle} of {sum(g.experts for g in choosing)} experts were chosen by no token.")
+    return f"A gate uses {effective:.1f} of {experts:.1f} experts in effect (mean over {len(choosing)} gates)."
+
+
+def idle_line(choosing: Sequence[Gate]) -> list[str]:
+    idle, experts = sum(g.idle for g in choosing), sum(g.experts for g in choosing)
+    return [f"{idle} of {experts} experts were chosen by no token."] if idle else []
+
+
+def by_task(choosing: Sequence[Gate]) -> str:
     bits, most = np.mean([g.information for g in choosing]), np.mean([g.most_information for g in choosing])
     if most <= 0:
-        lines.append("One task only: nothing can be said about specialisation.")
-    elif bits < SPECIALISED * most:
-        lines.append(f"Experts do not specialise by task: {bits:.3f} of at most {most:.2f} bits.")
-    else:
-        lines.append(f"Experts specialise by task: {bits:.3f} of at most {most:.2f} bits.")
-    return lines
+        return "One task only: nothing can be said about specialisation."
+    if bits < SPECIALISED * most:
+        return f"Experts do not specialise by task: {bits:.3f} of at most {most:.2f} bits."
+    return f"Experts specialise by task: {bits:.3f} of at most {most:.2f} bits."

@@ -96,12 +96,15 @@ def without_spread(mean: float, n: int) -> float:
     return 1.0 if abs(mean) < 1e-12 else float(stats.binomtest(n, n).pvalue)
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p of each comparison: the i-th smallest of m is multiplied by m − i + 1, never below the one before."""
-    adjusted, highest = {}, 0.0
-    for i, name in enumerate(sorted(p, key=lambda name: (p[name], name))):
-        highest = max(highest, min(1.0, p[name] * (len(p) - i)))
-        adjusted[name] = highest
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p of each comparison, in their order.
+
+    Sorted p_(1) ≤ … ≤ p_(m) become max_{j≤i} min(1, (m − j + 1) p_(j)).
+    """
+    adjusted, highest = [0.0] * len(p), 0.0
+    for place, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        highest = max(highest, min(1.0, (len(p) - place) * p[i]))
+        adjusted[i] = highest
     return adjusted
 
 

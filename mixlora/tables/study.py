@@ -1,23 +1,17 @@
-"""A recipe with what has been run of it: each point's folder, how far it got, and whether it may stand in the table.
+"""A recipe with what has been run of it: the configuration of each point, and by it the folder of its run.
 
-Only files are read (config.yaml, run.json, results.json, metrics.jsonl, predictions), so nothing here needs torch. A
-point's folder is found by composing its configuration through the door of training.
+A point's configuration is composed through the door of training. Nothing here needs torch.
 """
 
 import contextlib
 import dataclasses
 import functools
 import itertools
-import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -28,40 +22,13 @@ from mixlora.config import load as configs
 from mixlora.config.overrides import config_dir, normalise, spelled, store_single_tasks
 from mixlora.config.schema import Config
 from mixlora.errors import ConfigError
-from mixlora.records import differences, is_there, log_path, read_json, read_lines
+from mixlora.records import read_json
+from mixlora.tables import comparable
 from mixlora.tables import recipe as recipes
-from mixlora.tables.recipe import Group, Pins, Point, Recipe
+from mixlora.tables.recipe import Group, Point, Recipe
+from mixlora.tables.runs import DIRTY, DONE, FAILED, MISSING, Run, read_run, validation_score
 
 INDEX = "kept.json"  # in a folder of kept records: which run lies where, and what the study was run with
-
-# How far a point got; the words are what the table shows.
-MISSING, FAILED, UNFINISHED, DIRTY, OTHER, DONE = "not run", "failed", "unfinished", "dirty", "other data", "done"
-
-
-@dataclass
-class Run:
-    """One point with its folder, state, and why where it is not in the table."""
-
-    point: Point
-    folder: Path
-    state: str = MISSING
-    reason: str = ""
-    record: dict[str, Any] = field(default_factory=dict)  # run.json
-    results: dict[str, Any] = field(default_factory=dict)  # results.json
-    before: dict[str, Any] = field(default_factory=dict)  # results.json of the base model
-    others: dict[str, str] = field(default_factory=dict)  # task -> what differs from the other runs
-
-    def scored(self, task: str) -> bool:
-        """Whether this run has a number for the table's cell of `task`."""
-        return self.state == DONE and task not in self.others and self.results.get(task, {}).get("value") is not None
-
-    @property
-    def dirty(self) -> bool:
-        return bool(self.record.get("git_dirty"))
-
-    def predictions(self, task: str) -> list[dict[str, Any]]:
-        """One record an example; empty where the file is not there."""
-        return read_lines(self.folder / "predictions" / f"{task}.jsonl")
 
 
 class Study:
@@ -90,6 +57,7 @@ class Study:
         self.kept: dict[str, Any] = read_json(kept) if kept.is_file() else {"overrides": [], "runs": []}
         self.overrides = list(overrides) or list(self.kept["overrides"])
         self.include_dirty = include_dirty
+        self.read: dict[Point, Run] = {}
         recipes.check_overrides(dataclasses.replace(recipe, protocol=self.overrides))
 
     # ---- configurations
@@ -172,14 +140,10 @@ class Study:
         overrides = self.point_overrides(point)
         return next((entry["folder"] for entry in self.kept["runs"] if entry["overrides"] == overrides), None)
 
-    @cached_property
-    def read(self) -> dict[Point, Run]:
-        return {}
-
     def forget(self) -> None:
         """Read the folders again: runs have been added."""
-        for name in ("read", "final"):
-            self.__dict__.pop(name, None)
+        self.read.clear()
+        self.__dict__.pop("final", None)
 
     def rate(self, group: Group) -> float | None:
         """The learning rate of a group: the only one, or the best on validation; None while that is open."""
@@ -238,7 +202,7 @@ class Study:
                 found[group] = [self.open_run(Point(group, seed)) for seed in self.recipe.seeds]
             else:
                 found[group] = [self.run(p) for p in recipes.final_points(self.recipe, group, self.rate(group))]
-        compare([run for runs in found.values() for run in runs], self.recipe)
+        comparable.compare([run for runs in found.values() for run in runs], self.recipe)
         return found
 
 
@@ -286,154 +250,3 @@ def outside_hydra() -> Iterator[None]:
         yield
     finally:
         here.hydra = before
-
-
-def optional(path: Path) -> Any:
-    return read_json(path) if is_there(path) else {}
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
-    path = folder / "run.json"
-    attempt = log_path(folder).with_suffix(".json")
-    failed = read_json(attempt) if attempt.is_file() else None
-    record = read_json(path) if path.is_file() else {}
-    run = Run(point, folder, record=record)
-    status = record.get("status")
-    if status == "finished" and (folder / "results.json").is_file():
-        run.results = read_json(folder / "results.json")
-        run.before = optional(folder / "before" / "results.json")
-        dirty = bool(record.get("git_dirty"))
-        run.state = DIRTY if dirty and not include_dirty else DONE
-        run.reason = "made with code that differs from its commit; include_dirty=true takes it in" if dirty else ""
-    elif status == "failed" or failed:
-        run.state = FAILED
-        why = record.get("message", "its run.json says so")
-        run.reason = f"exit status {failed['status']}: {failed['message']}" if failed else why
-    elif record:
-        run.state, run.reason = UNFINISHED, f"its run.json says {status}"
-    return run
-
-
-def validation_score(folder: Path, best: bool) -> float | None:
-    """Mean validation score of the adapter that was kept: of the last step, or of the best one."""
-    lines = read_lines(folder / "metrics.jsonl")
-    scores = [line["validation_mean"] for line in lines if line.get("validation_mean") is not None]
-    if not scores:
-        return None
-    return float(max(scores) if best else scores[-1])
-
-
-# ---- may these runs stand in one table?
-
-
-OF_MODEL = ("max_length", "template")  # of a protocol: the model's window, and whether it has a chat template
-
-
-@dataclass(frozen=True)
-class Part:
-    """Something that all runs of a task must share, or all those of one base model."""
-
-    name: str
-    of: Callable[[Run], Any]
-    pin: Any = None
-    model: str | None = None
-
-
-def parts(task: str, recipe: Recipe) -> list[Part]:
-    """Pins come first: a run that they leave out has no say in the rest."""
-    pins = recipe.pins
-
-    def result(key: str) -> Callable[[Run], Any]:
-        return lambda run: run.results[task].get(key)
-
-    def some(key: str, names: Callable[[str], bool]) -> Callable[[Run], Any]:
-        return lambda run: {name: v for name, v in (run.results[task].get(key) or {}).items() if names(name)}
-
-    data = pins.data.get(task, {})
-    version = None if pins.protocol_version is None else {"version": pins.protocol_version}
-    found = [
-        Part("protocol", some("protocol", lambda name: name == "version"), version),
-        Part("data", some("data", lambda name: name in data), data or None),
-        Part("data", some("data", lambda name: name not in data)),
-        Part("metric", result("metric")),
-        Part("n", result("n")),
-        Part("protocol", some("protocol", lambda name: name not in OF_MODEL)),
-    ]
-    for model in recipe.models:
-        prompts = pins.prompts.get(model, {}).get(task)
-        found.append(Part("protocol", some("protocol", lambda name: name in OF_MODEL), model=model))
-        found.append(Part("prompts", result("prompts"), prompts, model))
-        found.append(Part("weights", lambda run: run.record.get("weights_sha256"), pins.weights.get(model), model))
-    return sorted(found, key=lambda part: part.pin is None)
-
-
-def compare(runs: Sequence[Run], recipe: Recipe) -> None:
-    """Mark, in `others`, each run whose data, prompts, weights or protocol differ from what the table is made of.
-
-    What the table is made of is pinned by the recipe, or else what most of its runs have (of equals, the first).
-    """
-    for run in runs:
-        run.others = {}
-    for task in recipe.table.columns:
-        for part in parts(task, recipe):
-            mine = [run for run in runs if run.scored(task) and part.model in (None, run.point.group.model)]
-            keep(task, part.name, [(run, part.of(run)) for run in mine], part.pin)
-
-
-def keep(task: str, part: str, values: Sequence[tuple[Run, Any]], pin: Any) -> None:
-    """Mark the runs whose value is not the pinned one, or not the most frequent one."""
-    spelled = [json.dumps(value, sort_keys=True) for _, value in values]
-    if not spelled:
-        return
-    wanted = json.loads(Counter(spelled).most_common(1)[0][0]) if pin is None else pin
-    for run, value in values:
-        if value != wanted:
-            run.others.setdefault(task, change(part, value, wanted))
-
-
-def change(name: str, value: Any, wanted: Any) -> str:
-    """What differs, key by key: `data.test 1f2e3d4c instead of 5b6a7988`."""
-    pairs = differences(value, wanted, f"{name}.").items()
-    return ", ".join(f"{key} {short(mine)} instead of {short(theirs)}" for key, (mine, theirs) in sorted(pairs))
-
-
-def short(value: Any) -> str:
-    """A value in a note: of a hash the beginning, of a long text what fits."""
-    text = "nothing" if value is None else str(value)
-    if re.fullmatch(r"[0-9a-f]{40,64}", text):
-        return text[:8]
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def pins(runs: Sequence[Run], recipe: Recipe) -> Pins:
-    """What the runs of a table were made with, to be pinned: of each task, and of each model."""
-    made = Pins()
-    for task in recipe.table.columns:
-        for run in (run for run in runs if run.scored(task)):
-            model, result = run.point.group.model, run.results[task]
-            made.data[task] = result["data"]
-            made.prompts.setdefault(model, {})[task] = result["prompts"]
-            made.weights[model] = run.record["weights_sha256"]
-            made.protocol_version = result["protocol"]["version"]
-    return made
-
-
-def provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """What the runs of a table were made with: commits, versions, devices; each with every value that occurs."""
-    done = [run for run in runs if run.state == DONE]
-
-    def values(of: Callable[[dict[str, Any]], Iterator[Any]]) -> list[str]:
-        return sorted({str(value) for run in done for value in of(run.record) if value is not None})
-
-    return {
-        "commit": values(lambda r: iter([r.get("git_commit")])),
-        "versions": values(lambda r: (f"{name} {v}" for name, v in r.get("packages", {}).items() if v)),
-        "device": values(lambda r: iter([r.get("device")])),
-        "processes": values(lambda r: iter([r.get("world_size")])),
-        "threads": values(lambda r: iter([r.get("threads")])),
-    }

@@ -1,82 +1,24 @@
-"""The table of a recipe as data: one cell for each row and column, with its mean, spread, marks and printed value.
+"""The table of a recipe from its runs: a cell for each row and column, with its mean, spread, marks and printed value.
 
-A row is a (model, setting, method). Its cells are compared with the best of the same model in the same column.
+The cells of a row are compared with the best of the same model in the same column.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from mixlora.tables import notes, statistics
 from mixlora.tables import recipe as recipes
-from mixlora.tables import statistics
-from mixlora.tables.recipe import Extra, Group, Order, Recipe
-from mixlora.tables.study import DIRTY, DONE, FAILED, MISSING, OTHER, UNFINISHED, Run, Study, provenance, scores
-from mixlora.tables.study import compare as compare_runs
+from mixlora.tables.cells import MEAN, Cell, Row, Table, belongs
+from mixlora.tables.recipe import Order, Recipe
+from mixlora.tables.runs import DIRTY, FAILED, MISSING, OTHER, UNFINISHED, Run
+from mixlora.tables.study import Study, scores
 
-MEAN = "mean"  # the name of the column with the mean of the others
 LEVEL = 0.05
 SAME = 1e-12  # what means of equal scores may differ by, for they are sums of fractions
 # Of several reasons for an empty cell the first is shown.
 REASONS = (FAILED, OTHER, DIRTY, UNFINISHED, MISSING)
-
-
-@dataclass(frozen=True)
-class Row:
-    model: str
-    setting: str  # empty where there is none
-    method: str  # empty: the base model's, or a row that was only printed
-    labels: tuple[str, str, str]  # of model, setting, method
-
-
-@dataclass
-class Cell:
-    """Fractions, not percent, except `published`, which is what the paper printed."""
-
-    values: dict[int, float] = field(default_factory=dict)  # seed -> score
-    expected: int = 0  # seeds that the recipe asks for
-    examples: int = 0
-    empty: str = ""  # why there is no number
-    dirty: bool = False
-    best: bool = False
-    tied: bool = False  # not the best, and not distinguishable from it
-    untested: bool = False  # not the best, and not to be compared with it
-    p: float | None = None  # of the comparison with the best, adjusted
-    published: float | None = None
-    untrained: bool = False  # the base model's score
-
-    @property
-    def mean(self) -> float | None:
-        return statistics.mean_and_deviation(list(self.values.values()))[0] if self.values else None
-
-    @property
-    def deviation(self) -> float | None:
-        return statistics.mean_and_deviation(list(self.values.values()))[1] if self.values else None
-
-    @property
-    def complete(self) -> bool:
-        return len(self.values) == self.expected
-
-
-@dataclass
-class Table:
-    """Everything that a rendering needs, in the order to show it."""
-
-    recipe: Recipe
-    columns: dict[str, str]  # name -> label; the mean is the last
-    rows: list[Row]
-    cells: dict[tuple[Row, str], Cell]
-    extras: dict[tuple[Row, str], float | int | None]
-    extra_columns: dict[str, str]
-    notes: list[str]
-    examples: dict[str, int]
-
-    def groups(self) -> list[list[Row]]:
-        """Rows of one model together."""
-        models = dict.fromkeys(row.model for row in self.rows)
-        return [[row for row in self.rows if row.model == model] for model in models]
-
 
 Scores = dict[int, dict[str, float]]  # seed -> example -> score
 
@@ -101,10 +43,9 @@ def build(study: Study) -> Table:
     rows = with_base(study, rows, columns, cells)
     rows = publish(recipe, rows, columns, cells)
     examples = {task: max((cells[row, task].examples for row in rows), default=0) for task in recipe.table.columns}
-    extras, extra_columns = extra_cells(study, rows)
-    notes = [*recipe.notes, *changes(study), *claims(recipe, rows, cells)]
-    notes += [*choice_notes(study), *run_notes(study), *provenance_notes(study)]
-    return Table(recipe, columns, rows, cells, extras, extra_columns, notes, examples)
+    extras, extra_columns = notes.extra_cells(study, rows)
+    said = [*recipe.notes, *notes.changes(study), *claims(recipe, rows, cells), *notes.on_runs(study)]
+    return Table(recipe, columns, rows, cells, extras, extra_columns, said, examples)
 
 
 def grid_rows(study: Study) -> list[Row]:
@@ -122,12 +63,7 @@ def runs_of(study: Study, row: Row, task: str) -> list[Run]:
     """The runs of a row whose mixture scores `task`."""
     found = []
     for group, runs in study.final.items():
-        mine = (group.model, group.method, recipes.setting(study.recipe, group.mixture)) == (
-            row.model,
-            row.method,
-            row.setting,
-        )
-        if mine and scores(study.group_configs[group], task):
+        if belongs(study.recipe, group, row) and scores(study.group_configs[group], task):
             found += runs
     return found
 
@@ -260,10 +196,11 @@ def compare(
             p = {}
             for row in known:
                 if row is not best:
-                    found = test([by_example[best, t] for t in of], [by_example[row, t] for t in of])
+                    found = paired_test([by_example[best, t] for t in of], [by_example[row, t] for t in of])
                     if found is not None and agree(found.mean, known[best] - known[row]):
                         p[row] = found.p
-            mark(cells, column, best, known, adjusted(p))
+            adjusted = dict(zip(p, statistics.holm(list(p.values())), strict=True))
+            mark(cells, column, best, known, adjusted)
 
 
 def best_row(means: Mapping[Row, float], complete: Collection[Row]) -> Row:
@@ -278,13 +215,6 @@ def agree(tested: float, shown: float) -> bool:
     return abs(tested) <= SAME or (abs(shown) > SAME and tested * shown > 0)
 
 
-def adjusted(p: Mapping[Row, float]) -> dict[Row, float]:
-    """Holm over the comparisons of one column."""
-    rows = list(p)
-    by_number = statistics.holm({f"{i:06d}": p[row] for i, row in enumerate(rows)})
-    return {row: by_number[f"{i:06d}"] for i, row in enumerate(rows)}
-
-
 def mark(
     cells: Mapping[tuple[Row, str], Cell], column: str, best: Row, means: Mapping[Row, float], p: Mapping[Row, float]
 ) -> None:
@@ -296,7 +226,7 @@ def mark(
         cell.untested = not cell.best and row not in p
 
 
-def test(best: Sequence[Scores], other: Sequence[Scores]) -> statistics.Difference | None:
+def paired_test(best: Sequence[Scores], other: Sequence[Scores]) -> statistics.Difference | None:
     """best − other over the seeds that both have of every task; None where there is no such seed.
 
     The means of the cells may have more seeds, and then the other sign: nobody can say which of the two is better.
@@ -365,126 +295,3 @@ def where(recipe: Recipe, place: tuple[str, str], places: Sequence[tuple[str, st
     several = len({m for m, _ in places}) > 1, len({s for _, s in places}) > 1
     parts = [recipes.label(recipe.models, model)] * several[0] + [setting] * (several[1] and bool(setting))
     return f" of {', '.join(parts)}" if parts else ""
-
-
-# ---- further columns and notes
-
-EXTRA_LABELS = {
-    Extra.trainable: "trainable",
-    Extra.activated: "activated",
-    Extra.tokens_per_second: "tokens/s",
-    Extra.peak_memory: "peak GiB",
-}
-
-
-def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str], float | int | None], dict[str, str]]:
-    recipe = study.recipe
-    columns = {extra.value: EXTRA_LABELS[extra] for extra in recipe.table.extra}
-    if len(recipe.learning_rates) > 1:
-        columns["rate"] = "rate"
-    printed = {(p.model or next(iter(recipe.models)), p.method or p.label): p.parameters for p in recipe.published}
-    if any(printed.values()):
-        columns["published_parameters"] = "published trainable"
-    found: dict[tuple[Row, str], float | int | None] = {}
-    for row in rows:
-        mine = [(g, runs) for g, runs in study.final.items() if row.method and same(study, g, row)]
-        done = [run.record for _, runs in mine for run in runs if in_table(study, run)]
-        rates = {rate for g, _ in mine if (rate := study.rate(g)) is not None}
-        values = {
-            Extra.trainable.value: one(done, lambda r: r.get("parameters", {}).get("trainable")),
-            Extra.activated.value: one(done, lambda r: r.get("parameters", {}).get("activated")),
-            Extra.tokens_per_second.value: speed(done),
-            Extra.peak_memory.value: greatest(r.get("peak_memory_bytes") for r in done),
-            "rate": rates.pop() if len(rates) == 1 else None,
-            "published_parameters": printed.get((row.model, row.method or row.labels[2])),
-        }
-        found |= {(row, name): values[name] for name in columns}
-    return found, columns
-
-
-def same(study: Study, group: Group, row: Row) -> bool:
-    place = recipes.setting(study.recipe, group.mixture)
-    return (group.model, group.method, place) == (row.model, row.method, row.setting)
-
-
-def one(records: Sequence[dict], value: Callable[[dict], int | None]) -> int | None:
-    """The value that all records share; None where they differ."""
-    found = {value(record) for record in records}
-    return found.pop() if len(found) == 1 else None
-
-
-def in_table(study: Study, run: Run) -> bool:
-    return any(run.scored(task) for task in study.recipe.table.columns)
-
-
-def speed(records: Sequence[dict]) -> float | None:
-    """Mean tokens a second; None where the devices differ, for then it says nothing about the method."""
-    known = [v for r in records if (v := r.get("tokens_per_second")) is not None]
-    devices = {(r.get("device"), r.get("world_size")) for r in records}
-    return math.fsum(known) / len(known) if known and len(devices) == 1 else None
-
-
-def greatest(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return max(known) / 2**30 if known else None
-
-
-def changes(study: Study) -> list[str]:
-    """What the runs were started with beside the recipe: it may be another experiment."""
-    return [f"laid over the recipe: {', '.join(study.overrides)}"] if study.overrides else []
-
-
-def choice_notes(study: Study) -> list[str]:
-    """What a reader must know of how the learning rates were chosen."""
-    copies = [dataclasses.replace(run) for run in study.choosing]  # compared with each other, not with the table's runs
-    compare_runs(copies, study.recipe)
-    final = {run.point for runs in study.final.values() for run in runs}  # which have notes of their own
-    lines = []
-    for run in copies:
-        if run.state == FAILED:
-            lines.append(f"{run.point}: failed, {run.reason}; it has no say in the choice of the learning rate")
-        elif run.dirty and run.point not in final:
-            lines.append(
-                f"{run.point}: made with code that differs from its commit, and yet it helps to choose the rate"
-            )
-        for task, why in list(run.others.items())[:1]:
-            lines.append(f"{run.point}, {task}: {why}, and yet it helps to choose the rate")
-    return [*lines, *edge_notes(study)]
-
-
-def edge_notes(study: Study) -> list[str]:
-    """Methods whose best rate may lie outside the grid, in one line."""
-    rates, found = study.recipe.learning_rates, []
-    if len(rates) < 2:
-        return []
-    for name, edge in (("largest", max(rates)), ("smallest", min(rates))):
-        mine = [recipes.group_label(study.recipe, group) for group in study.groups if study.rate(group) == edge]
-        if mine:
-            found.append(f"the {name} of the grid ({edge:g}) for {', '.join(mine)}")
-    return [f"the chosen rate is {'; '.join(found)}: a better one may lie beyond"] if found else []
-
-
-def run_notes(study: Study) -> list[str]:
-    """A line for each run that is not, or only with a mark, in the table; those that were never started are counted."""
-    lines, missing = [], 0
-    for run in (run for runs in study.final.values() for run in runs):
-        missing += run.state == MISSING
-        if run.state not in (DONE, MISSING):
-            lines.append(f"{run.point}: {run.state}, {run.reason}")
-        elif run.dirty:
-            lines.append(f"† {run.point}: made with code that differs from its commit")
-        lines += [f"{run.point}, {task}: left out, {why}" for task, why in run.others.items()]
-    if missing:
-        total = sum(len(runs) for runs in study.final.values())
-        lines.append(
-            f"{missing} of {total} runs are not there yet: python -m mixlora.reproduce recipe={study.recipe.name}"
-        )
-    incomplete = sorted({t for runs in study.final.values() for r in runs for t in r.record.get("incomplete", [])})
-    if incomplete:
-        lines.append(f"the data sets of {', '.join(incomplete)} lack rows of the original")
-    return lines
-
-
-def provenance_notes(study: Study) -> list[str]:
-    made = provenance([run for runs in study.final.values() for run in runs if in_table(study, run)])
-    return [f"{name}: {', '.join(values)}" for name, values in made.items() if values]

@@ -1,0 +1,71 @@
+"""A table as data. A row is a (model, setting, method); `table` fills it, `render` writes it."""
+
+from dataclasses import dataclass, field
+
+from mixlora.tables import recipe as recipes
+from mixlora.tables import statistics
+from mixlora.tables.recipe import Group, Recipe
+
+MEAN = "mean"  # the name of the column with the mean of the others
+
+
+@dataclass(frozen=True)
+class Row:
+    model: str
+    setting: str  # empty where there is none
+    method: str  # empty: the base model's, or a row that was only printed
+    labels: tuple[str, str, str]  # of model, setting, method
+
+
+@dataclass
+class Cell:
+    """Fractions, not percent, except `published`, which is what the paper printed."""
+
+    values: dict[int, float] = field(default_factory=dict)  # seed -> score
+    expected: int = 0  # seeds that the recipe asks for
+    examples: int = 0
+    empty: str = ""  # why there is no number
+    dirty: bool = False
+    best: bool = False
+    tied: bool = False  # not the best, and not distinguishable from it
+    untested: bool = False  # not the best, and not to be compared with it
+    p: float | None = None  # of the comparison with the best, adjusted
+    published: float | None = None
+    untrained: bool = False  # the base model's score
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean_and_deviation(list(self.values.values()))[0] if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        return statistics.mean_and_deviation(list(self.values.values()))[1] if self.values else None
+
+    @property
+    def complete(self) -> bool:
+        return len(self.values) == self.expected
+
+
+@dataclass
+class Table:
+    """Everything that a rendering needs, in the order to show it."""
+
+    recipe: Recipe
+    columns: dict[str, str]  # name -> label; the mean is the last
+    rows: list[Row]
+    cells: dict[tuple[Row, str], Cell]
+    extras: dict[tuple[Row, str], float | int | None]
+    extra_columns: dict[str, str]
+    notes: list[str]
+    examples: dict[str, int]
+
+    def groups(self) -> list[list[Row]]:
+        """Rows of one model together."""
+        models = dict.fromkeys(row.model for row in self.rows)
+        return [[row for row in self.rows if row.model == model] for model in models]
+
+
+def belongs(recipe: Recipe, group: Group, row: Row) -> bool:
+    """Whether the runs of a group stand in a row."""
+    place = recipes.setting(recipe, group.mixture)
+    return (group.model, group.method, place) == (row.model, row.method, row.setting)

@@ -1,0 +1,152 @@
+"""What a table says beside its scores: further columns, and notes on the runs behind it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from mixlora.tables import comparable
+from mixlora.tables import recipe as recipes
+from mixlora.tables.cells import Row, belongs
+from mixlora.tables.recipe import Extra
+from mixlora.tables.runs import DONE, FAILED, MISSING, Run
+from mixlora.tables.study import Study
+
+EXTRA_LABELS = {
+    Extra.trainable: "trainable",
+    Extra.activated: "activated",
+    Extra.tokens_per_second: "tokens/s",
+    Extra.peak_memory: "peak GiB",
+}
+
+
+def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str], float | int | None], dict[str, str]]:
+    recipe = study.recipe
+    columns = {extra.value: EXTRA_LABELS[extra] for extra in recipe.table.extra}
+    if len(recipe.learning_rates) > 1:
+        columns["rate"] = "rate"
+    printed = {(p.model or next(iter(recipe.models)), p.method or p.label): p.parameters for p in recipe.published}
+    if any(printed.values()):
+        columns["published_parameters"] = "published trainable"
+    found: dict[tuple[Row, str], float | int | None] = {}
+    for row in rows:
+        mine = [(g, runs) for g, runs in study.final.items() if row.method and belongs(recipe, g, row)]
+        done = [run.record for _, runs in mine for run in runs if in_table(study, run)]
+        rates = {rate for g, _ in mine if (rate := study.rate(g)) is not None}
+        values = {
+            Extra.trainable.value: one(done, lambda r: r.get("parameters", {}).get("trainable")),
+            Extra.activated.value: one(done, lambda r: r.get("parameters", {}).get("activated")),
+            Extra.tokens_per_second.value: speed(done),
+            Extra.peak_memory.value: peak_gib(r.get("peak_memory_bytes") for r in done),
+            "rate": rates.pop() if len(rates) == 1 else None,
+            "published_parameters": printed.get((row.model, row.method or row.labels[2])),
+        }
+        found |= {(row, name): values[name] for name in columns}
+    return found, columns
+
+
+def one(records: Sequence[dict], value: Callable[[dict], int | None]) -> int | None:
+    """The value that all records share; None where they differ."""
+    found = {value(record) for record in records}
+    return found.pop() if len(found) == 1 else None
+
+
+def in_table(study: Study, run: Run) -> bool:
+    return any(run.scored(task) for task in study.recipe.table.columns)
+
+
+def speed(records: Sequence[dict]) -> float | None:
+    """Mean tokens a second; None where the devices differ, for then it says nothing about the method."""
+    known = [v for r in records if (v := r.get("tokens_per_second")) is not None]
+    devices = {(r.get("device"), r.get("world_size")) for r in records}
+    return math.fsum(known) / len(known) if known and len(devices) == 1 else None
+
+
+def peak_gib(values: Iterable[float | None]) -> float | None:
+    """The greatest of some numbers of bytes."""
+    known = [v for v in values if v is not None]
+    return max(known) / 2**30 if known else None
+
+
+# ---- notes
+
+
+def changes(study: Study) -> list[str]:
+    """What the runs were started with beside the recipe: it may be another experiment."""
+    return [f"laid over the recipe: {', '.join(study.overrides)}"] if study.overrides else []
+
+
+def on_runs(study: Study) -> list[str]:
+    return [*choice_notes(study), *run_notes(study), *provenance_notes(study)]
+
+
+def choice_notes(study: Study) -> list[str]:
+    """What a reader must know of how the learning rates were chosen."""
+    copies = [dataclasses.replace(run) for run in study.choosing]  # compared with each other, not with the table's runs
+    comparable.compare(copies, study.recipe)
+    final = {run.point for runs in study.final.values() for run in runs}  # which have notes of their own
+    lines = []
+    for run in copies:
+        if run.state == FAILED:
+            lines.append(f"{run.point}: failed, {run.reason}; it has no say in the choice of the learning rate")
+        elif run.dirty and run.point not in final:
+            lines.append(
+                f"{run.point}: made with code that differs from its commit, and yet it helps to choose the rate"
+            )
+        for task, why in list(run.others.items())[:1]:
+            lines.append(f"{run.point}, {task}: {why}, and yet it helps to choose the rate")
+    return [*lines, *edge_notes(study)]
+
+
+def edge_notes(study: Study) -> list[str]:
+    """Methods whose best rate may lie outside the grid, in one line."""
+    rates, found = study.recipe.learning_rates, []
+    if len(rates) < 2:
+        return []
+    for name, edge in (("largest", max(rates)), ("smallest", min(rates))):
+        mine = [recipes.group_label(study.recipe, group) for group in study.groups if study.rate(group) == edge]
+        if mine:
+            found.append(f"the {name} of the grid ({edge:g}) for {', '.join(mine)}")
+    return [f"the chosen rate is {'; '.join(found)}: a better one may lie beyond"] if found else []
+
+
+def run_notes(study: Study) -> list[str]:
+    """A line for each run that is not, or only with a mark, in the table; those that were never started are counted."""
+    lines, missing = [], 0
+    for run in (run for runs in study.final.values() for run in runs):
+        missing += run.state == MISSING
+        if run.state not in (DONE, MISSING):
+            lines.append(f"{run.point}: {run.state}, {run.reason}")
+        elif run.dirty:
+            lines.append(f"† {run.point}: made with code that differs from its commit")
+        lines += [f"{run.point}, {task}: left out, {why}" for task, why in run.others.items()]
+    if missing:
+        total = sum(len(runs) for runs in study.final.values())
+        lines.append(
+            f"{missing} of {total} runs are not there yet: python -m mixlora.reproduce recipe={study.recipe.name}"
+        )
+    incomplete = sorted({t for runs in study.final.values() for r in runs for t in r.record.get("incomplete", [])})
+    if incomplete:
+        lines.append(f"the data sets of {', '.join(incomplete)} lack rows of the original")
+    return lines
+
+
+def provenance_notes(study: Study) -> list[str]:
+    made = provenance([run for runs in study.final.values() for run in runs if in_table(study, run)])
+    return [f"{name}: {', '.join(values)}" for name, values in made.items() if values]
+
+
+def provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """What the runs of a table were made with: commits, versions, devices; each with every value that occurs."""
+    done = [run for run in runs if run.state == DONE]
+
+    def values(of: Callable[[dict[str, Any]], Iterator[Any]]) -> list[str]:
+        return sorted({str(value) for run in done for value in of(run.record) if value is not None})
+
+    return {
+        "commit": values(lambda r: iter([r.get("git_commit")])),
+        "versions": values(lambda r: (f"{name} {v}" for name, v in r.get("packages", {}).items() if v)),
+        "device": values(lambda r: iter([r.get("device")])),
+        "processes": values(lambda r: iter([r.get("world_size")])),
+        "threads": values(lambda r: iter([r.get("threads")])),
+    }
