@@ -106,6 +106,11 @@ class Gate(nn.Module):
         assert self.routing is not None
         return self.routing.chosen_TE
 
+    def forget(self) -> None:
+        """Let go of the record of the last forward."""
+        if self.routing is not None:  # to write an attribute of a module takes ten times as long as to read it
+            self.routing = None
+
     @staticmethod
     def scores(options: Any, logits_TS: Tensor) -> Tensor:
         """p(x), the score of every expert before selection: [T, S] -> [T, E]."""

@@ -171,7 +171,7 @@ class Plan:
         children = parts | {"activation": names.feed_forward.activation}
         kind = FusedFeedForward if self.by_hand(*linears.values()) else GatedFeedForward
         built = kind(block, children, deltas, self.gate(name, linears["gate"], E))
-        if isinstance(built, FusedFeedForward) and self.method.compute is Compute.lean:
+        if self.method.compute is Compute.lean:
             built.turn_lean()
         return built
 
@@ -232,8 +232,7 @@ def torch_dtype(method: Method) -> torch.dtype:
 
 def adapted(model: nn.Module) -> dict[str, Wrapper]:
     """Every wrapper of the model by name."""
-    kinds = (LoraLinear, GatedLinear, GatedFeedForward)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Wrapper)}
 
 
 def paths(model: nn.Module, compiled: Container[nn.Module] = ()) -> dict[str, int]:
@@ -242,15 +241,14 @@ def paths(model: nn.Module, compiled: Container[nn.Module] = ()) -> dict[str, in
     Args:
         compiled: modules that are trained through torch.compile, which cannot follow every way.
     """
-    ways = (getattr(w, "compiled_path", w.path) if w in compiled else w.path for w in adapted(model).values())
+    ways = (w.compiled_path if w in compiled else w.path for w in adapted(model).values())
     return dict(sorted(Counter(ways).items()))
 
 
 def make_lean(model: nn.Module) -> None:
     """Let every mixture in a block that computes by hand go on in its lean form."""
     for wrapper in adapted(model).values():
-        if isinstance(wrapper, FusedFeedForward):
-            wrapper.turn_lean()
+        wrapper.turn_lean()
 
 
 def count(model: nn.Module) -> dict[str, int]:
@@ -258,7 +256,7 @@ def count(model: nn.Module) -> dict[str, int]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     idle = 0
     for wrapper in adapted(model).values():
-        gate = getattr(wrapper, "gate", None)
+        gate = wrapper.gate
         for low_rank in (m for m in wrapper.children() if isinstance(m, LowRank)):
             share = 0 if gate is None else 1 - gate.most_active / gate.num_experts
             shared_a = low_rank.A_RD.shape[0] < low_rank.B_RO.shape[0]

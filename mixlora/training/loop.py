@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mixlora import gates, ranks, signals
 from mixlora.adapters.attach import adapted, adapter_tensors, make_lean, paths
-from mixlora.adapters.modules import Fused, Wrapper
+from mixlora.adapters.modules import Wrapper
 from mixlora.config.schema import Train
 from mixlora.console import say
 from mixlora.errors import CheckpointError, ConfigError, Interrupted, NumericsError, ResourceError
@@ -108,8 +108,8 @@ class Trainer:
                 f"{size} rows in a forward: padding changes what this model computes, so rows must stand alone. Set "
                 "train.micro_batch_size=1"
             )
-        self.gates, self.wrappers = gates.gates_of(self.model), adapted(self.model)
-        clear_records(self.gates.values(), self.wrappers.values())
+        self.gates, self.keepers = gates.gates_of(self.model), keepers(self.model)
+        clear_records(self.keepers)
         self.wrapped = distribute(self.model, self.accelerator)
         self.compiled = compiled(self.model) if train.torch_compile else nullcontext
         # FSDP puts parameters of its own into the model, so they are looked up after it.
@@ -218,7 +218,7 @@ class Trainer:
             nats_B, chosen, values = self.micro_batch(step, i, batches, label_tokens)
             tally.add(batch, nats_B, chosen)
             aux_losses = {name: total + values[name] for name, total in aux_losses.items()}
-        clear_records(self.gates.values(), self.wrappers.values())
+        clear_records(self.keepers)
         return batches, tally, aux_losses
 
     def micro_batch(
@@ -301,7 +301,7 @@ class Trainer:
     def release(self) -> None:
         """Let go of what a failed forward or backward holds."""
         self.optimizer.zero_grad(set_to_none=True)
-        clear_records(self.gates.values(), self.wrappers.values())
+        clear_records(self.keepers)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -459,27 +459,28 @@ def compute_twice(model: nn.Module) -> None:
     What the second forward leaves on a gate has a graph that no backward goes through, and which therefore holds all
     that the layer should not keep: it is cleared away layer by layer.
     """
-    chosen_gates, wrappers = gates.gates_of(model).values(), adapted(model).values()
+    kept = keepers(model)
 
     @contextmanager
     def again() -> Iterator[None]:
         try:
             yield
         finally:
-            clear_records(chosen_gates, wrappers)
+            clear_records(kept)
 
     how = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())}
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)  # type: ignore[operator]
 
 
-def clear_records(chosen_gates: Iterable[gates.Gate], wrappers: Iterable[Wrapper]) -> None:
+def keepers(model: nn.Module) -> list[gates.Gate | Wrapper]:
+    """The modules that keep something of a forward until it is asked for."""
+    return [*gates.gates_of(model).values(), *adapted(model).values()]
+
+
+def clear_records(keepers: Iterable[gates.Gate | Wrapper]) -> None:
     """What a forward left that nobody asks any more: a second one of a layer, or one that failed."""
-    for gate in chosen_gates:
-        if gate.routing is not None:  # to write an attribute of a module takes ten times as long as to read it
-            gate.routing = None
-    for wrapper in wrappers:
-        if isinstance(wrapper, Fused) and wrapper.ahead is not None:
-            wrapper.ahead.forget()
+    for keeper in keepers:
+        keeper.forget()
 
 
 def mixed(*numbers: int) -> int:
