@@ -64,6 +64,13 @@ class Totals:
     loss_scale: float = 1.0  # of the loss that is differentiated; above 1 where the model computes in float16
     scaled_steps: int = 0  # since that last changed
 
+    def add(self, tally: Tally) -> None:
+        """What went through the model in one step, be it taken or skipped."""
+        self.tokens += int(tally.tokens.sum())
+        self.tokens_by_task.update(tally.by_task(tally.tokens))
+        self.label_tokens.update(tally.by_task(tally.count))
+        self.rows.update(tally.by_task(tally.rows))
+
 
 @dataclass
 class Trainer:
@@ -162,7 +169,11 @@ class Trainer:
         rate = self.train.learning_rate * factor(self.train.lr_scheduler, step, warmup=self.warmup, steps=self.steps)
         batches, tally, aux_losses, norm = self.finite_gradients(step, seen)
         reach("step.before_optimizer")
-        self.move(step, rate, math.isfinite(norm) and math.isfinite(tally.loss), tally, batches)
+        self.totals.add(tally)
+        if math.isfinite(norm) and math.isfinite(tally.loss):
+            self.take_step(step, rate, tally)
+        else:
+            self.skip_step(step, batches)
         line = {
             "step": step,
             "loss": finite_or_text(tally.loss),
@@ -245,37 +256,43 @@ class Trainer:
             self.accelerator.backward(self.totals.loss_scale * loss)
         return nats_B.detach(), chosen, values
 
-    def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
-        """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
+    def take_step(self, step: int, rate: float, tally: Tally) -> None:
+        """Move the weights, then the gates that keep state.
+
+        Raises:
+            ResourceError: no memory for the optimizer's moments.
+        """
         totals = self.totals
-        totals.tokens += int(tally.tokens.sum())
-        totals.tokens_by_task.update(tally.by_task(tally.tokens))
-        totals.label_tokens.update(tally.by_task(tally.count))
-        totals.rows.update(tally.by_task(tally.rows))
-        if finite:
-            totals.bad_in_a_row = 0
-            totals.scaled_steps += self.scaled
-            if totals.scaled_steps == STEPS_TO_DOUBLE:
-                totals.loss_scale, totals.scaled_steps = 2 * totals.loss_scale, 0
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            try:
-                self.optimizer.step()
-            except (RuntimeError, MemoryError) as error:
-                if not ranks.is_out_of_memory(error):
-                    raise
-                raise ResourceError(
-                    f"out of memory for the optimizer's moments in step {step}. "
-                    f"{self.ways_to_less(totals.micro_batch_size, fast=False)}. Or: Begin another run with less than "
-                    "method.r or method.num_experts"
-                ) from error
-            for name, gate in self.gates.items():
-                gate.after_step(tally.loads[name])
-        else:
-            totals.skipped += 1
-            totals.bad_in_a_row += 1
+        totals.bad_in_a_row = 0
+        totals.scaled_steps += self.scaled
+        if totals.scaled_steps == STEPS_TO_DOUBLE:
+            totals.loss_scale, totals.scaled_steps = 2 * totals.loss_scale, 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not ranks.is_out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"out of memory for the optimizer's moments in step {step}. "
+                f"{self.ways_to_less(totals.micro_batch_size, fast=False)}. Or: Begin another run with less than "
+                "method.r or method.num_experts"
+            ) from error
+        for name, gate in self.gates.items():
+            gate.after_step(tally.loads[name])
         self.optimizer.zero_grad(set_to_none=True)
-        if totals.bad_in_a_row >= MOST_BAD_STEPS:
+
+    def skip_step(self, step: int, batches: Sequence[Batch]) -> None:
+        """Let go of the gradients: a number that is not finite never reaches the weights.
+
+        Raises:
+            NumericsError: the last of too many such steps in a row.
+        """
+        self.totals.skipped += 1
+        self.totals.bad_in_a_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.totals.bad_in_a_row >= MOST_BAD_STEPS:
             ids = sorted(row_id for share in ranks.gathered([i for b in batches for i in b.ids]) for row_id in share)
             raise NumericsError(
                 f"loss or gradients were not finite in {MOST_BAD_STEPS} steps in a row (the last is {step}); rows "
