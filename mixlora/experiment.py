@@ -43,7 +43,8 @@ from mixlora.records import (
 from mixlora.scoring import SCORED, Scoring
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint
-from mixlora.training.loop import Totals, Trainer, compute_twice
+from mixlora.training.loop import Totals, Trainer
+from mixlora.training.recompute import enable_gradient_checkpointing
 
 
 @dataclass
@@ -254,7 +255,7 @@ class Experiment:
         config = self.config
         place(loaded.model, adapter)
         if config.model.gradient_checkpointing:
-            compute_twice(loaded.model)
+            enable_gradient_checkpointing(loaded.model)
         sizes = count(loaded.model)
         say(
             f"{config.method.name}: {sizes['trainable']:,} trainable parameters "

@@ -22,7 +22,7 @@ from mixlora.adapters.modules import Ahead, Fused, FusedGatedLinear, FusedLoraLi
 from mixlora.config.schema import Compute, Method, Scope
 from mixlora.config.typed import typed
 from mixlora.lowrank import LowRank
-from mixlora.training.loop import clear_records, keepers
+from mixlora.training.recompute import clear_records, keepers
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "method"
 METHODS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

@@ -116,21 +116,33 @@ def load(folder: Path, adapter: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: a file missing or cut off; a tensor missing, unknown, of another shape, or not finite.
     """
-    saved = read_tensors(folder / TENSORS)
-    wanted = in_file(adapter)
-    missing, unknown = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
-    if missing or unknown:
-        raise CheckpointError(
-            f"{folder / TENSORS} is of another adapter: lacks {missing[:3]}, has {unknown[:3]} besides"
-        )
-    for name, tensor in saved.items():
-        if tensor.shape != wanted[name].shape:
-            raise CheckpointError(f"{name} has shape {list(tensor.shape)}; this model needs {list(wanted[name].shape)}")
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{name} in {folder / TENSORS} holds values that are not finite")
+    saved, wanted = read_tensors(folder / TENSORS), in_file(adapter)
+    remedy = "Copy the whole adapter folder again, and use the base model that it was trained on"
+    require_same_tensors(saved, wanted, folder / TENSORS, remedy)
     with torch.no_grad():
         for name, tensor in saved.items():
             wanted[name].copy_(tensor)
+
+
+def require_same_tensors(
+    saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: Path | str, remedy: str
+) -> None:
+    """Nothing is lacking, unknown, of another shape, or not finite in what was saved.
+
+    Raises:
+        CheckpointError: naming the place, the tensor and the remedy.
+    """
+    missing, unknown = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
+    if missing or unknown:
+        raise CheckpointError(
+            f"{place} is of another adapter: lacks {missing[:3]}, has {unknown[:3]} besides. {remedy}"
+        )
+    for name, tensor in saved.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"has shape {list(tensor.shape)}; this model needs {list(wanted[name].shape)}"
+            raise CheckpointError(f"{place}: {name} {shapes}. {remedy}")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{place}: {name} holds values that are not finite. {remedy}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

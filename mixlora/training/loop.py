@@ -9,8 +9,8 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mixlora import gates, ranks, signals
-from mixlora.adapters.attach import adapted, adapter_tensors, make_lean, paths
-from mixlora.adapters.modules import Wrapper
+from mixlora.adapters.attach import adapter_tensors, make_lean, paths
 from mixlora.config.schema import Train
 from mixlora.console import say
 from mixlora.errors import CheckpointError, ConfigError, Interrupted, NumericsError, ResourceError
@@ -34,6 +33,7 @@ from mixlora.records import append_line, read_lines, sync_file, write_lines
 from mixlora.tasks.collate import Batch, Row, collate, pack, packs_for, packs_within, padded_batches
 from mixlora.training import checkpoint
 from mixlora.training.distribute import apart_again, distribute, synchronised
+from mixlora.training.recompute import clear_records, keepers
 from mixlora.training.schedule import factor
 from mixlora.training.tally import Tally
 
@@ -344,9 +344,14 @@ class Trainer:
     def ways_to_less(self, size: int, fast: bool) -> str:
         """What the user can do about memory."""
         twice = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
-        ways = ["method.compute=lean"] * fast + [f"train.micro_batch_size={size // 2}"] * (size > 1)
-        ways += ["model.gradient_checkpointing=true"] * (not twice and not self.train.torch_compile)
-        found = [f"Go on by the same command with {' or '.join(ways)}: the rows of a step stay the same"] * bool(ways)
+        each = (
+            ("method.compute=lean", fast),
+            (f"train.micro_batch_size={size // 2}", size > 1),
+            ("model.gradient_checkpointing=true", not twice and not self.train.torch_compile),
+        )
+        found, ways = list[str](), [way for way, possible in each if possible]
+        if ways:
+            found.append(f"Go on by the same command with {' or '.join(ways)}: the rows of a step stay the same")
         if size == 1:
             found.append(f"Begin another run with less than train.max_length={self.train.max_length}")
         return ". Or: ".join(found)
@@ -398,7 +403,7 @@ class Trainer:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to the state after `saved.step`: tensors, optimizer, totals, and the files of the run folder."""
-        load_tensors(self.adapter, saved.adapter)
+        checkpoint.restore_adapter(self.adapter, saved)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
         asked, self.totals = self.totals.micro_batch_size, totals_of(saved)
         self.totals.micro_batch_size = min(asked, self.totals.micro_batch_size)
@@ -414,7 +419,8 @@ class Trainer:
 
     def restore_best(self) -> None:
         """The adapter as it was at the best validation score."""
-        load_tensors(self.adapter, checkpoint.read(self.folder / "best" / f"step-{self.totals.best_step}").adapter)
+        best = checkpoint.read(self.folder / "best" / f"step-{self.totals.best_step}")
+        checkpoint.restore_adapter(self.adapter, best)
         apart_again(self.wrapped)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -446,58 +452,6 @@ def totals_of(saved: checkpoint.Checkpoint) -> Totals:
             f"the checkpoint of step {saved.step} was written by another version of mixlora, which counted other "
             "things. Finish the run with that version, or set run_dir to a new folder"
         ) from None
-
-
-def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy all of `tensors` or none of them.
-
-    Raises:
-        CheckpointError: a name, a shape or a value that does not fit, naming the tensor.
-    """
-    missing, extra = sorted(set(into) - set(tensors)), sorted(set(tensors) - set(into))
-    if missing or extra:
-        raise CheckpointError(
-            f"the saved adapter does not fit this model: missing {missing[:3]}, unknown {extra[:3]}. Where another "
-            "version of mixlora wrote it, finish the run with that one, or set run_dir to a new folder"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != into[name].shape:
-            raise CheckpointError(f"saved tensor {name} has shape {list(tensor.shape)}, not {list(into[name].shape)}")
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"saved tensor {name} holds values that are not finite")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            into[name].copy_(ranks.spread_as(into[name], tensor))
-
-
-def compute_twice(model: nn.Module) -> None:
-    """Let layers keep no more than their inputs, and compute them again in backward.
-
-    What the second forward leaves on a gate has a graph that no backward goes through, and which therefore holds all
-    that the layer should not keep: it is cleared away layer by layer.
-    """
-    kept = keepers(model)
-
-    @contextmanager
-    def again() -> Iterator[None]:
-        try:
-            yield
-        finally:
-            clear_records(kept)
-
-    how = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)  # type: ignore[operator]
-
-
-def keepers(model: nn.Module) -> list[gates.Gate | Wrapper]:
-    """The modules that keep something of a forward until it is asked for."""
-    return [*gates.gates_of(model).values(), *adapted(model).values()]
-
-
-def clear_records(keepers: Iterable[gates.Gate | Wrapper]) -> None:
-    """What a forward left that nobody asks any more: a second one of a layer, or one that failed."""
-    for keeper in keepers:
-        keeper.forget()
 
 
 def mixed(*numbers: int) -> int:
