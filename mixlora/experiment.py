@@ -329,7 +329,7 @@ class Experiment:
                 say(f"Going on with {change}: the last bits may differ from those of a run in one piece")
             if trainer.main and self.elsewhere is not None:
                 checkpoint.adopt(path, self.folder, with_best=self.config.train.load_best)
-            ranks.agree(None)  # the other ranks wait until the files are there
+            ranks.wait_for_rank_0()
             trainer.restore(saved)
             trainer.resumed_from = str(path.resolve()) if path == self.asked_for else saved.state.get("resumed_from")
             start = saved.step

@@ -59,6 +59,11 @@ def agree(value: T) -> T:
     return box[0]
 
 
+def wait_for_rank_0() -> None:
+    """The other ranks go on once rank 0 has come here, which does not wait for them."""
+    agree(None)
+
+
 def gathered(value: T) -> list[T]:
     """Every rank's value, in the order of the ranks."""
     if world() == 1:

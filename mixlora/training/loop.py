@@ -394,7 +394,7 @@ class Trainer:
         if self.main:
             sync_file(self.metrics)
             checkpoint.save(self.folder / name, saved)
-        ranks.agree(None)  # the others wait until it is written
+        ranks.wait_for_rank_0()
         self.totals.checkpoint_seconds += time.monotonic() - began
 
     def prune(self) -> None:
@@ -415,7 +415,7 @@ class Trainer:
             checkpoint.forget_after(self.folder / "checkpoints", saved.step)
             checkpoint.forget_after(self.folder / "best", saved.step)
             self.prune()  # killed between the rename and the pruning, a run may have no later checkpoint to prune
-        ranks.agree(None)
+        ranks.wait_for_rank_0()
 
     def restore_best(self) -> None:
         """The adapter as it was at the best validation score."""
