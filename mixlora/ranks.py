@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mixlora.errors import ConfigError, MixloraError
+from mixlora.errors import ConfigError, MixloraError, first_line
 
 T = TypeVar("T")
 BEAT_SECONDS = 0.5
@@ -310,7 +310,7 @@ class Watch:
         blamed = silent or [other for other, (_, marks, _) in were.items() if marks == fewest and other != self.rank]
         named = " and ".join(f"rank {other} (last seen: {were[other][2]})" for other in sorted(blamed))
         verb = "died" if silent else f"did not arrive within {self.timeout:.0f} s"
-        return LostRank(f"{named or 'another rank'} {verb}; {first_line(error)}. {REMEDY}")
+        return LostRank(f"{named or 'another rank'} {verb}; {first_line(error)[:200]}. {REMEDY}")
 
 
 def seen(said: str) -> tuple[int, int, str]:
@@ -328,10 +328,6 @@ def store_gone() -> LostRank:
 
 def tell(message: str) -> None:
     print(f"mixlora: {message}", file=sys.stderr, flush=True)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def is_lost(error: BaseException) -> bool:
