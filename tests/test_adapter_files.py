@@ -262,6 +262,25 @@ def test_a_peft_option_without_counterpart_is_refused(tmp_path, option):
         mixlora.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "other"), [("r", None), ("r", "four"), ("lora_alpha", "x"), ("target_modules", 3), ("mixlora_method", [])]
+)
+def test_a_configuration_that_a_hand_has_changed_is_named_with_its_key(tmp_path, key, other):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    for harmed in (config | {key: other}, {name: value for name, value in config.items() if name != key}):
+        kind = {"peft_type": "MIXLORA"} if key == "mixlora_method" else {}
+        (tmp_path / files.CONFIG).write_text(json.dumps(harmed | kind))
+        with pytest.raises(CheckpointError, match=f"{files.CONFIG}: {key} must be .* Put the file back"):
+            mixlora.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"null", b"\xff"])
+def test_what_is_no_configuration_is_named(tmp_path, content):
+    (tmp_path / files.CONFIG).write_bytes(content)
+    with pytest.raises(CheckpointError, match=files.CONFIG):
+        mixlora.load(tmp_path)
+
+
 def test_the_first_layer_alone_is_a_choice_too(tmp_path):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "layers_to_transform": 0}
     (tmp_path / files.CONFIG).write_text(json.dumps(config))
