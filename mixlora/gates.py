@@ -30,7 +30,7 @@ class Routing:
     weights_TE: Tensor  # g(x): zero where an expert was not chosen
     chosen_TE: Tensor  # bool
     score: Callable[[Tensor], Tensor]  # from logits to the score of every expert before selection
-    share: Callable[[Tensor], Tensor] | None = None  # the same as parts of their sum, where scores are not yet
+    share: Callable[[Tensor], Tensor] | None = None  # `score` normalised to sum to one; None where it already does
 
     @property
     def probs_TE(self) -> Tensor:
@@ -50,9 +50,9 @@ class GateOptions:
 class Gate(nn.Module):
     """A linear router without bias, its scores in at least float32, and a selection.
 
-    A kind is a class with `route`, a function of what it is given and of `options`, `top_k` and `num_experts` alone:
-    gates of one rule are asked together, in a dimension between T and S. Its scores are a function of logits and
-    `options` alone: losses compute those of all gates of a model at once.
+    A kind is a class with `route`, a pure function of the logits, `state()`, `options`, `top_k` and `num_experts`, so
+    that gates of one rule can run stacked between T and S. Its scores are a pure function of logits and `options`:
+    losses compute those of all gates of a model at once.
 
     Args:
         in_features: D.

@@ -167,8 +167,8 @@ def reduced(values: Sequence[Tensor], reduce: Reduce) -> Tensor:
 def score_means(
     routings: Mapping[str, Routing], mask_T: Tensor, of: Callable[[Tensor], Tensor] = lambda p_LTE: p_LTE
 ) -> dict[str, Tensor]:
-    """Means of `of(p)` of every router, whose scores p, as parts of their sum, are computed here, all at once: a model
-    has one kind of gate."""
+    """Mean of `of(p)` for every router, p its normalised scores: computed all at once, for a model has one kind of
+    gate."""
     first = next(iter(routings.values()))
     share = first.share or first.score
     return token_means({name: r.logits_TS for name, r in routings.items()}, mask_T, lambda z_LTS: of(share(z_LTS)))

@@ -190,8 +190,10 @@ class Trainer:
         return line, bool(tally.signals)
 
     def finite_gradients(self, step: int, seen: Sequence[int]) -> tuple[list[Batch], Tally, dict[str, float], float]:
-        """The step's gradients, clipped, and their norm before that; where float16 was exceeded by the scale of the
-        loss, again with half of it. What is over all ranks is the same on each, and so is the scale."""
+        """Clipped gradients and their norm before clipping; a float16 overflow halves the loss scale and tries again.
+
+        What is over all ranks is the same on each, and so is the scale.
+        """
         totals, scale = self.totals, self.totals.loss_scale
         while True:
             batches, tally, found = self.gradients_that_fit(step)
