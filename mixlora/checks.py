@@ -34,7 +34,7 @@ def check(config: Config) -> None:
     check_shards(config, os.environ)
     losses.build(config.aux_loss)
     if config.method.gate is not None:
-        gates.check(config.method.gate)
+        gates.kind_and_options(config.method.gate)
     elif config.aux_loss:
         raise ConfigError(
             f"aux_loss.{next(iter(config.aux_loss))} is a loss of routers, and method={config.method.name} has none. "

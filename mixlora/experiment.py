@@ -67,10 +67,10 @@ class Experiment:
 
     def run(self) -> None:
         """Train and evaluate, or go on, or show what is already there."""
-        with signals.raised(), named(self.folder):
+        with signals.raised(), with_remedies(self.folder):
             self.parts.accelerator  # noqa: B018  starts the process group
             # Inside as well: what a rank tells the others is the error that names its remedy.
-            with ranks.together(self.config.rank_timeout) as self.watch, named(self.folder):
+            with ranks.together(self.config.rank_timeout) as self.watch, with_remedies(self.folder):
                 reach("start")
                 self.surroundings = surroundings(self.parts.accelerator.device, configs.quantizer(self.config.model))
                 if self.config.dry_run:
@@ -85,17 +85,17 @@ class Experiment:
                 self.announce()
                 began = time.monotonic()
                 loaded, adapter = self.load()
-                ranks.same("base model's weights", loaded.sha256)
+                ranks.require_same("base model's weights", loaded.sha256)
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
                     if ranks.agree(self.finished()):
                         say(f"Another process has finished this run while the model was loading here: {self.folder}")
                         return
                     self.same_configuration()
-                    self.start_from = self.checkpoint_of(loaded)
-                    self.begin()
-                    with self.failure_recorded(), named(self.folder):
+                    self.start_from = self.agreed_checkpoint(loaded)
+                    self.write_config()
+                    with self.failure_recorded(), with_remedies(self.folder):
                         self.parts.start_tracker(goes_on=self.start_from is not None)
-                        self.work(loaded, adapter, began)
+                        self.train_and_score(loaded, adapter, began)
             self.parts.accelerator.end_training()
 
     def finished(self) -> bool:
@@ -139,17 +139,17 @@ class Experiment:
             f"{time.monotonic() - began:.1f} s, peak memory {peak:.2f} GiB. Nothing was trained or written"
         )
 
-    def checkpoint_of(self, loaded: base.Base) -> Path | None:
+    def agreed_checkpoint(self, loaded: base.Base) -> Path | None:
         """Where training goes on from; refused, before anything is scored or written, if it is of another run."""
-        path = ranks.agree(self.checkpoint() if self.parts.accelerator.is_main_process else None)
+        path = ranks.agree(self.find_checkpoint() if self.parts.accelerator.is_main_process else None)
         if path is not None:
             same_origin(path, checkpoint.read(path).state["origin"], self.origin(loaded.sha256))
             if self.config.train.load_best:
                 checkpoint.require_best(path)
         return path
 
-    def begin(self) -> None:
-        """Write the configuration: that of this process, for a run may go on with less memory."""
+    def write_config(self) -> None:
+        """Write the configuration, that of this process, for a run may go on with less memory; and that it runs."""
         if not self.parts.accelerator.is_main_process:
             return
         remove_strays(self.folder)
@@ -224,7 +224,7 @@ class Experiment:
         torch.manual_seed(config.seed)
         return loaded, prepared(loaded.model, config.method, config.model)
 
-    def work(self, loaded: base.Base, adapter: Mapping[str, Wrapper], began: float) -> None:
+    def train_and_score(self, loaded: base.Base, adapter: Mapping[str, Wrapper], began: float) -> None:
         config = self.config
         if config.eval.before:
             self.scoring(loaded).evaluate_base(anew=self.start_from is None or self.elsewhere is not None)
@@ -350,7 +350,7 @@ class Experiment:
         """The checkpoint that the user asks for."""
         return Path(self.config.resume) if self.config.resume else None
 
-    def checkpoint(self) -> Path | None:
+    def find_checkpoint(self) -> Path | None:
         """Where to go on from; whatever is damaged is named."""
         folder, best = self.folder / "checkpoints", self.folder / "best"
         path, wrong = checkpoint.newest(folder, best if self.config.train.load_best else None)
@@ -376,8 +376,8 @@ class Experiment:
         say(f"Run folder: {self.folder}")
         self.parts.tell_notes()
         self.parts.require_means()
-        ranks.same("configuration", configs.digest(self.config))
-        ranks.same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
+        ranks.require_same("configuration", configs.digest(self.config))
+        ranks.require_same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
         if not self.parts.trained:
             raise ConfigError(f"tasks={self.config.tasks.name} has no training rows of a weight above 0")
         if self.config.train.load_best and not self.parts.validated:
@@ -447,7 +447,7 @@ def loss_of(line: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def named(folder: Path) -> Iterator[None]:
+def with_remedies(folder: Path) -> Iterator[None]:
     """Errors of the machine as errors that name their remedy."""
     try:
         yield

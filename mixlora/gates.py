@@ -30,7 +30,8 @@ class Routing:
     weights_TE: Tensor  # g(x): zero where an expert was not chosen
     chosen_TE: Tensor  # bool
     score: Callable[[Tensor], Tensor]  # from logits to the score of every expert before selection
-    share: Callable[[Tensor], Tensor] | None = None  # `score` normalised to sum to one; None where it already does
+    # `score` normalised to sum to one; None where it already does
+    normalized_score: Callable[[Tensor], Tensor] | None = None
 
     @property
     def probs_TE(self) -> Tensor:
@@ -63,7 +64,7 @@ class Gate(nn.Module):
     """
 
     Options: ClassVar[type[GateOptions]] = GateOptions
-    router_rows_share: int = 1
+    experts_per_router_row: int = 1
     route: Callable[..., Routing]  # of logits_TS, and of what `state` holds by its name
 
     def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
@@ -72,7 +73,7 @@ class Gate(nn.Module):
             raise ConfigError(f"method.top_k must be between 1 and num_experts={num_experts}, got {top_k}")
         self.num_experts, self.top_k, self.options = num_experts, top_k, options
         self.score = partial(self.scores, options)  # bound to no gate: a record holds it, and a gate its record
-        self.router = nn.Linear(in_features, num_experts // self.router_rows_share, bias=False, **factory)
+        self.router = nn.Linear(in_features, num_experts // self.experts_per_router_row, bias=False, **factory)
         if options.router_init_std is not None:
             nn.init.normal_(self.router.weight, std=options.router_init_std)
         self.routing: Routing | None = None
@@ -237,9 +238,9 @@ class BalancedTopK(Gate):
             raise ConfigError(
                 f"method.gate.rank_partition must divide num_experts={num_experts}, got {options.rank_partition}"
             )
-        self.router_rows_share = options.rank_partition
+        self.experts_per_router_row = options.rank_partition
         super().__init__(in_features, num_experts, top_k, options, **factory)
-        self.share = partial(self.shares, options)
+        self.normalized_score = partial(self.normalized_scores, options)
         self.bias_E: Tensor
         self.register_buffer("bias_E", torch.zeros(num_experts, device=self.router.weight.device))
 
@@ -256,7 +257,7 @@ class BalancedTopK(Gate):
         return repeated(scores_TS, options.rank_partition)
 
     @staticmethod
-    def shares(options: BalancedOptions, logits_TS: Tensor) -> Tensor:
+    def normalized_scores(options: BalancedOptions, logits_TS: Tensor) -> Tensor:
         """The scores as parts of their sum, as DeepSeek-V3 (arXiv 2412.19437, eq. 19) has them in its balance loss: for
         what a loss says of probabilities."""
         scores_TE = BalancedTopK.scores(options, logits_TS)
@@ -275,7 +276,7 @@ class BalancedTopK(Gate):
         if self.options.bias_in_value:
             value_TK = value_TK + bias_E.expand_as(biased_TE).gather(-1, index_TK)
         weight_TK = k * value_TK / value_TK.sum(-1, keepdim=True)
-        return Routing(logits_TS, *placed(weight_TK, index_TK, self.num_experts), self.score, self.share)
+        return Routing(logits_TS, *placed(weight_TK, index_TK, self.num_experts), self.score, self.normalized_score)
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
@@ -287,7 +288,7 @@ class BalancedTopK(Gate):
 KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}
 
 
-def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
+def kind_and_options(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
     """The class and the typed options that `method.gate` names; ConfigError where it names none."""
     kind = str(gate.get("kind", ""))
     if kind not in KINDS:
@@ -313,7 +314,7 @@ def apart(all_TnE: Routing, n: int) -> list[Routing]:
     if n == 1:
         return [all_TnE]
     parts = [tensor.unbind(-2) for tensor in (all_TnE.logits_TS, all_TnE.weights_TE, all_TnE.chosen_TE)]
-    return [Routing(z, g, chosen, all_TnE.score, all_TnE.share) for z, g, chosen in zip(*parts, strict=True)]
+    return [Routing(z, g, chosen, all_TnE.score, all_TnE.normalized_score) for z, g, chosen in zip(*parts, strict=True)]
 
 
 def of_one_rule(one: Gate | None, other: Gate | None) -> bool:

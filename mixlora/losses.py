@@ -147,12 +147,12 @@ def build(aux_loss: Mapping[str, Mapping[str, Any]]) -> dict[str, AuxLoss]:
 def grouped(names: Iterable[str], over: Over) -> Iterable[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
-        key = {Over.router: name, Over.layer: layer_of(name), Over.model: ""}[over]
+        key = {Over.router: name, Over.layer: layer_prefix(name), Over.model: ""}[over]
         groups.setdefault(key, []).append(name)
     return groups.values()
 
 
-def layer_of(name: str) -> str:
+def layer_prefix(name: str) -> str:
     """ "model.layers.3.mlp.up_proj.gate" -> "model.layers.3": up to the first number."""
     parts = name.split(".")
     end = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
@@ -170,8 +170,8 @@ def score_means(
     """Mean of `of(p)` for every router, p its normalised scores: computed all at once, for a model has one kind of
     gate."""
     first = next(iter(routings.values()))
-    share = first.share or first.score
-    return token_means({name: r.logits_TS for name, r in routings.items()}, mask_T, lambda z_LTS: of(share(z_LTS)))
+    normalized = first.normalized_score or first.score
+    return token_means({name: r.logits_TS for name, r in routings.items()}, mask_T, lambda z_LTS: of(normalized(z_LTS)))
 
 
 def token_means(

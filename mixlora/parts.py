@@ -96,14 +96,15 @@ class Parts:
         long = [i for i, example in enumerate(data.train) if not self.formatter.fits(example, most)]
         if len(long) > MOST_BAD * number:
             raise DataError(
-                f"{self.told(data, long)}. Raise it: they are more than the {MOST_BAD:.0%} that may be left out"
+                f"{self.long_answers_note(data, long)}. Raise it: they are more than the {MOST_BAD:.0%} that may be "
+                "left out"
             )
         found: dict[int, int] = {}
         for i in reversed([*long, *(i + number for i in long)]):  # round, for the last row may be one of them
             found[i] = found.get(i + 1, i + 1)
         return {i: found[i] % number for i in long}
 
-    def told(self, data: tasks.TaskData, long: Sequence[int]) -> str:
+    def long_answers_note(self, data: tasks.TaskData, long: Sequence[int]) -> str:
         what = f"{len(long)} of {len(data.train):,} training rows have an answer that leaves no room for the question"
         ids = listed([data.train[i].id for i in long])
         return f"task {data.name}: {what} in train.max_length={self.config.train.max_length}: {ids}"
@@ -215,7 +216,7 @@ class Parts:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the data before anything is trained or scored."""
-        long = [self.told(self.trained[name], [*rows]) for name, rows in self.in_place.items() if rows]
+        long = [self.long_answers_note(self.trained[name], [*rows]) for name, rows in self.in_place.items() if rows]
         return [note for data in self.data.values() for note in data.notes] + [
             f"{told}. Others are drawn in their place" for told in long
         ]

@@ -82,7 +82,7 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def same(what: str, value: Any) -> None:
+def require_same(what: str, value: Any) -> None:
     """Raise on every rank where the ranks do not see the same value.
 
     Raises:

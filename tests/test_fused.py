@@ -82,7 +82,7 @@ def test_a_whole_model_has_the_gradients_of_the_plain_equation(name, compute, dt
 
 
 def build(gate: dict, D: int, E: int) -> gates.Gate:
-    kind, options = gates.check(gate)
+    kind, options = gates.kind_and_options(gate)
     return kind(D, E, None if gate["kind"] == "dense" else 2, options)
 
 

@@ -50,7 +50,7 @@ def prepared(model: nn.Module, method: Method, names: Model | None = None) -> di
     check_method(method)
     if adapted(model):
         raise ConfigError("this model carries an adapter already. Load the base model anew, or merge the adapter first")
-    return wrappers(model, Plan(model, method), names or Model(name="model"))
+    return wrappers(model, Builder(model, method), names or Model(name="model"))
 
 
 def place(model: nn.Module, built: Mapping[str, Wrapper]) -> None:
@@ -70,14 +70,14 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]:
-    """What `prepared` says, for one plan."""
-    method, linears = plan.method, targets.linears(model)
+def wrappers(model: nn.Module, builder: "Builder", names: Model) -> dict[str, Wrapper]:
+    """What `prepared` says, by one builder."""
+    method, linears = builder.method, targets.linears(model)
     chosen = targets.select(linears, method.target_modules, names, "method.target_modules")
     require_fit(model, {name: linears[name] for name in chosen}, "method.target_modules", method.gate is not None)
     built: dict[str, Wrapper] = {}
     if method.scope is Scope.linear:
-        built |= {name: plan.linear(name, linears[name]) for name in chosen}
+        built |= {name: builder.linear(name, linears[name]) for name in chosen}
     else:
         blocks = feed_forward_blocks(chosen, names)
         if others := trial.other_blocks(model, blocks, names.feed_forward):
@@ -85,13 +85,13 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
                 f"method.scope=feed_forward: '{others[0]}' computes more than down(act(gate x) * up x), which is "
                 "all that would be put in its place. Use a method with scope=linear"
             )
-        built |= {name: plan.feed_forward(name, model.get_submodule(name), names) for name in blocks}
+        built |= {name: builder.feed_forward(name, model.get_submodule(name), names) for name in blocks}
         if method.plain_modules is not None:
             plain = targets.select(linears, method.plain_modules, names, "method.plain_modules")
             outside = [name for name in plain if not any(name.startswith(block + ".") for block in blocks)]
             require_fit(model, {name: linears[name] for name in outside}, "method.plain_modules", False)
-            built |= {name: plan.plain(name, linears[name]) for name in outside}
-    introduce(built, names)
+            built |= {name: builder.plain(name, linears[name]) for name in outside}
+    join_siblings(built, names)
     return built
 
 
@@ -104,7 +104,7 @@ def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, gat
         raise ConfigError(f"{key}: '{name}' {why}. Leave it out: {others}")
 
 
-def introduce(built: Mapping[str, Wrapper], names: Model) -> None:
+def join_siblings(built: Mapping[str, Wrapper], names: Model) -> None:
     """Make siblings of the linears of one module that read one input, as transformers names them."""
     for family in (QUERY_KEY_VALUE, (names.feed_forward.gate, names.feed_forward.up)):
         for parent in dict.fromkeys(name.rpartition(".")[0] for name in built):
@@ -134,12 +134,12 @@ def feed_forward_blocks(chosen: list[str], names: Model) -> list[str]:
     return blocks
 
 
-class Plan:
+class Builder:
     """What each module gets: numbers from the method, stretched over the layers of this model."""
 
     def __init__(self, model: nn.Module, method: Method):
         self.method = method
-        self.kind = None if method.gate is None else gates.check(method.gate)
+        self.kind = None if method.gate is None else gates.kind_and_options(method.gate)
         layers = [targets.layer_of(name) for name in targets.linears(model)]
         self.depth = 1 + max((layer for layer in layers if layer is not None), default=0)
         self.dtype = next(model.parameters()).dtype if method.adapter_dtype is Dtype.auto else torch_dtype(method)

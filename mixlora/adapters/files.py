@@ -82,22 +82,22 @@ def peft_lora(model: nn.Module, method: Method) -> dict[str, Any]:
     scales = {name: wrapper.delta.scale for name, wrapper in wrappers.items() if isinstance(wrapper, LoraLinear)}
     first = next(iter(ranks))
     rslora = method.scale is Scale.alpha_over_sqrt_r
-    alphas = {name: scales[name] * (ranks[name] ** 0.5 if rslora else ranks[name]) for name in ranks}
+    alphas = {name: as_integer(scales[name] * (ranks[name] ** 0.5 if rslora else ranks[name])) for name in ranks}
     return {
         "peft_type": "LORA",
         "r": ranks[first],
-        "lora_alpha": whole(alphas[first]),
+        "lora_alpha": alphas[first],
         "lora_dropout": method.lora_dropout,
         "use_rslora": rslora,
         "target_modules": endings(model, list(ranks)),
         "rank_pattern": {name: r for name, r in ranks.items() if r != ranks[first]},
-        "alpha_pattern": {name: whole(a) for name, a in alphas.items() if whole(a) != whole(alphas[first])},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != alphas[first]},
         "fan_in_fan_out": False,
         "init_lora_weights": True,
     }
 
 
-def whole(alpha: float) -> float | int:
+def as_integer(alpha: float) -> float | int:
     """PEFT types alpha as an integer; a product of scale and rank is one up to rounding."""
     return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
 

@@ -154,11 +154,11 @@ class Trainer:
                 self.on_step(line)
                 last = step == self.steps
                 if scores or last:  # a signal that came in the meantime is not left to a step that may never be
-                    stop = stop or told(seen)
+                    stop = stop or any_rank_is_told_to_stop(seen)
                 if step % self.train.save_steps == 0 or last or stop:
                     self.save(step)
                 if last:
-                    stop = stop or told(seen)
+                    stop = stop or any_rank_is_told_to_stop(seen)
                 if stop:
                     number = seen[0] if seen else signal.SIGTERM
                     raise Interrupted(f"saved after step {step}; the same command goes on from there", number)
@@ -438,7 +438,7 @@ class Trainer:
         return self.accelerator.is_main_process
 
 
-def told(seen: Sequence[int]) -> bool:
+def any_rank_is_told_to_stop(seen: Sequence[int]) -> bool:
     """Whether any rank was told to stop; every rank must ask."""
     return any(ranks.gathered(bool(seen)))
 
