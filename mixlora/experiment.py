@@ -21,7 +21,7 @@ from mixlora.adapters.attach import count, paths, place, prepared
 from mixlora.adapters.modules import Wrapper
 from mixlora.checks import check, check_training
 from mixlora.config import load as configs
-from mixlora.config.schema import Config
+from mixlora.config.schema import Config, Tracker
 from mixlora.console import bar, say
 from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError, ResourceError
 from mixlora.evaluation.report import print_results
@@ -367,7 +367,7 @@ class Experiment:
 
     def log(self, line: Mapping[str, Any], shown: Any) -> None:
         shown.advance(1, loss_of(line))
-        if self.config.tracker.value != "none":
+        if self.config.tracker is not Tracker.none:
             self.parts.accelerator.log(flat(line), step=line["step"])
 
     # ---- what is said and kept

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from mixlora import ranks, tasks
 from mixlora.checks import AS_THEY_ARE
 from mixlora.config import load as configs
-from mixlora.config.schema import Answer, Backend, Config, Split
+from mixlora.config.schema import Answer, Backend, Config, Loss, Split, Tracker
 from mixlora.console import say
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation import harness, protocols, sandbox
@@ -43,24 +43,24 @@ class Parts:
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        tracker, patience = self.config.tracker.value, self.config.rank_timeout + ranks.GRACE_SECONDS
+        tracker, patience = self.config.tracker, self.config.rank_timeout + ranks.GRACE_SECONDS
         return Accelerator(
             # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
             cpu=base.accelerator() is None,
             # Where these are not given, the environment that `accelerate launch` sets decides.
             mixed_precision=AS_THEY_ARE,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=None if tracker == "none" else tracker,
+            log_with=None if tracker is Tracker.none else tracker.value,
             project_dir=str(self.folder),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=patience))],
         )
 
     def start_tracker(self, *, goes_on: bool) -> None:
         """Only where there is something to track: a run that begins or goes on from a checkpoint."""
-        tracker = self.config.tracker.value
-        if tracker != "none":
+        tracker = self.config.tracker
+        if tracker is not Tracker.none:
             flat = {"config": json.dumps(configs.plain(self.config))}
-            options = {"wandb": wandb_run(self.folder, goes_on=goes_on)} if tracker == "wandb" else {}
+            options = {"wandb": wandb_run(self.folder, goes_on=goes_on)} if tracker is Tracker.wandb else {}
             self.accelerator.init_trackers("mixlora", flat, options)
 
     @cached_property
@@ -174,7 +174,7 @@ class Parts:
 
     def row(self, task: str, example: Example) -> Row:
         encoded = self.formatter.encode(example, max_length=self.config.train.max_length)
-        on_prompt = self.config.data.loss_on.value == "all"
+        on_prompt = self.config.data.loss_on is Loss.all
         return Row(example.id, task, tuple(encoded.prompt_ids), tuple(encoded.answer_ids), on_prompt)
 
     def rows(self, first: int, number: int) -> list[Row]:
