@@ -74,7 +74,8 @@ def wrappers(model: nn.Module, builder: "Builder", names: Model) -> dict[str, Wr
     """What `prepared` says, by one builder."""
     method, linears = builder.method, targets.linears(model)
     chosen = targets.select(linears, method.target_modules, names, "method.target_modules")
-    require_fit(model, {name: linears[name] for name in chosen}, "method.target_modules", method.gate is not None)
+    gated = method.gate is not None
+    require_fit(model, {name: linears[name] for name in chosen}, "method.target_modules", gated=gated)
     built: dict[str, Wrapper] = {}
     if method.scope is Scope.linear:
         built |= {name: builder.linear(name, linears[name]) for name in chosen}
@@ -89,13 +90,13 @@ def wrappers(model: nn.Module, builder: "Builder", names: Model) -> dict[str, Wr
         if method.plain_modules is not None:
             plain = targets.select(linears, method.plain_modules, names, "method.plain_modules")
             outside = [name for name in plain if not any(name.startswith(block + ".") for block in blocks)]
-            require_fit(model, {name: linears[name] for name in outside}, "method.plain_modules", False)
+            require_fit(model, {name: linears[name] for name in outside}, "method.plain_modules", gated=False)
             built |= {name: builder.plain(name, linears[name]) for name in outside}
     join_siblings(built, names)
     return built
 
 
-def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, gated: bool) -> None:
+def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, *, gated: bool) -> None:
     """Raise a ConfigError for the first chosen linear beside which an adapter could not do its work."""
     if wrong := trial.misfits(model, chosen, gated=gated):
         name, why = next(iter(wrong.items()))
@@ -149,11 +150,11 @@ class Builder:
             return self.plain(name, base)
         E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
         kind = FusedGatedLinear if self.by_hand(base) else GatedLinear
-        return kind(base, self.low_rank(name, base, E, shared), self.gate(name, base, E))
+        return kind(base, self.low_rank(name, base, E, shared_a=shared), self.gate(name, base, E))
 
     def plain(self, name: str, base: nn.Module) -> Wrapper:
         kind = FusedLoraLinear if self.by_hand(base) else LoraLinear
-        return kind(base, self.low_rank(name, base, 1, False))
+        return kind(base, self.low_rank(name, base, 1, shared_a=False))
 
     def by_hand(self, *linears: nn.Module) -> bool:
         """Whether a hand-written backward is wanted, and reads these linears right."""
@@ -167,7 +168,7 @@ class Builder:
         if not hasattr(block, names.feed_forward.activation):
             raise ConfigError(f"model.feed_forward.activation: '{name}' has no '{names.feed_forward.activation}'")
         E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
-        deltas = {part: self.low_rank(name, linear, E, shared) for part, linear in linears.items()}
+        deltas = {part: self.low_rank(name, linear, E, shared_a=shared) for part, linear in linears.items()}
         children = parts | {"activation": names.feed_forward.activation}
         kind = FusedFeedForward if self.by_hand(*linears.values()) else GatedFeedForward
         built = kind(block, children, deltas, self.gate(name, linears["gate"], E))
@@ -175,7 +176,7 @@ class Builder:
             built.turn_lean()
         return built
 
-    def low_rank(self, name: str, base: nn.Module, E: int, shared_a: bool) -> LowRank:
+    def low_rank(self, name: str, base: nn.Module, E: int, *, shared_a: bool) -> LowRank:
         D, O = targets.sizes(base)
         r, m = self.at(name, "r"), self.method
         dropout, scale = m.lora_dropout, self.scale(name, r)
