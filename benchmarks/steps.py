@@ -23,7 +23,7 @@ from training import loaded, long_rows, lora_like, ours, peft_like, rows_from, t
 
 from mixlora.adapters import targets
 from mixlora.config.schema import Compute
-from mixlora.training.loop import compute_twice
+from mixlora.training.recompute import enable_gradient_checkpointing
 
 METHODS = ["mole", "mola", "dynmole", "hydralora", "smora", "mixlora"]
 EVERY_LINEAR = {"dynmole": ["method.target_modules=all-linear"]}  # the others' files say so
@@ -162,7 +162,7 @@ def peak(options) -> dict[str, int]:
     examples += long_rows(1024, 8, 512) if gpu else long_rows(128, 8, 8)
     built = variants(options.methods, options.dropout, options.where)[options.worker]()
     if options.twice:
-        compute_twice(built[0])
+        enable_gradient_checkpointing(built[0])
     each = trainer(built, examples, 8)
     each.model.train()
     loaded.cache_clear()  # each variant is a copy; the model that it was copied from is in no one's training run

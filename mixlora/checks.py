@@ -36,7 +36,7 @@ def check(config: Config) -> None:
     check_shards(config, os.environ)
     losses.build(config.aux_loss)
     if config.method.gate is not None:
-        gates.check(config.method.gate)
+        gates.kind_and_options(config.method.gate)
         if config.method.scope is Scope.feed_forward:
             gates.require_weights_of_one(config.method.gate)
     elif config.aux_loss:
@@ -70,7 +70,7 @@ def check_losses(config: Config) -> None:
                 "train.packing=false, or count_padding to false"
             )
         assert config.method.gate is not None  # see `check`
-        kind, _ = gates.check(config.method.gate)
+        kind, _ = gates.kind_and_options(config.method.gate)
         counts = getattr(loss, "share", None) in (losses.Share.assignments, losses.Share.slots)
         if counts and kind.uses_every(config.method.top_k):
             raise ConfigError(

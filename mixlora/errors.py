@@ -67,6 +67,11 @@ def wrapped(error: BaseException | None) -> MixloraError | None:
     return error
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's message; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def exit_status(work: Callable[[], object]) -> int:
     """Do the work of a command without Hydra -> its exit status, an error's message printed."""
     try:

@@ -21,7 +21,7 @@ from mixlora.adapters.attach import count, paths, place, prepared
 from mixlora.adapters.modules import Wrapper
 from mixlora.checks import check, check_training
 from mixlora.config import load as configs
-from mixlora.config.schema import Config
+from mixlora.config.schema import Config, Tracker
 from mixlora.console import bar, say
 from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError, ResourceError
 from mixlora.evaluation.report import print_results
@@ -44,7 +44,8 @@ from mixlora.scoring import SCORED, Scoring
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint
 from mixlora.training.distribute import require_one_dtype
-from mixlora.training.loop import Totals, Trainer, compute_twice
+from mixlora.training.loop import Totals, Trainer
+from mixlora.training.recompute import enable_gradient_checkpointing
 
 
 @dataclass
@@ -67,10 +68,10 @@ class Experiment:
 
     def run(self) -> None:
         """Train and evaluate, or go on, or show what is already there."""
-        with signals.raised(), named(self.folder):
+        with signals.raised(), with_remedies(self.folder):
             self.parts.accelerator  # noqa: B018  starts the process group
             # Inside as well: what a rank tells the others is the error that names its remedy.
-            with ranks.together(self.config.rank_timeout) as self.watch, named(self.folder):
+            with ranks.together(self.config.rank_timeout) as self.watch, with_remedies(self.folder):
                 reach("start")
                 self.surroundings = surroundings(self.parts.accelerator.device, configs.quantizer(self.config.model))
                 if self.config.dry_run:
@@ -85,17 +86,17 @@ class Experiment:
                 self.announce()
                 began = time.monotonic()
                 loaded, adapter = self.load()
-                ranks.same("base model's weights", loaded.sha256)
+                ranks.require_same("base model's weights", loaded.sha256)
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
                     if ranks.agree(self.finished()):
                         say(f"Another process has finished this run while the model was loading here: {self.folder}")
                         return
                     self.same_configuration()
-                    self.start_from = self.checkpoint_of(loaded)
-                    self.begin()
-                    with self.failure_recorded(), named(self.folder):
+                    self.start_from = self.agreed_checkpoint(loaded)
+                    self.write_config()
+                    with self.failure_recorded(), with_remedies(self.folder):
                         self.parts.start_tracker(goes_on=self.start_from is not None)
-                        self.work(loaded, adapter, began)
+                        self.train_and_score(loaded, adapter, began)
             self.parts.accelerator.end_training()
 
     def finished(self) -> bool:
@@ -139,17 +140,17 @@ class Experiment:
             f"{time.monotonic() - began:.1f} s, peak memory {peak:.2f} GiB. Nothing was trained or written"
         )
 
-    def checkpoint_of(self, loaded: base.Base) -> Path | None:
+    def agreed_checkpoint(self, loaded: base.Base) -> Path | None:
         """Where training goes on from; refused, before anything is scored or written, if it is of another run."""
-        path = ranks.agree(self.checkpoint() if self.parts.accelerator.is_main_process else None)
+        path = ranks.agree(self.find_checkpoint() if self.parts.accelerator.is_main_process else None)
         if path is not None:
             same_origin(path, checkpoint.read(path).state["origin"], self.origin(loaded.sha256))
             if self.config.train.load_best:
                 checkpoint.require_best(path)
         return path
 
-    def begin(self) -> None:
-        """Write the configuration: that of this process, for a run may go on with less memory."""
+    def write_config(self) -> None:
+        """Write the configuration, that of this process, for a run may go on with less memory; and that it runs."""
         if not self.parts.accelerator.is_main_process:
             return
         remove_strays(self.folder)
@@ -230,7 +231,7 @@ class Experiment:
         require_one_dtype(adapter.values(), self.parts.accelerator.num_processes)
         return loaded, adapter
 
-    def work(self, loaded: base.Base, adapter: Mapping[str, Wrapper], began: float) -> None:
+    def train_and_score(self, loaded: base.Base, adapter: Mapping[str, Wrapper], began: float) -> None:
         config = self.config
         if config.eval.before:
             self.scoring(loaded).evaluate_base(anew=self.start_from is None or self.elsewhere is not None)
@@ -261,7 +262,7 @@ class Experiment:
         config = self.config
         place(loaded.model, adapter)
         if config.model.gradient_checkpointing:
-            compute_twice(loaded.model)
+            enable_gradient_checkpointing(loaded.model)
         sizes = count(loaded.model)
         say(
             f"{config.method.name}: {sizes['trainable']:,} trainable parameters "
@@ -335,7 +336,7 @@ class Experiment:
                 say(f"Going on with {change}: the last bits may differ from those of a run in one piece")
             if trainer.main and self.elsewhere is not None:
                 checkpoint.adopt(path, self.folder, with_best=self.config.train.load_best)
-            ranks.agree(None)  # the other ranks wait until the files are there
+            ranks.wait_for_rank_0()
             trainer.restore(saved)
             trainer.resumed_from = str(path.resolve()) if path == self.asked_for else saved.state.get("resumed_from")
             start = saved.step
@@ -356,7 +357,7 @@ class Experiment:
         """The checkpoint that the user asks for."""
         return Path(self.config.resume) if self.config.resume else None
 
-    def checkpoint(self) -> Path | None:
+    def find_checkpoint(self) -> Path | None:
         """Where to go on from; whatever is damaged is named."""
         folder, best = self.folder / "checkpoints", self.folder / "best"
         path, wrong = checkpoint.newest(folder, best if self.config.train.load_best else None)
@@ -373,7 +374,7 @@ class Experiment:
 
     def log(self, line: Mapping[str, Any], shown: Any) -> None:
         shown.advance(1, loss_of(line))
-        if self.config.tracker.value != "none":
+        if self.config.tracker is not Tracker.none:
             self.parts.accelerator.log(flat(line), step=line["step"])
 
     # ---- what is said and kept
@@ -383,9 +384,9 @@ class Experiment:
         say(f"Run folder: {self.folder}")
         say(f"{processes} process{'es' if processes > 1 else ''}, {self.surroundings['device']}")
         self.parts.tell_notes()
-        self.parts.require_means()
-        ranks.same("configuration", configs.digest(self.config))
-        ranks.same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
+        self.parts.require_prerequisites()
+        ranks.require_same("configuration", configs.digest(self.config))
+        ranks.require_same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
         if not self.parts.trained:
             raise ConfigError(f"tasks={self.config.tasks.name} has no training rows of a weight above 0")
         if self.config.train.load_best and not self.parts.validated:
@@ -455,7 +456,7 @@ def loss_of(line: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def named(folder: Path) -> Iterator[None]:
+def with_remedies(folder: Path) -> Iterator[None]:
     """Errors of the machine as errors that name their remedy."""
     try:
         yield

@@ -30,7 +30,8 @@ class Routing:
     weights_TE: Tensor  # g(x): zero where an expert was not chosen
     chosen_TE: Tensor  # bool
     score: Callable[[Tensor], Tensor]  # from logits to the score of every expert before selection
-    share: Callable[[Tensor], Tensor] | None = None  # the same as parts of their sum, where scores are not yet
+    # `score` normalised to sum to one; None where it already does
+    normalized_score: Callable[[Tensor], Tensor] | None = None
 
     @property
     def probs_TE(self) -> Tensor:
@@ -55,9 +56,9 @@ class GateOptions:
 class Gate(nn.Module):
     """A linear router without bias, its scores in at least float32, and a selection.
 
-    A kind is a class with `route`, a function of what it is given and of `options`, `top_k` and `num_experts` alone:
-    gates of one rule are asked together, in a dimension between T and S. Its scores are a function of logits and
-    `options` alone: losses compute those of all gates of a model at once.
+    A kind is a class with `route`, a pure function of the logits, `state()`, `options`, `top_k` and `num_experts`, so
+    that gates of one rule can run stacked between T and S. Its scores are a pure function of logits and `options`:
+    losses compute those of all gates of a model at once.
 
     Args:
         in_features: D.
@@ -68,7 +69,7 @@ class Gate(nn.Module):
     """
 
     Options: ClassVar[type[GateOptions]] = GateOptions
-    router_rows_share: int = 1
+    experts_per_router_row: int = 1
     route: Callable[..., Routing]  # of logits_TS, and of what `state` holds by its name
 
     def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
@@ -77,7 +78,7 @@ class Gate(nn.Module):
             raise ConfigError(f"method.top_k must be between 1 and num_experts={num_experts}, got {top_k}")
         self.num_experts, self.top_k, self.options = num_experts, top_k, options
         self.score = partial(self.scores, options)  # bound to no gate: a record holds it, and a gate its record
-        self.router = nn.Linear(in_features, num_experts // self.router_rows_share, bias=False, **factory)
+        self.router = nn.Linear(in_features, num_experts // self.experts_per_router_row, bias=False, **factory)
         if options.router_init_std is not None:
             nn.init.normal_(self.router.weight, std=options.router_init_std)
         self.routing: Routing | None = None
@@ -115,6 +116,11 @@ class Gate(nn.Module):
         """The experts that the last forward chose: bool [T, E]."""
         assert self.routing is not None
         return self.routing.chosen_TE
+
+    def forget(self) -> None:
+        """Let go of the record of the last forward."""
+        if self.routing is not None:  # to write an attribute of a module takes ten times as long as to read it
+            self.routing = None
 
     @staticmethod
     def scores(options: Any, logits_TS: Tensor) -> Tensor:
@@ -258,9 +264,9 @@ class BalancedTopK(Gate):
             raise ConfigError(
                 f"method.gate.rank_partition must divide num_experts={num_experts}, got {options.rank_partition}"
             )
-        self.router_rows_share = options.rank_partition
+        self.experts_per_router_row = options.rank_partition
         super().__init__(in_features, num_experts, top_k, options, **factory)
-        self.share = partial(self.shares, options)
+        self.normalized_score = partial(self.normalized_scores, options)
         self.bias_E: Tensor
         self.register_buffer("bias_E", torch.zeros(num_experts, device=self.router.weight.device))
 
@@ -277,7 +283,7 @@ class BalancedTopK(Gate):
         return repeated(scores_TS, options.rank_partition)
 
     @staticmethod
-    def shares(options: BalancedOptions, logits_TS: Tensor) -> Tensor:
+    def normalized_scores(options: BalancedOptions, logits_TS: Tensor) -> Tensor:
         """The scores as parts of their sum, as DeepSeek-V3 (arXiv 2412.19437, eq. 19) has them in its balance loss: for
         what a loss says of probabilities."""
         scores_TE = BalancedTopK.scores(options, logits_TS)
@@ -296,7 +302,7 @@ class BalancedTopK(Gate):
         if self.options.bias_in_value:
             value_TK = value_TK + bias_E.expand_as(biased_TE).gather(-1, index_TK)
         weight_TK = k * value_TK / value_TK.sum(-1, keepdim=True)
-        return Routing(logits_TS, *placed(weight_TK, index_TK, self.num_experts), self.score, self.share)
+        return Routing(logits_TS, *placed(weight_TK, index_TK, self.num_experts), self.score, self.normalized_score)
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor) -> None:
@@ -308,7 +314,7 @@ class BalancedTopK(Gate):
 KINDS: dict[str, type[Gate]] = {"dense": Dense, "topk": TopK, "entropy": Entropy, "balanced": BalancedTopK}
 
 
-def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
+def kind_and_options(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
     """The class and the typed options that `method.gate` names; ConfigError where it names none."""
     kind = str(gate.get("kind", ""))
     if kind not in KINDS:
@@ -320,7 +326,7 @@ def check(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
 def require_weights_of_one(gate: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a gate whose weights may sum to something else, where each expert holds the frozen block:
     the block itself would be scaled by their sum, trained or not."""
-    _, options = check(gate)
+    _, options = kind_and_options(gate)
     if not options.sums_to_one:
         remedy = "method.gate.renormalize=true" if hasattr(options, "renormalize") else "method.gate.kind=topk or dense"
         raise ConfigError(
@@ -346,7 +352,7 @@ def apart(all_TnE: Routing, n: int) -> list[Routing]:
     if n == 1:
         return [all_TnE]
     parts = [tensor.unbind(-2) for tensor in (all_TnE.logits_TS, all_TnE.weights_TE, all_TnE.chosen_TE)]
-    return [Routing(z, g, chosen, all_TnE.score, all_TnE.share) for z, g, chosen in zip(*parts, strict=True)]
+    return [Routing(z, g, chosen, all_TnE.score, all_TnE.normalized_score) for z, g, chosen in zip(*parts, strict=True)]
 
 
 def of_one_rule(one: Gate | None, other: Gate | None) -> bool:

@@ -147,12 +147,12 @@ def build(aux_loss: Mapping[str, Mapping[str, Any]]) -> dict[str, AuxLoss]:
 def grouped(names: Iterable[str], over: Over) -> Iterable[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
-        key = {Over.router: name, Over.layer: layer_of(name), Over.model: ""}[over]
+        key = {Over.router: name, Over.layer: layer_prefix(name), Over.model: ""}[over]
         groups.setdefault(key, []).append(name)
     return groups.values()
 
 
-def layer_of(name: str) -> str:
+def layer_prefix(name: str) -> str:
     """ "model.layers.3.mlp.up_proj.gate" -> "model.layers.3": up to the first number."""
     parts = name.split(".")
     end = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
@@ -167,11 +167,11 @@ def reduced(values: Sequence[Tensor], reduce: Reduce) -> Tensor:
 def score_means(
     routings: Mapping[str, Routing], mask_T: Tensor, of: Callable[[Tensor], Tensor] = lambda p_LTE: p_LTE
 ) -> dict[str, Tensor]:
-    """Means of `of(p)` of every router, whose scores p, as parts of their sum, are computed here, all at once: a model
-    has one kind of gate."""
+    """Mean of `of(p)` for every router, p its normalised scores: computed all at once, for a model has one kind of
+    gate."""
     first = next(iter(routings.values()))
-    share = first.share or first.score
-    return token_means({name: r.logits_TS for name, r in routings.items()}, mask_T, lambda z_LTS: of(share(z_LTS)))
+    normalized = first.normalized_score or first.score
+    return token_means({name: r.logits_TS for name, r in routings.items()}, mask_T, lambda z_LTS: of(normalized(z_LTS)))
 
 
 def token_means(

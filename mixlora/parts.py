@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from mixlora import ranks, tasks
 from mixlora.checks import AS_THEY_ARE
 from mixlora.config import load as configs
-from mixlora.config.schema import Answer, Backend, Config, Split
+from mixlora.config.schema import Answer, Backend, Config, Loss, Split, Tracker
 from mixlora.console import say
 from mixlora.environment import world_size
 from mixlora.errors import ConfigError, DataError
@@ -46,24 +46,24 @@ class Parts:
     @cached_property
     def accelerator(self) -> Accelerator:
         require_usable(world_size())
-        tracker, patience = self.config.tracker.value, self.config.rank_timeout + ranks.GRACE_SECONDS
+        tracker, patience = self.config.tracker, self.config.rank_timeout + ranks.GRACE_SECONDS
         return Accelerator(
             # Left to itself on a machine without accelerators, it would start one job of one process on every rank.
             cpu=base.accelerator() is None,
             # Where these are not given, the environment that `accelerate launch` sets decides.
             mixed_precision=AS_THEY_ARE,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=None if tracker == "none" else tracker,
+            log_with=None if tracker is Tracker.none else tracker.value,
             project_dir=str(self.folder),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=patience))],
         )
 
     def start_tracker(self, *, goes_on: bool) -> None:
         """Only where there is something to track: a run that begins or goes on from a checkpoint."""
-        tracker = self.config.tracker.value
-        if tracker != "none":
+        tracker = self.config.tracker
+        if tracker is not Tracker.none:
             flat = {"config": json.dumps(configs.plain(self.config))}
-            options = {"wandb": wandb_run(self.folder, goes_on=goes_on)} if tracker == "wandb" else {}
+            options = {"wandb": wandb_run(self.folder, goes_on=goes_on)} if tracker is Tracker.wandb else {}
             self.accelerator.init_trackers("mixlora", flat, options)
 
     @cached_property
@@ -106,14 +106,15 @@ class Parts:
         long = [i for i, example in enumerate(data.train) if not self.formatter.fits(example, most)]
         if len(long) > MOST_BAD * number:
             raise DataError(
-                f"{self.told(data, long)}. Raise it: they are more than the {MOST_BAD:.0%} that may be left out"
+                f"{self.long_answers_note(data, long)}. Raise it: they are more than the {MOST_BAD:.0%} that may be "
+                "left out"
             )
         found: dict[int, int] = {}
         for i in reversed([*long, *(i + number for i in long)]):  # round, for the last row may be one of them
             found[i] = found.get(i + 1, i + 1)
         return {i: found[i] % number for i in long}
 
-    def told(self, data: tasks.TaskData, long: Sequence[int]) -> str:
+    def long_answers_note(self, data: tasks.TaskData, long: Sequence[int]) -> str:
         what = f"{len(long)} of {len(data.train):,} training rows have an answer that leaves no room for the question"
         ids = listed([data.train[i].id for i in long])
         return f"task {data.name}: {what} in train.max_length={self.config.train.max_length}: {ids}"
@@ -183,7 +184,7 @@ class Parts:
 
     def row(self, task: str, example: Example) -> Row:
         encoded = self.formatter.encode(example, max_length=self.config.train.max_length)
-        on_prompt = self.config.data.loss_on.value == "all"
+        on_prompt = self.config.data.loss_on is Loss.all
         return Row(example.id, task, tuple(encoded.prompt_ids), tuple(encoded.answer_ids), on_prompt)
 
     def rows(self, first: int, number: int) -> list[Row]:
@@ -194,7 +195,7 @@ class Parts:
     def runnable(self, data: tasks.TaskData) -> bool:
         return data.task.answer_kind is not Answer.code or self.config.eval.allow_code_execution
 
-    def require_means(self) -> None:
+    def require_prerequisites(self) -> None:
         """What the scoring needs is there: found before the model is loaded.
 
         Raises:
@@ -225,7 +226,7 @@ class Parts:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the data before anything is trained or scored."""
-        long = [self.told(self.trained[name], [*rows]) for name, rows in self.in_place.items() if rows]
+        long = [self.long_answers_note(self.trained[name], [*rows]) for name, rows in self.in_place.items() if rows]
         return [note for data in self.data.values() for note in data.notes] + [
             f"{told}. Others are drawn in their place" for told in long
         ]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mixlora.errors import ConfigError, MixloraError
+from mixlora.errors import ConfigError, MixloraError, first_line
 
 T = TypeVar("T")
 BEAT_SECONDS = 0.5
@@ -67,6 +67,11 @@ def agree(value: T) -> T:
     return box[0]
 
 
+def wait_for_rank_0() -> None:
+    """The other ranks go on once rank 0 has come here, which does not wait for them."""
+    agree(None)
+
+
 def gathered(value: T) -> list[T]:
     """Every rank's value, in the order of the ranks."""
     if world() == 1:
@@ -85,7 +90,7 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def same(what: str, value: Any) -> None:
+def require_same(what: str, value: Any) -> None:
     """Raise on every rank where the ranks do not see the same value.
 
     Raises:
@@ -316,7 +321,7 @@ class Watch:
         named = " and ".join(f"rank {other} (last seen: {were[other][2]})" for other in sorted(blamed))
         within = f" within {self.timeout:.0f} s" if TIMED_OUT.search(str(error)) else ""
         verb = "died" if silent else f"did not arrive{within}"
-        return LostRank(f"{named or 'another rank'} {verb}; {first_line(error)}. {REMEDY}")
+        return LostRank(f"{named or 'another rank'} {verb}; {first_line(error)[:200]}. {REMEDY}")
 
 
 def seen(said: str) -> tuple[int, int, str]:
@@ -334,10 +339,6 @@ def store_gone() -> LostRank:
 
 def tell(message: str) -> None:
     print(f"mixlora: {message}", file=sys.stderr, flush=True)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def is_lost(error: BaseException) -> bool:

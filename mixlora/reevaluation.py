@@ -40,7 +40,7 @@ def rescored(config: Config, run: str | None, given: str | None) -> Path:
     trained = None if run is None else loading.described(Path(run))[2]
     parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))
     parts.tell_notes()
-    parts.require_means()
+    parts.require_prerequisites()
     device = parts.accelerator.device
     loaded = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer)
     adapter = {} if trained is None else attach(loaded.model, config.method, config.model)

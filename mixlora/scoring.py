@@ -95,7 +95,7 @@ class Scoring:
                 copy_results(shared, folder)
         if self.main:  # of an evaluation that was interrupted, be it after its last line
             (folder / SCORED).unlink(missing_ok=True)
-        ranks.agree(None)  # the others wait until all is there
+        ranks.wait_for_rank_0()
 
     def protocol_digest(self) -> str:
         """sha256 of everything that decides the base model's scores."""

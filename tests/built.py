@@ -74,7 +74,7 @@ def gate_of(
     options: dict[str, Any], in_features: int, num_experts: int, top_k: int | None, **factory: Any
 ) -> gates.Gate:
     """A gate as `attach` makes it from `method.gate`."""
-    kind, typed = gates.check(options)
+    kind, typed = gates.kind_and_options(options)
     return kind(in_features, num_experts, top_k, typed, **factory)
 
 

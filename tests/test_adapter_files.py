@@ -167,7 +167,9 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path, message):
     HARMS[message](tensors, sorted(tensors)[-1])
     save_file(tensors, tmp_path / files.TENSORS)
     before = {name: t.clone() for name, t in adapter.items()}
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(
+        CheckpointError, match=f"{tmp_path / files.TENSORS}.* {message}.* Copy the whole adapter folder"
+    ):
         files.load(tmp_path, adapter)
     assert all(torch.equal(before[name], adapter[name]) for name in adapter)
 
@@ -257,6 +259,25 @@ def test_a_peft_option_without_counterpart_is_refused(tmp_path, option):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, option: OTHER_LAYERS[option]}
     (tmp_path / files.CONFIG).write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=option):
+        mixlora.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "other"), [("r", None), ("r", "four"), ("lora_alpha", "x"), ("target_modules", 3), ("mixlora_method", [])]
+)
+def test_a_configuration_that_a_hand_has_changed_is_named_with_its_key(tmp_path, key, other):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    for harmed in (config | {key: other}, {name: value for name, value in config.items() if name != key}):
+        kind = {"peft_type": "MIXLORA"} if key == "mixlora_method" else {}
+        (tmp_path / files.CONFIG).write_text(json.dumps(harmed | kind))
+        with pytest.raises(CheckpointError, match=f"{files.CONFIG}: {key} must be .* Put the file back"):
+            mixlora.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"null", b"\xff"])
+def test_what_is_no_configuration_is_named(tmp_path, content):
+    (tmp_path / files.CONFIG).write_bytes(content)
+    with pytest.raises(CheckpointError, match=files.CONFIG):
         mixlora.load(tmp_path)
 
 

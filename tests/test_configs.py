@@ -43,7 +43,7 @@ def test_every_file_composes_and_fits_its_type(chosen):
     config = composed(*(f"{group}={name}" for group, name in chosen.items()), *extra)
     losses.build(config.aux_loss)
     if config.method.gate is not None:
-        gates.check(config.method.gate)
+        gates.kind_and_options(config.method.gate)
     assert load.config_of(OmegaConf.create(load.plain(config))) == config
 
 

@@ -839,7 +839,7 @@ def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():
     parts = Parts(Config(eval=Eval(backend=Backend.lm_eval)))
     parts.__dict__["accelerator"] = SimpleNamespace(num_processes=2)
     with pytest.raises(ConfigError, match=r"scores on one process, not on 2\. Use eval\.protocol=lm_eval"):
-        parts.require_means()
+        parts.require_prerequisites()
 
 
 def test_scores_of_answers_that_end_or_are_judged_otherwise_are_not_comparable():

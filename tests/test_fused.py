@@ -22,7 +22,7 @@ from mixlora.adapters.modules import Ahead, Fused, FusedGatedLinear, FusedLoraLi
 from mixlora.config.schema import Compute, Method, Scope
 from mixlora.config.typed import typed
 from mixlora.lowrank import LowRank
-from mixlora.training.loop import clear_records
+from mixlora.training.recompute import clear_records, keepers
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "method"
 METHODS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -82,7 +82,7 @@ def test_a_whole_model_has_the_gradients_of_the_plain_equation(name, compute, dt
 
 
 def build(gate: dict, D: int, E: int) -> gates.Gate:
-    kind, options = gates.check(gate)
+    kind, options = gates.kind_and_options(gate)
     return kind(D, E, None if gate["kind"] == "dense" else 2, options)
 
 
@@ -215,7 +215,7 @@ def test_a_forward_that_failed_between_siblings_leaves_nothing_behind():
     model.model.layers[1].mlp.act_fn.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         model(IDS)
-    clear_records(gates.gates_of(model).values(), [m for m in model.modules() if isinstance(m, Fused)])
+    clear_records(keepers(model))
     gc.collect()
     assert [ref() for ref in seen] == [None]
     assert copy.deepcopy(model) is not model

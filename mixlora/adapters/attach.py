@@ -50,7 +50,7 @@ def prepared(model: nn.Module, method: Method, names: Model | None = None) -> di
     check_method(method)
     if adapted(model):
         raise ConfigError("this model carries an adapter already. Load the base model anew, or merge the adapter first")
-    return wrappers(model, Plan(model, method), names or Model(name="model"))
+    return wrappers(model, Builder(model, method), names or Model(name="model"))
 
 
 def place(model: nn.Module, built: Mapping[str, Wrapper]) -> None:
@@ -70,14 +70,15 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]:
-    """What `prepared` says, for one plan."""
-    method, linears = plan.method, targets.linears(model)
+def wrappers(model: nn.Module, builder: "Builder", names: Model) -> dict[str, Wrapper]:
+    """What `prepared` says, by one builder."""
+    method, linears = builder.method, targets.linears(model)
     chosen = targets.select(linears, method.target_modules, names, "method.target_modules")
-    require_fit(model, {name: linears[name] for name in chosen}, "method.target_modules", method.gate is not None)
+    gated = method.gate is not None
+    require_fit(model, {name: linears[name] for name in chosen}, "method.target_modules", gated=gated)
     built: dict[str, Wrapper] = {}
     if method.scope is Scope.linear:
-        built |= {name: plan.linear(name, linears[name]) for name in chosen}
+        built |= {name: builder.linear(name, linears[name]) for name in chosen}
     else:
         blocks = feed_forward_blocks(chosen, names)
         if others := trial.other_blocks(model, blocks, names.feed_forward):
@@ -85,17 +86,17 @@ def wrappers(model: nn.Module, plan: "Plan", names: Model) -> dict[str, Wrapper]
                 f"method.scope=feed_forward: '{others[0]}' computes more than down(act(gate x) * up x), which is "
                 "all that would be put in its place. Use a method with scope=linear"
             )
-        built |= {name: plan.feed_forward(name, model.get_submodule(name), names) for name in blocks}
+        built |= {name: builder.feed_forward(name, model.get_submodule(name), names) for name in blocks}
         if method.plain_modules is not None:
             plain = targets.select(linears, method.plain_modules, names, "method.plain_modules")
             outside = [name for name in plain if not any(name.startswith(block + ".") for block in blocks)]
-            require_fit(model, {name: linears[name] for name in outside}, "method.plain_modules", False)
-            built |= {name: plan.plain(name, linears[name]) for name in outside}
-    introduce(built, names)
+            require_fit(model, {name: linears[name] for name in outside}, "method.plain_modules", gated=False)
+            built |= {name: builder.plain(name, linears[name]) for name in outside}
+    join_siblings(built, names)
     return built
 
 
-def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, gated: bool) -> None:
+def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, *, gated: bool) -> None:
     """Raise a ConfigError for the first chosen linear beside which an adapter could not do its work."""
     if wrong := trial.misfits(model, chosen, gated=gated):
         name, why = next(iter(wrong.items()))
@@ -104,7 +105,7 @@ def require_fit(model: nn.Module, chosen: Mapping[str, nn.Module], key: str, gat
         raise ConfigError(f"{key}: '{name}' {why}. Leave it out: {others}")
 
 
-def introduce(built: Mapping[str, Wrapper], names: Model) -> None:
+def join_siblings(built: Mapping[str, Wrapper], names: Model) -> None:
     """Make siblings of the linears of one module that read one input, as transformers names them."""
     for family in (QUERY_KEY_VALUE, (names.feed_forward.gate, names.feed_forward.up)):
         for parent in dict.fromkeys(name.rpartition(".")[0] for name in built):
@@ -134,12 +135,12 @@ def feed_forward_blocks(chosen: list[str], names: Model) -> list[str]:
     return blocks
 
 
-class Plan:
+class Builder:
     """What each module gets: numbers from the method, stretched over the layers of this model."""
 
     def __init__(self, model: nn.Module, method: Method):
         self.method = method
-        self.kind = None if method.gate is None else gates.check(method.gate)
+        self.kind = None if method.gate is None else gates.kind_and_options(method.gate)
         if method.gate is not None and method.scope is Scope.feed_forward:
             gates.require_weights_of_one(method.gate)
         layers = [targets.layer_of(name) for name in targets.linears(model)]
@@ -151,11 +152,11 @@ class Plan:
             return self.plain(name, base)
         E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
         kind = FusedGatedLinear if self.by_hand(base) else GatedLinear
-        return kind(base, self.low_rank(name, base, E, shared), self.gate(name, base, E))
+        return kind(base, self.low_rank(name, base, E, shared_a=shared), self.gate(name, base, E))
 
     def plain(self, name: str, base: nn.Module) -> Wrapper:
         kind = FusedLoraLinear if self.by_hand(base) else LoraLinear
-        return kind(base, self.low_rank(name, base, 1, False))
+        return kind(base, self.low_rank(name, base, 1, shared_a=False))
 
     def by_hand(self, *linears: nn.Module) -> bool:
         """Whether a hand-written backward is wanted, and reads these linears right."""
@@ -169,15 +170,15 @@ class Plan:
         if not hasattr(block, names.feed_forward.activation):
             raise ConfigError(f"model.feed_forward.activation: '{name}' has no '{names.feed_forward.activation}'")
         E, shared = self.at(name, "num_experts"), self.method.factors is Factors.shared_a
-        deltas = {part: self.low_rank(name, linear, E, shared) for part, linear in linears.items()}
+        deltas = {part: self.low_rank(name, linear, E, shared_a=shared) for part, linear in linears.items()}
         children = parts | {"activation": names.feed_forward.activation}
         kind = FusedFeedForward if self.by_hand(*linears.values()) else GatedFeedForward
         built = kind(block, children, deltas, self.gate(name, linears["gate"], E))
-        if isinstance(built, FusedFeedForward) and self.method.compute is Compute.lean:
+        if self.method.compute is Compute.lean:
             built.turn_lean()
         return built
 
-    def low_rank(self, name: str, base: nn.Module, E: int, shared_a: bool) -> LowRank:
+    def low_rank(self, name: str, base: nn.Module, E: int, *, shared_a: bool) -> LowRank:
         D, O = targets.sizes(base)
         r, m = self.at(name, "r"), self.method
         dropout, scale = m.lora_dropout, self.scale(name, r)
@@ -234,8 +235,7 @@ def torch_dtype(method: Method) -> torch.dtype:
 
 def adapted(model: nn.Module) -> dict[str, Wrapper]:
     """Every wrapper of the model by name."""
-    kinds = (LoraLinear, GatedLinear, GatedFeedForward)
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Wrapper)}
 
 
 def paths(model: nn.Module, compiled: Container[nn.Module] = ()) -> dict[str, int]:
@@ -244,15 +244,14 @@ def paths(model: nn.Module, compiled: Container[nn.Module] = ()) -> dict[str, in
     Args:
         compiled: modules that are trained through torch.compile, which cannot follow every way.
     """
-    ways = (getattr(w, "compiled_path", w.path) if w in compiled else w.path for w in adapted(model).values())
+    ways = (w.compiled_path if w in compiled else w.path for w in adapted(model).values())
     return dict(sorted(Counter(ways).items()))
 
 
 def make_lean(model: nn.Module) -> None:
     """Let every mixture in a block that computes by hand go on in its lean form."""
     for wrapper in adapted(model).values():
-        if isinstance(wrapper, FusedFeedForward):
-            wrapper.turn_lean()
+        wrapper.turn_lean()
 
 
 def count(model: nn.Module) -> dict[str, int]:
@@ -260,7 +259,7 @@ def count(model: nn.Module) -> dict[str, int]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     idle = 0
     for wrapper in adapted(model).values():
-        gate = getattr(wrapper, "gate", None)
+        gate = wrapper.gate
         for low_rank in (m for m in wrapper.children() if isinstance(m, LowRank)):
             share = 0 if gate is None else 1 - gate.most_active / gate.num_experts
             shared_a = low_rank.A_RD.shape[0] < low_rank.B_RO.shape[0]

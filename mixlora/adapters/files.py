@@ -4,7 +4,6 @@ model.layers.0.mlp.up_proj.delta.A_RD   <->   base_model.model.model.layers.0.ml
 model.layers.0.mlp.up_proj.delta.B_RO   <->   base_model.model.model.layers.0.mlp.up_proj.lora_B.weight, transposed
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 
 from mixlora.adapters import targets
 from mixlora.adapters.attach import READABLE, adapted
-from mixlora.adapters.modules import LoraLinear
+from mixlora.adapters.modules import LoraLinear, Wrapper
 from mixlora.config.load import plain
 from mixlora.config.schema import Method, Model, Scale
+from mixlora.config.typed import typed
 from mixlora.errors import CheckpointError, ConfigError
 from mixlora.records import read_json, write_bytes, write_json
 
@@ -82,22 +82,22 @@ def peft_lora(model: nn.Module, method: Method) -> dict[str, Any]:
     scales = {name: wrapper.delta.scale for name, wrapper in wrappers.items() if isinstance(wrapper, LoraLinear)}
     first = next(iter(ranks))
     rslora = method.scale is Scale.alpha_over_sqrt_r
-    alphas = {name: scales[name] * (ranks[name] ** 0.5 if rslora else ranks[name]) for name in ranks}
+    alphas = {name: as_integer(scales[name] * (ranks[name] ** 0.5 if rslora else ranks[name])) for name in ranks}
     return {
         "peft_type": "LORA",
         "r": ranks[first],
-        "lora_alpha": whole(alphas[first]),
+        "lora_alpha": alphas[first],
         "lora_dropout": method.lora_dropout,
         "use_rslora": rslora,
         "target_modules": endings(model, list(ranks)),
         "rank_pattern": {name: r for name, r in ranks.items() if r != ranks[first]},
-        "alpha_pattern": {name: whole(a) for name, a in alphas.items() if whole(a) != whole(alphas[first])},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != alphas[first]},
         "fan_in_fan_out": False,
         "init_lora_weights": True,
     }
 
 
-def whole(alpha: float) -> float | int:
+def as_integer(alpha: float) -> float | int:
     """PEFT types alpha as an integer; a product of scale and rank is one up to rounding."""
     return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
 
@@ -116,21 +116,33 @@ def load(folder: Path, adapter: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: a file missing or cut off; a tensor missing, unknown, of another shape, or not finite.
     """
-    saved = read_tensors(folder / TENSORS)
-    wanted = in_file(adapter)
-    missing, unknown = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
-    if missing or unknown:
-        raise CheckpointError(
-            f"{folder / TENSORS} is of another adapter: lacks {missing[:3]}, has {unknown[:3]} besides"
-        )
-    for name, tensor in saved.items():
-        if tensor.shape != wanted[name].shape:
-            raise CheckpointError(f"{name} has shape {list(tensor.shape)}; this model needs {list(wanted[name].shape)}")
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{name} in {folder / TENSORS} holds values that are not finite")
+    saved, wanted = read_tensors(folder / TENSORS), in_file(adapter)
+    remedy = "Copy the whole adapter folder again, and use the base model that it was trained on"
+    require_same_tensors(saved, wanted, folder / TENSORS, remedy)
     with torch.no_grad():
         for name, tensor in saved.items():
             wanted[name].copy_(tensor)
+
+
+def require_same_tensors(
+    saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: Path | str, remedy: str
+) -> None:
+    """Nothing is lacking, unknown, of another shape, or not finite in what was saved.
+
+    Raises:
+        CheckpointError: naming the place, the tensor and the remedy.
+    """
+    missing, unknown = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
+    if missing or unknown:
+        raise CheckpointError(
+            f"{place} is of another adapter: lacks {missing[:3]}, has {unknown[:3]} besides. {remedy}"
+        )
+    for name, tensor in saved.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"has shape {list(tensor.shape)}; this model needs {list(wanted[name].shape)}"
+            raise CheckpointError(f"{place}: {name} {shapes}. {remedy}")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{place}: {name} holds values that are not finite. {remedy}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -163,42 +175,67 @@ def method_of(folder: Path) -> tuple[Method, str]:
 
     Raises:
         ConfigError: a PEFT adapter with an option that has no counterpart here.
+        CheckpointError: adapter_config.json does not hold what was saved in it.
     """
-    values = read_config(folder)
+    values, place = read_config(folder), folder / CONFIG
     base = str(values.get("base_model_name_or_path") or "")
     if values.get("peft_type") == "MIXLORA":
-        from mixlora.config.typed import typed
-
-        return typed(Method, values["mixlora_method"], "mixlora_method"), base
-    if values.get("peft_type") != "LORA":
-        raise ConfigError(
-            f"{folder / CONFIG} has peft_type={values.get('peft_type')!r}; LORA and MIXLORA can be loaded"
-        )
-    for option, value in values.items():
-        of_layer_0 = option == "layers_to_transform" and value == 0
-        if (value or of_layer_0) and option not in PEFT_READ | PEFT_WITHOUT_EFFECT:
-            raise ConfigError(f"{folder / CONFIG} sets {option}, which is not supported here")
-    if values.get("bias", "none") != "none":
-        raise ConfigError(f"{folder / CONFIG} sets bias, which is not supported here")
-    start = values.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower() not in STARTS_BESIDE_W:
-        raise ConfigError(
-            f"{folder / CONFIG} has init_lora_weights={start!r}, which starts from another W than the base model's: on "
-            "the base model it computes something else. Save it in PEFT with path_initial_model_for_weight_conversion"
-        )
-    scale = Scale.alpha_over_sqrt_r if values.get("use_rslora") else Scale.alpha_over_r
-    method = Method(name="peft", r=values["r"], lora_alpha=float(values["lora_alpha"]), scale=scale)
-    method.target_modules = values["target_modules"]
-    method.lora_dropout = float(values.get("lora_dropout") or 0.0)
+        return typed(Method, needed(values, "mixlora_method", place), "mixlora_method"), base
+    refuse_unsupported(values, place)
+    method = Method(
+        name="peft",
+        r=needed(values, "r", place),
+        lora_alpha=float(needed(values, "lora_alpha", place)),
+        lora_dropout=float(values.get("lora_dropout") or 0.0),
+        scale=Scale.alpha_over_sqrt_r if values.get("use_rslora") else Scale.alpha_over_r,
+        target_modules=needed(values, "target_modules", place),
+    )
     return method, base
 
 
+def refuse_unsupported(values: Mapping[str, Any], place: Path) -> None:
+    """Raise a ConfigError for what PEFT saved and nothing here computes."""
+    if values.get("peft_type") != "LORA":
+        raise ConfigError(f"{place} has peft_type={values.get('peft_type')!r}; LORA and MIXLORA can be loaded")
+    for option, value in values.items():
+        of_layer_0 = option == "layers_to_transform" and value == 0
+        if (value or of_layer_0) and option not in PEFT_READ | PEFT_WITHOUT_EFFECT:
+            raise ConfigError(f"{place} sets {option}, which is not supported here")
+    if values.get("bias", "none") != "none":
+        raise ConfigError(f"{place} sets bias, which is not supported here")
+    start = values.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() not in STARTS_BESIDE_W:
+        raise ConfigError(
+            f"{place} has init_lora_weights={start!r}, which starts from another W than the base model's: on "
+            "the base model it computes something else. Save it in PEFT with path_initial_model_for_weight_conversion"
+        )
+
+
+# What an adapter is nothing without: the type that it is saved in, and what that is called.
+NEEDED: dict[str, tuple[Any, str]] = {
+    "mixlora_method": (dict, "a mapping"),
+    "r": (int, "a whole number"),
+    "lora_alpha": ((int, float), "a number"),
+    "target_modules": ((str, list), "a text or a list"),
+}
+
+
+def needed(values: Mapping[str, Any], key: str, place: Path) -> Any:
+    """The value of a key; a CheckpointError where a hand has taken it out, or made something else of it."""
+    (kind, called), value = NEEDED[key], values.get(key)
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{place}: {key} must be {called}, got {value!r}. Put the file back as it was saved")
+    return value
+
+
 def read_config(folder: Path) -> dict[str, Any]:
+    place = folder / CONFIG
     try:
-        values = read_json(folder / CONFIG)
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from None
-    assert isinstance(values, dict)
+        values = read_json(place)
+    except (OSError, ValueError) as error:  # no JSON, no UTF-8
+        raise CheckpointError(f"{place} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{place} must hold a mapping, not {values!r:.50}. Put the file back as it was saved")
     return values
 
 
@@ -281,6 +318,20 @@ def merge(model: nn.Module) -> None:
         ConfigError: a gate decides for each token anew, so no single weight gives the same outputs.
     """
     wrappers = adapted(model)
+    require_mergeable(wrappers)
+    for name, wrapper in wrappers.items():
+        assert isinstance(wrapper, LoraLinear)
+        weight, delta = weight_of(wrapper), wrapper.delta
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        change = delta.scale * delta.B_RO.to(precise).T @ delta.A_RD.to(precise)
+        transposed = weight.shape != change.shape or type(wrapper.base_layer).__name__ == "Conv1D"
+        with torch.no_grad():
+            weight.copy_(weight.to(precise) + (change.T if transposed else change))
+        model.set_submodule(name, wrapper.base_layer)
+
+
+def require_mergeable(wrappers: Mapping[str, Wrapper]) -> None:
+    """Raise a ConfigError for the first linear whose adapter no single weight could hold."""
     names: dict[int, str] = {}  # of the linears by where their weights lie
     for name, wrapper in wrappers.items():
         if not isinstance(wrapper, LoraLinear):
@@ -298,15 +349,6 @@ def merge(model: nn.Module) -> None:
                 f"'{name}' and '{first}' are one weight with an adapter for each, so no weight equals both. Keep the "
                 "adapter"
             )
-    for name, wrapper in wrappers.items():
-        assert isinstance(wrapper, LoraLinear)
-        weight, delta = weight_of(wrapper), wrapper.delta
-        precise = torch.promote_types(weight.dtype, torch.float32)
-        change = delta.scale * delta.B_RO.to(precise).T @ delta.A_RD.to(precise)
-        transposed = weight.shape != change.shape or type(wrapper.base_layer).__name__ == "Conv1D"
-        with torch.no_grad():
-            weight.copy_(weight.to(precise) + (change.T if transposed else change))
-        model.set_submodule(name, wrapper.base_layer)
 
 
 def weight_of(wrapper: LoraLinear) -> Tensor:

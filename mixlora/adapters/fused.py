@@ -49,7 +49,7 @@ class Project(torch.autograd.Function):
         # Not `view`: autograd lets nobody write over one of several views.
         bases = [torch.ops.aten._unsafe_view(base_TO, [*lead, base_TO.shape[-1]]) for base_TO in bases]
         router_dtype = routers[0].dtype if routers else c
-        if routers and whole(drops) and widens(x_TD, router_dtype):
+        if routers and nothing_dropped(drops) and widens(x_TD, router_dtype):
             h_TN, z_TS = widened(wide, As, routers)
         else:
             h_TN = down(wide, drops, As)
@@ -66,7 +66,7 @@ class Project(torch.autograd.Function):
         *dbases, dh_TnR, dz_TS = gradients
         dh_TnR, dz_TS, wide = cast(dh_TnR, c), cast(dz_TS.flatten(0, -2), c), cast(x_TD.flatten(0, -2), c)
         dx_TD = sum_of_products(dbases, Ws, c) if ctx.needs_input_grad[0] else None
-        if whole(ctx.drops):
+        if nothing_dropped(ctx.drops):
             dhz_TN = joined([dh_TnR.flatten(1), *([dz_TS] if routers else ())])
             rows = (dhz_TN.T @ wide).split([*map(len, As), *map(len, routers)])
             dAs, drouters = rows[:n], rows[n:]
@@ -178,7 +178,7 @@ def linear(x_TD: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 
 def down(x_TD: Tensor, drops: Sequence[Dropout], As: Any) -> Tensor:
     """A x of all linears side by side, in one product where none drops anything."""
-    if whole(drops):
+    if nothing_dropped(drops):
         return linear(x_TD, stacked(x_TD.dtype, *As))
     return joined([linear(drop.thin(x_TD), A) for drop, A in zip(drops, As, strict=True)])
 
@@ -240,7 +240,7 @@ def joined(parts_TN: list[Tensor]) -> Tensor:
     return parts_TN[0] if len(parts_TN) == 1 else torch.cat(parts_TN, dim=-1)
 
 
-def whole(drops: Sequence[Dropout]) -> bool:
+def nothing_dropped(drops: Sequence[Dropout]) -> bool:
     return all(isinstance(drop, Whole) for drop in drops)
 
 

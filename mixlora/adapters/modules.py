@@ -23,10 +23,27 @@ from mixlora.lowrank import LowRank
 Found = tuple[Tensor, Routing | None]  # y, and what the gate decided
 
 
-class LoraLinear(nn.Module):
+class Wrapper(nn.Module):
+    """Stands where its `base_layer` stood, and holds the tensors of the adapter beside it."""
+
+    path = "eager"  # how it computes, see `attach.paths`
+    gate: Gate | None  # no value here: an attribute of the class would hide the module of that name
+
+    @property
+    def compiled_path(self) -> str:
+        """What torch.compile makes of a training step."""
+        return self.path
+
+    def turn_lean(self) -> None:
+        """Keep less for backward, where there is a way to."""
+
+    def forget(self) -> None:
+        """Let go of what a forward left that nobody asks for any more; its gate does so by itself."""
+
+
+class LoraLinear(Wrapper):
     """y = W x + s B A x: one block, no gate (LoRA, arXiv 2106.09685)."""
 
-    path = "eager"
     gate: Gate | None = None
 
     def __init__(self, base_layer: nn.Module, delta: LowRank):
@@ -37,10 +54,10 @@ class LoraLinear(nn.Module):
         return self.delta.onto(self.base_layer(x_TD), self.delta.down(x_TD))
 
 
-class GatedLinear(nn.Module):
+class GatedLinear(Wrapper):
     """y = W x + s B (g(x) ⊙ A x)."""
 
-    path = "eager"
+    gate: Gate
 
     def __init__(self, base_layer: nn.Module, delta: LowRank, gate: Gate):
         super().__init__()
@@ -86,7 +103,7 @@ def state(x_TD: Tensor) -> tuple[int, bool]:
     return 0 if uncounted else x_TD._version, torch.is_grad_enabled()
 
 
-class Fused(nn.Module):
+class Fused(Wrapper):
     """The same function as the class beside it with a hand-written backward, for a plain linear (see fused.py).
 
     The first of several linears that read one input holds the others, its siblings, and computes theirs with its own:
@@ -98,12 +115,14 @@ class Fused(nn.Module):
     siblings: Sequence["Fused"] = ()
     ahead: Ahead | None = None  # the same for all of them
     delta: LowRank
-    gate: Any  # a Gate, or None for plain LoRA
 
     @property
     def compiled_path(self) -> str:
-        """What torch.compile makes of a training step."""
-        return GatedLinear.path if self.delta.dropout.p else self.path
+        return Wrapper.path if self.delta.dropout.p else self.path
+
+    def forget(self) -> None:
+        if self.ahead is not None:
+            self.ahead.forget()
 
     def forward(self, x_TD: Tensor) -> Tensor:
         if dropout.untraceable(self.delta.dropout):
@@ -151,14 +170,14 @@ def side_by_side(layers: Sequence[Any], x_TD: Tensor) -> list[Found]:
     return list(zip(ys, routings, strict=True))
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(Wrapper):
     """y = Σ_e g_e(x) FFN_e(x), FFN_e(x) = W2_e(act(W1_e x) ⊙ W3_e x), W*_e = W* + s B*_e A*_e (MixLoRA, 2404.15159).
 
     The frozen gate and up projections run once for all experts. Slot j of a token holds its j-th expert, whose low-rank
     deltas are added with a one-hot gate. The down projection is linear, Σ_j w_j W2 h_j = W2 Σ_j w_j h_j: it runs once.
     """
 
-    path = "eager"
+    gate: Gate
 
     def __init__(self, base_layer: nn.Module, names: dict[str, str], deltas: dict[str, LowRank], gate: Gate):
         super().__init__()
@@ -194,7 +213,8 @@ class FusedFeedForward(GatedFeedForward):
     The lean one keeps half as many bytes and computes the hidden rows of each expert twice.
     """
 
-    path, compiled_path = "fast", GatedFeedForward.path
+    path = "fast"
+    compiled_path = Wrapper.path
     mix: type[torch.autograd.Function] = experts.Fast
 
     def turn_lean(self) -> None:
@@ -222,6 +242,3 @@ class FusedFeedForward(GatedFeedForward):
 
 def total(terms: Sequence[Tensor]) -> Tensor:
     return functools.reduce(operator.add, terms)
-
-
-Wrapper = LoraLinear | GatedLinear | GatedFeedForward

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixlora.config.schema import Eval, Protocol, Split, Task
-from mixlora.errors import ConfigError, DataError
+from mixlora.errors import ConfigError, DataError, first_line
 from mixlora.evaluation.scores import finite
 from mixlora.tasks import hub
 from mixlora.tasks.example import Example
@@ -79,8 +79,6 @@ def of_the_hub() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        from mixlora.models.base import first_line  # the rest of this file is read before transformers is
-
         raise DataError(f"eval.backend=lm_eval could not read its data ({first_line(error)}). {OWN_DATA}") from None
 
 

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from mixlora.config.load import require_quantizer
 from mixlora.config.schema import Dtype, Model, Quantization
 from mixlora.environment import switched_on
-from mixlora.errors import ConfigError, DataError, MixloraError
+from mixlora.errors import ConfigError, DataError, MixloraError, first_line
 from mixlora.models.tokenizer import byte_tokenizer
 
 # bitsandbytes (0.50) packs 4-bit weights anew when a CPU with bfloat16 products first scores with them. Products with
@@ -153,10 +153,6 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
         if hasattr(module, REPACKS):
             setattr(module, REPACKS, False)
     return loaded
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 from torch import nn
 
-from mixlora.errors import ConfigError, wrapped
+from mixlora.errors import ConfigError, first_line, wrapped
 from mixlora.models.base import decoder_layers
 from mixlora.models.likelihood import instead
 
@@ -57,7 +57,6 @@ def require(device: torch.device) -> None:
         if own := wrapped(error):
             raise own from None
         needed = "g++" if device.type == "cpu" else "Triton and gcc"
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(
-            f"train.torch_compile=true does not work here ({reason}). Install {needed}, or set it to false"
+            f"train.torch_compile=true does not work here ({first_line(error)}). Install {needed}, or set it to false"
         ) from error

@@ -19,6 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from mixlora import ranks
+from mixlora.adapters.files import require_same_tensors
 from mixlora.errors import CheckpointError
 from mixlora.failpoints import reach
 from mixlora.records import read_json, read_lines, sync_folder, write_bytes, write_json, write_lines
@@ -227,6 +228,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
+
+
+def restore_adapter(into: Mapping[str, Tensor], saved: Checkpoint) -> None:
+    """Copy all tensors of the adapter or none of them; on every rank, where the model is in shards.
+
+    Raises:
+        CheckpointError: a name, a shape or a value that does not fit, naming the tensor.
+    """
+    remedy = (
+        "Where another version of mixlora wrote it, finish the run with that one; else use an earlier checkpoint, or "
+        "set run_dir to a new folder"
+    )
+    require_same_tensors(saved.adapter, into, f"adapter.safetensors of the checkpoint of step {saved.step}", remedy)
+    with torch.no_grad():
+        for name, tensor in saved.adapter.items():
+            into[name].copy_(ranks.spread_as(into[name], tensor))
 
 
 def restore_optimizer(

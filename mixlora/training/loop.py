@@ -9,8 +9,8 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mixlora import gates, ranks, signals
-from mixlora.adapters.attach import adapted, adapter_tensors, make_lean, paths
-from mixlora.adapters.modules import Fused, Wrapper
+from mixlora.adapters.attach import adapter_tensors, make_lean, paths
 from mixlora.config.schema import Train
 from mixlora.console import say
 from mixlora.errors import CheckpointError, ConfigError, Interrupted, NumericsError, ResourceError
@@ -34,6 +33,7 @@ from mixlora.records import append_line, read_lines, sync_file, write_lines
 from mixlora.tasks.collate import Batch, Row, collate, pack, packs_for, packs_within, padded_batches
 from mixlora.training import checkpoint
 from mixlora.training.distribute import apart_again, distribute, synchronised
+from mixlora.training.recompute import clear_records, keepers
 from mixlora.training.schedule import factor
 from mixlora.training.tally import Tally
 
@@ -63,6 +63,13 @@ class Totals:
     lean_from_step: int | None = None  # the step in which mixtures in a block turned lean, for memory ran out
     loss_scale: float = 1.0  # of the loss that is differentiated; above 1 where the model computes in float16
     scaled_steps: int = 0  # since that last changed
+
+    def add(self, tally: Tally) -> None:
+        """What went through the model in one step, be it taken or skipped."""
+        self.tokens += int(tally.tokens.sum())
+        self.tokens_by_task.update(tally.by_task(tally.tokens))
+        self.label_tokens.update(tally.by_task(tally.count))
+        self.rows.update(tally.by_task(tally.rows))
 
 
 @dataclass
@@ -108,8 +115,8 @@ class Trainer:
                 f"{size} rows in a forward: padding changes what this model computes, so rows must stand alone. Set "
                 "train.micro_batch_size=1"
             )
-        self.gates, self.wrappers = gates.gates_of(self.model), adapted(self.model)
-        clear_records(self.gates.values(), self.wrappers.values())
+        self.gates, self.keepers = gates.gates_of(self.model), keepers(self.model)
+        clear_records(self.keepers)
         self.wrapped = distribute(self.model, self.accelerator)
         self.compiled = compiled(self.model) if train.torch_compile else nullcontext
         # FSDP puts parameters of its own into the model, so they are looked up after it.
@@ -147,11 +154,11 @@ class Trainer:
                 self.on_step(line)
                 last = step == self.steps
                 if scores or last:  # a signal that came in the meantime is not left to a step that may never be
-                    stop = stop or told(seen)
+                    stop = stop or any_rank_is_told_to_stop(seen)
                 if step % self.train.save_steps == 0 or last or stop:
                     self.save(step)
                 if last:
-                    stop = stop or told(seen)
+                    stop = stop or any_rank_is_told_to_stop(seen)
                 if stop:
                     number = seen[0] if seen else signal.SIGTERM
                     raise Interrupted(f"saved after step {step}; the same command goes on from there", number)
@@ -162,7 +169,11 @@ class Trainer:
         rate = self.train.learning_rate * factor(self.train.lr_scheduler, step, warmup=self.warmup, steps=self.steps)
         batches, tally, aux_losses, norm = self.finite_gradients(step, seen)
         reach("step.before_optimizer")
-        self.move(step, rate, math.isfinite(norm) and math.isfinite(tally.loss), tally, batches)
+        self.totals.add(tally)
+        if math.isfinite(norm) and math.isfinite(tally.loss):
+            self.take_step(step, rate, tally)
+        else:
+            self.skip_step(step, batches)
         line = {
             "step": step,
             "loss": finite_or_text(tally.loss),
@@ -179,8 +190,10 @@ class Trainer:
         return line, bool(tally.signals)
 
     def finite_gradients(self, step: int, seen: Sequence[int]) -> tuple[list[Batch], Tally, dict[str, float], float]:
-        """The step's gradients, clipped, and their norm before that; where float16 was exceeded by the scale of the
-        loss, again with half of it. What is over all ranks is the same on each, and so is the scale."""
+        """Clipped gradients and their norm before clipping; a float16 overflow halves the loss scale and tries again.
+
+        What is over all ranks is the same on each, and so is the scale.
+        """
         totals, scale = self.totals, self.totals.loss_scale
         while True:
             batches, tally, found = self.gradients_that_fit(step)
@@ -218,7 +231,7 @@ class Trainer:
             nats_B, chosen, values = self.micro_batch(step, i, batches, label_tokens)
             tally.add(batch, nats_B, chosen)
             aux_losses = {name: total + values[name] for name, total in aux_losses.items()}
-        clear_records(self.gates.values(), self.wrappers.values())
+        clear_records(self.keepers)
         return batches, tally, aux_losses
 
     def micro_batch(
@@ -245,37 +258,43 @@ class Trainer:
             self.accelerator.backward(self.totals.loss_scale * loss)
         return nats_B.detach(), chosen, values
 
-    def move(self, step: int, rate: float, finite: bool, tally: Tally, batches: Sequence[Batch]) -> None:
-        """Take the optimizer step, unless a number is not finite: that never reaches the weights."""
+    def take_step(self, step: int, rate: float, tally: Tally) -> None:
+        """Move the weights, then the gates that keep state.
+
+        Raises:
+            ResourceError: no memory for the optimizer's moments.
+        """
         totals = self.totals
-        totals.tokens += int(tally.tokens.sum())
-        totals.tokens_by_task.update(tally.by_task(tally.tokens))
-        totals.label_tokens.update(tally.by_task(tally.count))
-        totals.rows.update(tally.by_task(tally.rows))
-        if finite:
-            totals.bad_in_a_row = 0
-            totals.scaled_steps += self.scaled
-            if totals.scaled_steps == STEPS_TO_DOUBLE:
-                totals.loss_scale, totals.scaled_steps = 2 * totals.loss_scale, 0
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            try:
-                self.optimizer.step()
-            except (RuntimeError, MemoryError) as error:
-                if not ranks.is_out_of_memory(error):
-                    raise
-                raise ResourceError(
-                    f"out of memory for the optimizer's moments in step {step}. "
-                    f"{self.ways_to_less(totals.micro_batch_size, fast=False)}. Or: Begin another run with less than "
-                    "method.r or method.num_experts"
-                ) from error
-            for name, gate in self.gates.items():
-                gate.after_step(tally.loads[name])
-        else:
-            totals.skipped += 1
-            totals.bad_in_a_row += 1
+        totals.bad_in_a_row = 0
+        totals.scaled_steps += self.scaled
+        if totals.scaled_steps == STEPS_TO_DOUBLE:
+            totals.loss_scale, totals.scaled_steps = 2 * totals.loss_scale, 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not ranks.is_out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"out of memory for the optimizer's moments in step {step}. "
+                f"{self.ways_to_less(totals.micro_batch_size, fast=False)}. Or: Begin another run with less than "
+                "method.r or method.num_experts"
+            ) from error
+        for name, gate in self.gates.items():
+            gate.after_step(tally.loads[name])
         self.optimizer.zero_grad(set_to_none=True)
-        if totals.bad_in_a_row >= MOST_BAD_STEPS:
+
+    def skip_step(self, step: int, batches: Sequence[Batch]) -> None:
+        """Let go of the gradients: a number that is not finite never reaches the weights.
+
+        Raises:
+            NumericsError: the last of too many such steps in a row.
+        """
+        self.totals.skipped += 1
+        self.totals.bad_in_a_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.totals.bad_in_a_row >= MOST_BAD_STEPS:
             ids = sorted(row_id for share in ranks.gathered([i for b in batches for i in b.ids]) for row_id in share)
             raise NumericsError(
                 f"loss or gradients were not finite in {MOST_BAD_STEPS} steps in a row (the last is {step}); rows "
@@ -301,7 +320,7 @@ class Trainer:
     def release(self) -> None:
         """Let go of what a failed forward or backward holds."""
         self.optimizer.zero_grad(set_to_none=True)
-        clear_records(self.gates.values(), self.wrappers.values())
+        clear_records(self.keepers)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -327,9 +346,14 @@ class Trainer:
     def ways_to_less(self, size: int, fast: bool) -> str:
         """What the user can do about memory."""
         twice = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
-        ways = ["method.compute=lean"] * fast + [f"train.micro_batch_size={size // 2}"] * (size > 1)
-        ways += ["model.gradient_checkpointing=true"] * (not twice and not self.train.torch_compile)
-        found = [f"Go on by the same command with {' or '.join(ways)}: the rows of a step stay the same"] * bool(ways)
+        each = (
+            ("method.compute=lean", fast),
+            (f"train.micro_batch_size={size // 2}", size > 1),
+            ("model.gradient_checkpointing=true", not twice and not self.train.torch_compile),
+        )
+        found, ways = list[str](), [way for way, possible in each if possible]
+        if ways:
+            found.append(f"Go on by the same command with {' or '.join(ways)}: the rows of a step stay the same")
         if size == 1:
             found.append(f"Begin another run with less than train.max_length={self.train.max_length}")
         return ". Or: ".join(found)
@@ -372,7 +396,7 @@ class Trainer:
         if self.main:
             sync_file(self.metrics)
             checkpoint.save(self.folder / name, saved)
-        ranks.agree(None)  # the others wait until it is written
+        ranks.wait_for_rank_0()
         self.totals.checkpoint_seconds += time.monotonic() - began
 
     def prune(self) -> None:
@@ -381,7 +405,7 @@ class Trainer:
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to the state after `saved.step`: tensors, optimizer, totals, and the files of the run folder."""
-        load_tensors(self.adapter, saved.adapter)
+        checkpoint.restore_adapter(self.adapter, saved)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
         asked, self.totals = self.totals.micro_batch_size, totals_of(saved)
         self.totals.micro_batch_size = min(asked, self.totals.micro_batch_size)
@@ -393,11 +417,12 @@ class Trainer:
             checkpoint.forget_after(self.folder / "checkpoints", saved.step)
             checkpoint.forget_after(self.folder / "best", saved.step)
             self.prune()  # killed between the rename and the pruning, a run may have no later checkpoint to prune
-        ranks.agree(None)
+        ranks.wait_for_rank_0()
 
     def restore_best(self) -> None:
         """The adapter as it was at the best validation score."""
-        load_tensors(self.adapter, checkpoint.read(self.folder / "best" / f"step-{self.totals.best_step}").adapter)
+        best = checkpoint.read(self.folder / "best" / f"step-{self.totals.best_step}")
+        checkpoint.restore_adapter(self.adapter, best)
         apart_again(self.wrapped)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -413,7 +438,7 @@ class Trainer:
         return self.accelerator.is_main_process
 
 
-def told(seen: Sequence[int]) -> bool:
+def any_rank_is_told_to_stop(seen: Sequence[int]) -> bool:
     """Whether any rank was told to stop; every rank must ask."""
     return any(ranks.gathered(bool(seen)))
 
@@ -429,57 +454,6 @@ def totals_of(saved: checkpoint.Checkpoint) -> Totals:
             f"the checkpoint of step {saved.step} was written by another version of mixlora, which counted other "
             "things. Finish the run with that version, or set run_dir to a new folder"
         ) from None
-
-
-def load_tensors(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy all of `tensors` or none of them.
-
-    Raises:
-        CheckpointError: a name, a shape or a value that does not fit, naming the tensor.
-    """
-    missing, extra = sorted(set(into) - set(tensors)), sorted(set(tensors) - set(into))
-    if missing or extra:
-        raise CheckpointError(
-            f"the saved adapter does not fit this model: missing {missing[:3]}, unknown {extra[:3]}. Where another "
-            "version of mixlora wrote it, finish the run with that one, or set run_dir to a new folder"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != into[name].shape:
-            raise CheckpointError(f"saved tensor {name} has shape {list(tensor.shape)}, not {list(into[name].shape)}")
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"saved tensor {name} holds values that are not finite")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            into[name].copy_(ranks.spread_as(into[name], tensor))
-
-
-def compute_twice(model: nn.Module) -> None:
-    """Let layers keep no more than their inputs, and compute them again in backward.
-
-    What the second forward leaves on a gate has a graph that no backward goes through, and which therefore holds all
-    that the layer should not keep: it is cleared away layer by layer.
-    """
-    chosen_gates, wrappers = gates.gates_of(model).values(), adapted(model).values()
-
-    @contextmanager
-    def again() -> Iterator[None]:
-        try:
-            yield
-        finally:
-            clear_records(chosen_gates, wrappers)
-
-    how = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)  # type: ignore[operator]
-
-
-def clear_records(chosen_gates: Iterable[gates.Gate], wrappers: Iterable[Wrapper]) -> None:
-    """What a forward left that nobody asks any more: a second one of a layer, or one that failed."""
-    for gate in chosen_gates:
-        if gate.routing is not None:  # to write an attribute of a module takes ten times as long as to read it
-            gate.routing = None
-    for wrapper in wrappers:
-        if isinstance(wrapper, Fused) and wrapper.ahead is not None:
-            wrapper.ahead.forget()
 
 
 def mixed(*numbers: int) -> int:
