@@ -16,14 +16,14 @@ import yaml
 from torch import nn
 
 from mixlora import losses, ranks, signals
-from mixlora.adapters import files
+from mixlora.adapters import files, targets
 from mixlora.adapters.attach import count, paths, place, prepared
 from mixlora.adapters.modules import Wrapper
 from mixlora.checks import check, check_training
 from mixlora.config import load as configs
 from mixlora.config.schema import Config, Tracker
 from mixlora.console import bar, say
-from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError, ResourceError
+from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError
 from mixlora.evaluation.report import print_results
 from mixlora.failpoints import reach
 from mixlora.models import base, compiled
@@ -31,7 +31,6 @@ from mixlora.parts import Parts
 from mixlora.provenance import changes, peak_memory, same_origin, surroundings, with_earlier
 from mixlora.records import (
     differences,
-    disk_error,
     finished,
     finished_as,
     owned,
@@ -40,12 +39,15 @@ from mixlora.records import (
     write_json,
     write_text,
 )
+from mixlora.remedies import with_remedies
 from mixlora.scoring import SCORED, Scoring
 from mixlora.tasks.collate import Row
 from mixlora.training import checkpoint
 from mixlora.training.distribute import require_one_dtype
-from mixlora.training.loop import Totals, Trainer
+from mixlora.training.loop import Totals, Trainer, require_way
 from mixlora.training.recompute import enable_gradient_checkpointing
+
+MENTIONED = 0.05  # share of weights that no adapter can stand beside
 
 
 @dataclass
@@ -214,9 +216,17 @@ class Experiment:
         config = self.config
         self.parts.formatter  # noqa: B018  the tokenizer is quick to load and shows many mistakes
         if config.train.torch_compile:
-            compiled.require(self.parts.accelerator.device)
+            compiled.require_compiler(self.parts.accelerator.device)
         say(f"Loading {config.model.name} ...")
         loaded = base.load(config.model, device=self.parts.accelerator.device, tokenizer=self.parts.tokenizer)
+        if config.train.torch_compile:
+            compiled.require_layers(loaded.model)
+        require_way(loaded.model, config.train)
+        if config.model.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"model.gradient_checkpointing=true: transformers computes no layer of {type(loaded.model).__name__} "
+                "twice. Set it to false; train.micro_batch_size=N needs less memory as well"
+            )
         most = base.window(loaded.model)
         if most is not None and config.train.max_length > most:
             told = (
@@ -263,7 +273,9 @@ class Experiment:
         place(loaded.model, adapter)
         if config.model.gradient_checkpointing:
             enable_gradient_checkpointing(loaded.model)
-        sizes = count(loaded.model)
+        sizes, beyond = count(loaded.model), targets.beyond_linears(loaded.model)
+        if beyond > MENTIONED:
+            say(f"Note: {beyond:.0%} of the weights are the base model's own experts, beside which no adapter stands")
         say(
             f"{config.method.name}: {sizes['trainable']:,} trainable parameters "
             f"({sizes['trainable'] / sizes['total']:.2%}), {sizes['activated']:,} activated by a token"
@@ -333,7 +345,7 @@ class Experiment:
         if path is not None:
             saved = checkpoint.read(path)
             for change in changes(saved.state.get("made_with", {}), trainer.made_with):
-                say(f"Going on with {change}: the last bits may differ from those of a run in one piece")
+                say(f"Going on with {change}: {self.what_differs(change)} of a run in one piece")
             if trainer.main and self.elsewhere is not None:
                 checkpoint.adopt(path, self.folder, with_best=self.config.train.load_best)
             ranks.wait_for_rank_0()
@@ -351,6 +363,13 @@ class Experiment:
             trainer.restore_best()
             say(f"Best validation score at step {totals.best_step}; that adapter is kept")
         return totals
+
+    def what_differs(self, change: str) -> str:
+        """What a run that goes on otherwise than it was begun does not have in common with one in one piece."""
+        by_forward = self.config.method.lora_dropout > 0 or bool(self.losses)
+        if by_forward and change.startswith("micro_batch_size"):
+            return "dropout and auxiliary losses go by the rows of a forward, so what follows may differ from that"
+        return "the last bits may differ from those"
 
     @property
     def asked_for(self) -> Path | None:
@@ -389,10 +408,11 @@ class Experiment:
         ranks.require_same("data", {name: data.fingerprints for name, data in self.parts.data.items()})
         if not self.parts.trained:
             raise ConfigError(f"tasks={self.config.tasks.name} has no training rows of a weight above 0")
-        if self.config.train.load_best and not self.parts.validated:
+        every = self.config.train.eval_steps
+        if every is not None and not self.parts.validated:
             raise ConfigError(
-                "train.load_best=true needs validation scores, and no task that is scored here has validation rows. "
-                "Set it to false, or give a task some (splits.validation)"
+                f"train.eval_steps={every} scores validation rows, and no task that is scored here has any. Set it to "
+                "null, and train.load_best to false, or give a task some (splits.validation)"
             )
         drawn_from = f"{len(self.parts.plan.tasks)} of {len(self.parts.data)} tasks"
         say(f"{self.parts.steps} steps of {self.parts.rows_a_step} rows from {drawn_from}:")
@@ -441,6 +461,7 @@ class Experiment:
             "rows": {name: task.rows for name, task in drawn.items()},
             "passes": {name: round(task.passes, 4) for name, task in drawn.items()},
             "skipped_steps": totals.skipped,
+            "kept_step": totals.best_step if self.config.train.load_best else self.parts.steps,
             "micro_batch_size": totals.micro_batch_size,
             "seconds": round(seconds, 1),
             "training_seconds": round(totals.seconds, 1),
@@ -453,25 +474,6 @@ class Experiment:
 def loss_of(line: Mapping[str, Any]) -> str:
     """One that is not finite is a text already."""
     return f"loss {line['loss']:.3f}" if isinstance(line["loss"], float) else f"loss {line['loss']}"
-
-
-@contextmanager
-def with_remedies(folder: Path) -> Iterator[None]:
-    """Errors of the machine as errors that name their remedy."""
-    try:
-        yield
-    except MixloraError:
-        raise
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    except (RuntimeError, MemoryError) as error:
-        if not ranks.is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            "out of memory outside a training step. Go on by the same command with less than eval.batch_size and "
-            "eval.batch_tokens (under int8 that is another run), or begin another run with model.quantization=nf4 or "
-            "model.dtype=bfloat16 where the model itself does not fit"
-        ) from error
 
 
 def counted(totals: Totals) -> dict[str, int] | None:

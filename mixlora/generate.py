@@ -1,6 +1,7 @@
 """python -m mixlora.generate run=RUN_FOLDER prompt="Why is the sky blue?", or a prompt a line on standard input."""
 
 import sys
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -17,13 +18,23 @@ def main(cfg: DictConfig) -> None:
     if options.prompt is None and sys.stdin.isatty():
         raise ConfigError('Nothing to answer: give prompt="...", or lines on standard input')
     from mixlora import loading
+    from mixlora.models.base import accelerator
+    from mixlora.remedies import ANSWERING, with_remedies
+
+    with with_remedies(run, ANSWERING):
+        loaded = loading.load(run, device=str(accelerator() or "cpu"))
+        texts = answers(loaded, loading.formatter(run, loaded.tokenizer), options)
+    for text in texts:
+        print(text.strip())
+
+
+def answers(loaded: Any, formatter: Any, options: Generate) -> list[str]:
+    """What the model says to the prompt, or to each line of standard input."""
     from mixlora.evaluation.generation import generate
-    from mixlora.models.base import USUAL_WINDOW, accelerator, window
+    from mixlora.models.base import USUAL_WINDOW, window
     from mixlora.models.likelihood import pads_rows
     from mixlora.tasks.example import Example
 
-    loaded = loading.load(run, device=str(accelerator() or "cpu"))
-    formatter = loading.formatter(run, loaded.tokenizer)
     prompts = [options.prompt] if options.prompt is not None else lines()
     examples = [Example(id=str(i), task="prompt", question=text, answer="") for i, text in enumerate(prompts)]
     most = window(loaded.model) or USUAL_WINDOW
@@ -33,7 +44,7 @@ def main(cfg: DictConfig) -> None:
             f"max_new_tokens={options.max_new_tokens} leaves no room for a prompt: this model sees {most} tokens. "
             "Lower it"
         )
-    texts = generate(
+    return generate(
         loaded.model,
         loaded.tokenizer,
         [formatter.prompt(example, max_length=limit).ids for example in examples],
@@ -44,8 +55,6 @@ def main(cfg: DictConfig) -> None:
         seeds=[options.seed * 1_000_003 + i for i in range(len(prompts))],
         pads=pads_rows(loaded.model),
     )
-    for text in texts:
-        print(text.strip())
 
 
 def lines() -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mixlora import loading, signals, tasks
+from mixlora import loading, ranks, signals, tasks
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.checks import check
@@ -16,6 +16,7 @@ from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation.report import print_results
 from mixlora.models import base
 from mixlora.parts import Parts
+from mixlora.remedies import with_remedies
 from mixlora.scoring import Scoring
 from mixlora.tasks import TaskData
 
@@ -39,18 +40,28 @@ def rescored(config: Config, run: str | None, given: str | None) -> Path:
     check(config)
     trained = None if run is None else loading.described(Path(run))[2]
     parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))
+    with with_remedies(folder):
+        parts.accelerator  # noqa: B018  starts the process group
+        with ranks.together(config.rank_timeout) as watch, with_remedies(folder):
+            scored(parts, folder, trained, watch)
+    parts.accelerator.end_training()
+    return folder
+
+
+def scored(parts: "Rescored", folder: Path, trained: Path | None, watch: ranks.Watch) -> None:
+    """Load the model, with the adapter in `trained` where there is one, and write its scores into `folder`."""
+    config, device = parts.config, parts.accelerator.device
     parts.tell_notes()
     parts.require_prerequisites()
-    device = parts.accelerator.device
     loaded = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer)
+    ranks.require_same("base model's weights", loaded.sha256)
     adapter = {} if trained is None else attach(loaded.model, config.method, config.model)
     if trained is not None:
         files.load(trained, adapter)
-    Scoring(parts, loaded).evaluate(folder, "score", base.fingerprint(adapter))
+    Scoring(parts, loaded, watch.at).evaluate(folder, "score", base.fingerprint(adapter))
     if parts.accelerator.is_main_process:
         print_results(folder)
         say(f"Wrote {folder}")
-    return folder
 
 
 @dataclass

@@ -14,14 +14,19 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from mixlora import gates
-from mixlora.adapters import files
+from mixlora.adapters import files, targets
 from mixlora.adapters.attach import adapted, attach, count
+from mixlora.adapters.modules import Fused
 from mixlora.config.schema import Factors, Method, Model, Scope
 from mixlora.errors import ConfigError
 
@@ -200,6 +205,30 @@ def test_a_family_may_name_its_parts_otherwise():
     model = llama()
     attach(model, gated(target_modules="attention"), names)
     assert endings(model) == {"q_proj"}
+
+
+def test_a_linear_that_is_both_gate_and_up_is_no_sibling_of_itself():
+    """Phi-3 has one `gate_up_proj`, which the role of the feed-forward block must name twice."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Phi3ForCausalLM(Phi3Config(vocab_size=64, num_key_value_heads=2, pad_token_id=0, **sizes))
+    names = Model(name="phi3")
+    names.feed_forward.gate = names.feed_forward.up = "gate_up_proj"
+    attach(model, gated(target_modules="feed-forward"), names)
+    both = model.model.layers[0].mlp.gate_up_proj
+    assert isinstance(both, Fused)
+    assert not both.siblings
+    model = Phi3ForCausalLM(Phi3Config(vocab_size=64, num_key_value_heads=2, pad_token_id=0, **sizes))
+    with pytest.raises(ConfigError, match=r"needs a gate and an up, and .*'gate_up_proj' for both"):
+        attach(model, gated(scope=Scope.feed_forward, target_modules="feed-forward"), names)
+
+
+def test_experts_of_the_base_model_in_one_tensor_are_counted_beside_linears():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=64, num_key_value_heads=2, num_local_experts=4, **sizes)
+    model = MixtralForCausalLM(config)
+    assert targets.beyond_linears(llama()) == 0
+    experts = 2 * 4 * 3 * 16 * 24  # layers, experts, matrices of one
+    assert targets.beyond_linears(model) == experts / sum(p.numel() for p in model.parameters())
 
 
 BLOCKS = {"scope": Scope.feed_forward, "target_modules": "feed-forward"}

@@ -18,7 +18,7 @@ from mixlora.checks import check
 from mixlora.config.schema import Train
 from mixlora.errors import ConfigError
 from mixlora.models.base import decoder_layers
-from mixlora.models.compiled import compiled
+from mixlora.models.compiled import compiled, require_layers
 from mixlora.models.packing import Segments
 from mixlora.tasks.collate import Row
 from mixlora.training.loop import Trainer
@@ -173,7 +173,7 @@ def test_rows_of_a_pack_are_no_part_of_a_graph():
 
 def test_a_model_that_names_no_layers_is_refused():
     with pytest.raises(ConfigError, match=r"Linear does not name its decoder layers.*train\.torch_compile=false"):
-        compiled(torch.nn.Linear(2, 2))
+        require_layers(torch.nn.Linear(2, 2))
 
 
 def test_checkpointing_would_leave_nothing_to_compile():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mixlora import loading
 from mixlora.config import load as configs
 from mixlora.config.overrides import store_single_tasks
 from mixlora.config.schema import Eval
-from mixlora.errors import ConfigError, DataError
+from mixlora.errors import ConfigError, DataError, ResourceError
 from mixlora.evaluation import protocols
 from mixlora.evaluation.harness import Harness
 from mixlora.experiment import Experiment
@@ -93,6 +94,14 @@ def test_solved_examples_and_protocols_reach_the_results(run):
     assert all(shot.startswith("arc_easy/train/") for shot in found["protocol"]["shots"])
     assert found["cut"]["shots"] > 0
     assert found["prompts"] != read_json(run / "results.json")["arc_easy"]["prompts"]
+
+
+def test_memory_that_is_out_has_its_remedy_and_status_where_a_run_is_scored_again(run, monkeypatch):
+    monkeypatch.setattr("mixlora.failpoints.seen", Counter())
+    monkeypatch.setenv("MIXLORA_FAIL", "evaluate.task:oom")
+    with pytest.raises(ResourceError, match=r"less than eval\.batch_size") as raised:
+        score_again(run, limit=3)
+    assert raised.value.status == 5
 
 
 @pytest.mark.full

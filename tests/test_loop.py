@@ -287,6 +287,16 @@ def test_the_best_adapter_is_kept_though_later_steps_are_worse(tmp_path):
     assert all(torch.equal(seen[4][name], t) for name, t in made.tensors().items())
 
 
+def test_the_best_adapter_is_that_of_the_trained_tasks(tmp_path):
+    """A task that is scored and not trained on counts where none of the others has validation rows."""
+    mixed, others = ({"a": 0.2, "other": 0.9}, 0.2), ({"other": 0.9, "more": 0.1}, 0.5)
+    for i, (scores, mean) in enumerate((mixed, others)):
+        made = trainer(tmp_path / str(i), steps=1, eval_steps=1, score=lambda step, scores=scores: scores)
+        made.run()
+        assert made.totals.best == mean
+        assert metrics(tmp_path / str(i))[-1]["validation"] == scores
+
+
 def test_going_on_in_another_folder_keeps_the_best_adapter(tmp_path):
     """The new folder has no checkpoint yet that names it."""
     job = {"eval_steps": 2, "load_best": True, "score": lambda step: {"a": 1 / step}}
@@ -401,8 +411,9 @@ def test_rows_that_padding_changes_are_trained_one_by_one_or_refused(tmp_path):
         return RwkvForCausalLM(RwkvConfig(**sizes, num_hidden_layers=2, use_cache=False)).eval()
 
     method = dataclasses.replace(GATED, target_modules=["receptance"])  # it reads the weights of others itself
-    with pytest.raises(ConfigError, match=r"4 rows in a forward: padding changes .* Set train\.micro_batch_size=1"):
-        trainer(tmp_path / "four", model=rwkv(), method=method)
+    with pytest.raises(ConfigError, match=r"8 rows in a forward: padding changes .* Set train\.micro_batch_size=1"):
+        loop.require_way(rwkv(), Train())
+    loop.require_way(rwkv(), Train(micro_batch_size=1))
     for single in ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, {"micro_batch_size": 1}):
         made = trainer(tmp_path / "one", model=rwkv(), method=method, **single)
         assert [len(batch.ids) for batch in made.batches(1)] == [1] * 8

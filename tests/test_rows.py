@@ -141,7 +141,7 @@ def test_the_best_step_cannot_be_kept_where_nothing_is_validated(configs, tmp_pa
     best = ("train.eval_steps=1", "train.load_best=true")
     done = train(configs, tmp_path / "run", *ONE_STEP, *best, *TRAINED_ONLY)
     assert done.returncode == 2
-    assert "no task that is scored here has validation rows" in done.stderr
+    assert "train.eval_steps=1 scores validation rows, and no task that is scored here has any" in done.stderr
 
 
 def test_an_epoch_counts_the_rows_that_can_be_drawn(configs, tmp_path):

@@ -109,7 +109,7 @@ def join_siblings(built: Mapping[str, Wrapper], names: Model) -> None:
     """Make siblings of the linears of one module that read one input, as transformers names them."""
     for family in (QUERY_KEY_VALUE, (names.feed_forward.gate, names.feed_forward.up)):
         for parent in dict.fromkeys(name.rpartition(".")[0] for name in built):
-            found = [built.get(f"{parent}.{child}") for child in family]
+            found = [built.get(f"{parent}.{child}") for child in dict.fromkeys(family)]
             layers: list[Any] = [layer for layer in found if isinstance(layer, Fused)]
             if len(layers) > 1 and all(related(layers[0], layer) for layer in layers):
                 layers[0].siblings, ahead = layers[1:], Ahead()
@@ -164,6 +164,11 @@ class Builder:
 
     def feed_forward(self, name: str, block: nn.Module, names: Model) -> Wrapper:
         parts = {"gate": names.feed_forward.gate, "up": names.feed_forward.up, "down": names.feed_forward.down}
+        if parts["gate"] == parts["up"]:
+            raise ConfigError(
+                f"method.scope=feed_forward needs a gate and an up, and model.feed_forward names '{parts['up']}' for "
+                "both. Use a method with scope=linear"
+            )
         linears = {part: getattr(block, child) for part, child in parts.items()}
         if getattr(linears["down"], "bias", None) is not None:
             raise ConfigError(f"method.scope=feed_forward: '{name}.{parts['down']}' has a bias, which is not supported")

@@ -34,6 +34,13 @@ def text_model(model: nn.Module) -> nn.Module:
     return found
 
 
+def beyond_linears(model: nn.Module) -> float:
+    """Share of the weights that text goes through in tensors of three dimensions: all experts of a layer in one, which
+    is no linear that an adapter could stand beside."""
+    sizes = [(p.dim(), p.numel()) for p in text_model(model).parameters()]
+    return sum(number for dim, number in sizes if dim == 3) / sum(number for _, number in sizes)
+
+
 def widths(module: nn.Module) -> tuple[int, int] | None:
     """(D, O) of a linear; GPT-2's Conv1D keeps its weight the other way round. None for anything else."""
     if isinstance(module, nn.Linear):

@@ -46,15 +46,19 @@ def config_dirs(argv: Sequence[str]) -> list[Path]:
     return folders
 
 
-def normalise(argv: Sequence[str]) -> list[str]:
+def normalise(argv: Sequence[str], more_folders: Sequence[Path] = ()) -> list[str]:
     """`+method=x` -> `method=x`; `model=owner/name` and `model.path=...` -> `model=path model.path=...`.
+
+    Args:
+        more_folders: with configs, besides ours and those that --config-dir names.
 
     Raises:
         ConfigError: a sweep over hub ids or folders and over names of configs/model.
     """
     argv = [quoted(argument) for argument in argv]
     keys = {argument.lstrip("+").partition("=")[0] for argument in argv}
-    out = [one for argument in argv for one in respelled(argument, keys, config_dirs(argv))]
+    folders = [*config_dirs(argv), *more_folders]
+    out = [one for argument in argv for one in respelled(argument, keys, folders)]
     return switches_first(left_to_points(out))
 
 

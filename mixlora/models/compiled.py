@@ -20,20 +20,12 @@ MOST_GRAPHS = 64
 
 
 def compiled(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
-    """What makes a context in which every decoder layer of `model` is compiled; the work is done at the first call.
-
-    Raises:
-        ConfigError: the model does not say what its decoder layers are.
-    """
-    layers = decoder_layers(model)
-    if not layers:
-        name = type(model).__name__
-        raise ConfigError(f"{name} does not name its decoder layers (_no_split_modules). Set train.torch_compile=false")
+    """What makes a context in which every decoder layer of `model` is compiled; the work is done at the first call."""
     torch._dynamo.config.optimize_ddp = False  # which would cut each layer's graph again, by DDP's buckets
     # Scales and epsilons never change; as symbols each would be a tensor that a graph is given.
     torch._dynamo.config.specialize_float = True
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
-    forwards = {layer: torch.compile(layer.forward, dynamic=True) for layer in layers}
+    forwards = {layer: torch.compile(layer.forward, dynamic=True) for layer in decoder_layers(model)}
 
     @contextmanager
     def in_effect() -> Iterator[None]:
@@ -45,7 +37,14 @@ def compiled(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
     return in_effect
 
 
-def require(device: torch.device) -> None:
+def require_layers(model: nn.Module) -> None:
+    """Raise a ConfigError where a model does not say what its decoder layers are."""
+    if not decoder_layers(model):
+        name = type(model).__name__
+        raise ConfigError(f"{name} does not name its decoder layers (_no_split_modules). Set train.torch_compile=false")
+
+
+def require_compiler(device: torch.device) -> None:
     """Compile something small.
 
     Raises:

@@ -92,7 +92,7 @@ class Study:
     def compose(self, group: Group, place: str | None) -> Config:
         overrides = recipes.merged([*recipes.group_overrides(self.recipe, group), *self.overrides])
         try:
-            return composed(tuple(normalise(overrides)), place)
+            return composed(tuple(normalise(overrides, [] if place is None else [Path(place)])), place)
         except ConfigError as error:
             where = f"recipe {self.recipe.name}, {group.model} · {group.mixture} · {group.method}"
             raise ConfigError(f"{where}: {error}") from None

@@ -107,14 +107,8 @@ class Trainer:
         train = self.train
         # What the model can do is tried before it is spread over devices.
         self.answer_losses = AnswerLosses(self.model)
-        with packing.by_row():
-            self.packed = train.packing and packs_rows(self.model)
+        self.packed = packed(self.model, train)
         size = train.micro_batch_size or train.per_device_train_batch_size
-        if not self.packed and size > 1 and not pads_rows(self.model):
-            raise ConfigError(
-                f"{size} rows in a forward: padding changes what this model computes, so rows must stand alone. Set "
-                "train.micro_batch_size=1"
-            )
         self.gates, self.keepers = gates.gates_of(self.model), keepers(self.model)
         clear_records(self.keepers)
         self.wrapped = distribute(self.model, self.accelerator)
@@ -369,7 +363,9 @@ class Trainer:
         self.model.train()
         if not scores:
             return {}
-        mean = sum(scores.values()) / len(scores)
+        # Of the trained tasks, as everywhere; where none of those has validation rows, of all.
+        counted = [score for task, score in scores.items() if task in self.tasks] or [*scores.values()]
+        mean = sum(counted) / len(counted)
         if self.totals.best is None or mean > self.totals.best:
             self.totals.best, self.totals.best_step = mean, step
             if self.train.load_best:
@@ -436,6 +432,22 @@ class Trainer:
     @property
     def main(self) -> bool:
         return self.accelerator.is_main_process
+
+
+def packed(model: nn.Module, train: Train) -> bool:
+    """Whether rows lie in one line: asked for, and each is then computed as if alone."""
+    with packing.by_row():
+        return train.packing and packs_rows(model)
+
+
+def require_way(model: nn.Module, train: Train) -> None:
+    """Raise a ConfigError where the rows of a forward can neither be packed nor padded."""
+    size = train.micro_batch_size or train.per_device_train_batch_size
+    if size > 1 and not packed(model, train) and not pads_rows(model):
+        raise ConfigError(
+            f"{size} rows in a forward: padding changes what this model computes, so rows must stand alone. Set "
+            "train.micro_batch_size=1"
+        )
 
 
 def any_rank_is_told_to_stop(seen: Sequence[int]) -> bool:
