@@ -116,6 +116,27 @@ def test_one_linear_agrees_in_float32(gate, p, monkeypatch):
         assert far(results[1][name], value) < 1e-5, name
 
 
+def second_derivative(module: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    torch.manual_seed(5)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    (dx,) = torch.autograd.grad(module(x).sin().sum(), x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx.square().sum(), x)
+    return ddx
+
+
+def test_a_second_derivative_is_right_or_refused():
+    want, found = (
+        second_derivative(one_linear(kind, torch.float64, gate=None), (T, D)) for kind in (LoraLinear, FusedLoraLinear)
+    )
+    torch.testing.assert_close(found, want)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second_derivative(one_linear(FusedGatedLinear, torch.float64, gate={"kind": "topk"}), (T, D))
+    for compute in BY_HAND:
+        model, _ = adapted("mixlora", compute, lora_dropout=0.0)
+        with pytest.raises(RuntimeError, match=r"second derivative .* method\.compute=eager"):
+            second_derivative(model.model.layers[0].mlp, (2, T, 32))
+
+
 # ---- linears that read one input
 
 

@@ -198,3 +198,12 @@ def test_the_z_loss_is_the_mean_square_of_the_log_partition():
 def test_a_mistake_is_named(name, options, message):
     with pytest.raises(ConfigError, match=message):
         losses.build({name: options})
+
+
+def test_a_sum_over_ranks_has_derivatives_of_every_order(monkeypatch):
+    """As if there were three ranks with the same: f(x) = (3 x)^2, and its gradient is summed over them once more."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.data.mul_(3))
+    x = torch.tensor(1.0, requires_grad=True)
+    (dx,) = torch.autograd.grad(losses.OverRanks.apply(x).square(), x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx, x)
+    assert (dx.item(), ddx.item()) == (18, 18)

@@ -125,6 +125,8 @@ def mixed(
 
 def unmixed(block: Block, act: Any, drops: tuple[Dropout, ...], hidden: Any, dH_TF: Tensor, dP_TR: Tensor) -> Any:
     """The gradients of all that `Block` took, in its order; `hidden` gives u and v of the rows of an expert."""
+    if torch.is_grad_enabled():  # for a derivative of this one, which would lack what goes through the activation
+        raise RuntimeError("a second derivative through a mixture inside a block needs method.compute=eager")
     dtype, dP_TEr = block.dtype, dP_TR.unflatten(-1, (-1, block.r))
     dA2_ErF, dg_TE = torch.zeros_like(block.A2_ErF), torch.zeros_like(block.g_TE)
     dx0s = [torch.zeros_like(dH_TF) for _ in block.x0s]
