@@ -137,9 +137,10 @@ def test_a_finished_point_is_not_run_again_and_the_summary_has_all(sweep, monkey
 
 @pytest.mark.full
 def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(sweep, tmp_path):
-    """The failing point reads a file that is not there yet."""
+    """The failing point reads a file that has no rows yet."""
     later = tmp_path / "own" / "sums.jsonl"
-    grid = ("-m", "method=lora", f"tasks.mixture.sums.path={later},{tmp_path}/missing.jsonl", "jobs=2")
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    grid = ("-m", "method=lora", f"tasks.mixture.sums.path={later},{tmp_path}/empty.jsonl", "jobs=2")
     status, said = sweep(*grid)
     assert status == 1, said
     assert said.count("Running ") == 2
@@ -147,7 +148,7 @@ def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(swe
     assert said.count("\nFAILED ") == 1
     assert "exit status 3 (data)" in said
     assert "1 of 2 points failed" in said
-    (tmp_path / "missing.jsonl").write_bytes(later.read_bytes())
+    (tmp_path / "empty.jsonl").write_bytes(later.read_bytes())
     status, said = sweep(*grid)
     assert status == 0, said
     assert "2 points, 1 finished before; 1 to run" in said
