@@ -241,3 +241,12 @@ def test_loads_are_of_tokens_whether_rows_lie_side_by_side_or_not():
     found = gates.by_gate(gates.loads({"a": record.chosen_TE, "b": flat.chosen_TE}, mask_BS))
     assert torch.equal(found["a"], found["b"])
     assert int(found["a"].sum()) == 2 * 11
+
+
+def test_a_router_begins_as_it_is_told():
+    std = 0.3
+    told = gate_of({"kind": "topk", "router_init_std": std}, 400, 8, 2).router.weight
+    usual = gate_of({"kind": "topk"}, 400, 8, 2).router.weight
+    assert float(told.detach().std()) == pytest.approx(std, rel=0.1)
+    assert float(told.detach().abs().max()) > std * 2.5  # a normal distribution
+    assert float(usual.detach().abs().max()) <= 400**-0.5  # nn.Linear's own, kaiming uniform

@@ -77,8 +77,8 @@ def trainer(folder, *, steps=8, aux=None, score=None, method=GATED, model=None, 
     )
 
 
-def gradients(made: Trainer) -> torch.Tensor:
-    made.gradients(1)
+def gradients(made: Trainer, step: int = 1) -> torch.Tensor:
+    made.gradients(step)
     return torch.cat([p.grad.flatten() for p in made.parameters])
 
 
@@ -103,6 +103,33 @@ def test_every_label_token_of_the_step_weighs_the_same(tmp_path):
         count += len(row.answer_ids)
     want = torch.autograd.grad(nats / count, made.parameters)
     torch.testing.assert_close(gradients(made), torch.cat([g.flatten() for g in want]), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("most", [1e9, 0.1])
+def test_steps_are_those_of_adamw_written_out(tmp_path, most):
+    """m and v by their recursions, corrected for their start; clipped by the norm of all; decay beside, not within, the
+    gradient (Loshchilov & Hutter, arXiv 1711.05101)."""
+    options = {"learning_rate": 0.02, "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6}
+    made = trainer(tmp_path, max_grad_norm=most, lr_scheduler=Schedule.linear, warmup_ratio=0.25, **options)
+    (lr, decay, b1, b2, eps), clipped = options.values(), 0
+    p = torch.cat([parameter.detach().flatten() for parameter in made.parameters])
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for step in range(1, 5):
+        g = gradients(made, step)
+        clipped += int(g.norm() > most)
+        g = g * min(1.0, most / float(g.norm()))
+        rate = lr * factor(Schedule.linear, step, warmup=2, steps=8)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        p = (1 - rate * decay) * p - rate * (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + eps)
+        line, _ = made.step(step)
+        assert line["learning_rate"] == pytest.approx(rate)
+        torch.testing.assert_close(torch.cat([q.detach().flatten() for q in made.parameters]), p, rtol=1e-5, atol=1e-7)
+    assert clipped == (4 if most < 1 else 0)
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    trainer(tmp_path, save_steps=1, save_total_limit=3).run()
+    assert [path.name for path in checkpoint.steps(tmp_path / "checkpoints")] == ["step-6", "step-7", "step-8"]
 
 
 @pytest.mark.parametrize("method", [GATED, BLOCKS], ids=["linear", "block"])
