@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
 
-from mixlora import gates, losses
+from mixlora import environment, gates, losses
 from mixlora.config.load import digest, require_quantizer, run_folder
 from mixlora.config.schema import Config, Dtype, Model, Quantization, Scope, Tracker
 from mixlora.config.typed import suggest
@@ -37,8 +37,6 @@ def check(config: Config) -> None:
     losses.build(config.aux_loss)
     if config.method.gate is not None:
         gates.kind_and_options(config.method.gate)
-        if config.method.scope is Scope.feed_forward:
-            gates.require_weights_of_one(config.method.gate)
     elif config.aux_loss:
         raise ConfigError(
             f"aux_loss.{next(iter(config.aux_loss))} is a loss of routers, and method={config.method.name} has none. "
@@ -56,6 +54,12 @@ def check(config: Config) -> None:
 
 def check_training(config: Config) -> None:
     """What makes no difference to a model that is trained already."""
+    if config.method.gate is not None and config.method.scope is Scope.feed_forward:
+        gates.require_weights_of_one(config.method)
+    if config.train.max_tokens is not None and not config.train.packing:
+        raise ConfigError(
+            f"train.max_tokens={config.train.max_tokens} is of packed rows, and train.packing=false. Set it to null"
+        )
     check_losses(config)
     check_dtypes(config)
     require_tracker(config.tracker)
@@ -72,10 +76,10 @@ def check_losses(config: Config) -> None:
         assert config.method.gate is not None  # see `check`
         kind, _ = gates.kind_and_options(config.method.gate)
         counts = getattr(loss, "share", None) in (losses.Share.assignments, losses.Share.slots)
-        if counts and kind.uses_every(config.method.top_k):
+        if counts and kind.uses_every(config.method):
             raise ConfigError(
                 f"aux_loss.{name} would be the same whatever the routers do, for each token uses every expert. Set "
-                f"aux_loss.{name}.share=soft, or method.top_k"
+                f"aux_loss.{name}.share=soft, or aux_loss=none"
             )
         experts = config.method.num_experts
         over = getattr(loss, "over", None)
@@ -167,6 +171,7 @@ def check_run(config: Config, world_size: int) -> None:
     """
     check(config)
     check_training(config)
-    if not finished_as(run_folder(config), digest(config), world_size) and world_size == 1:
-        # Of several processes one may lack what the others have, which only their process group can tell them.
+    # One of several ranks may lack what the others have, which only their process group can tell them.
+    is_rank = environment.world_size() > 1
+    if not finished_as(run_folder(config), digest(config), world_size) and not is_rank:
         sources.require(config.tasks.mixture.values(), config.data.source)

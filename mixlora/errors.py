@@ -16,7 +16,7 @@ class MixloraError(Exception):
 
 
 class ConfigError(MixloraError, ValueError):
-    """A key, a value or a combination that cannot be: nothing has been loaded yet."""
+    """A key, a value or a combination that cannot be: nothing has been trained or scored yet."""
 
     status = 2
 

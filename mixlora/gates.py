@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixlora.config.schema import Method
 from mixlora.config.typed import suggest, typed
 from mixlora.errors import ConfigError
 
@@ -46,11 +47,6 @@ class GateOptions:
     def __post_init__(self) -> None:
         if self.router_init_std is not None and not self.router_init_std >= 0:
             raise ConfigError(f"method.gate.router_init_std must be at least 0, or null; got {self.router_init_std}")
-
-    @property
-    def sums_to_one(self) -> bool:
-        """Whether the weights of a token do."""
-        return True
 
 
 class Gate(nn.Module):
@@ -84,9 +80,14 @@ class Gate(nn.Module):
         self.routing: Routing | None = None
 
     @staticmethod
-    def uses_every(top_k: int | list[int] | None) -> bool:
-        """Whether every token uses every expert, for this number or pattern of a method."""
-        return top_k is None
+    def uses_every(method: Method) -> bool:
+        """Whether every token uses every expert."""
+        return method.top_k is None or method.top_k == method.num_experts
+
+    @classmethod
+    def sums_to_one(cls, options: Any, method: Method) -> bool:
+        """Whether the weights of a token do."""
+        return True
 
     @property
     def most_active(self) -> int:
@@ -151,15 +152,15 @@ class Dense(Gate):
 class TopKOptions(GateOptions):
     renormalize: bool = True  # weights of the chosen sum to one
 
-    @property
-    def sums_to_one(self) -> bool:
-        return self.renormalize
-
 
 class TopK(Gate):
     """g = p / Σ_K p over the K largest of p = softmax(W x) (MoLA eq. 3, MixLoRA eq. 7)."""
 
     Options = TopKOptions
+
+    @classmethod
+    def sums_to_one(cls, options: TopKOptions, method: Method) -> bool:
+        return options.renormalize or cls.uses_every(method)
 
     @property
     def most_active(self) -> int:
@@ -198,10 +199,6 @@ class EntropyOptions(GateOptions):
         if not self.entropy_eps >= 0:
             raise ConfigError(f"method.gate.entropy_eps must be at least 0, got {self.entropy_eps}")
 
-    @property
-    def sums_to_one(self) -> bool:
-        return self.renormalize
-
 
 class Entropy(Gate):
     """Top-p with a minimum of k; all experts where the router is unsure (DynMoLE, arXiv 2504.00661 and its code).
@@ -213,8 +210,12 @@ class Entropy(Gate):
     Options = EntropyOptions
 
     @staticmethod
-    def uses_every(top_k: int | list[int] | None) -> bool:
+    def uses_every(method: Method) -> bool:
         return False
+
+    @classmethod
+    def sums_to_one(cls, options: EntropyOptions, method: Method) -> bool:
+        return options.renormalize
 
     def route(self, logits_TS: Tensor) -> Routing:
         o, probs_TE = self.options, self.score(logits_TS)
@@ -246,10 +247,6 @@ class BalancedOptions(GateOptions):
         if not self.bias_rate >= 0:
             raise ConfigError(f"method.gate.bias_rate must be at least 0, got {self.bias_rate}")
 
-    @property
-    def sums_to_one(self) -> bool:
-        return False  # but to k
-
 
 class BalancedTopK(Gate):
     """g = k · c_i / Σ_K c over the k largest of c = score(W x) + b (SMoRA, arXiv 2501.15103 and its code).
@@ -258,6 +255,10 @@ class BalancedTopK(Gate):
     """
 
     Options = BalancedOptions
+
+    @classmethod
+    def sums_to_one(cls, options: BalancedOptions, method: Method) -> bool:
+        return False  # but to k
 
     def __init__(self, in_features: int, num_experts: int, top_k: int | None, options: Any, **factory: Any):
         if options.rank_partition < 1 or num_experts % options.rank_partition:
@@ -323,15 +324,16 @@ def kind_and_options(gate: Mapping[str, Any]) -> tuple[type[Gate], GateOptions]:
     return KINDS[kind], typed(KINDS[kind].Options, options, "method.gate")
 
 
-def require_weights_of_one(gate: Mapping[str, Any]) -> None:
+def require_weights_of_one(method: Method) -> None:
     """Raise a ConfigError for a gate whose weights may sum to something else, where each expert holds the frozen block:
     the block itself would be scaled by their sum, trained or not."""
-    _, options = kind_and_options(gate)
-    if not options.sums_to_one:
+    assert method.gate is not None
+    kind, options = kind_and_options(method.gate)
+    if not kind.sums_to_one(options, method):
         remedy = "method.gate.renormalize=true" if hasattr(options, "renormalize") else "method.gate.kind=topk or dense"
         raise ConfigError(
-            f"method.scope=feed_forward with method.gate.kind={gate['kind']}: the weights of a token do not sum to "
-            f"one, and would scale the block that every expert is built on. Set {remedy}"
+            f"method.scope=feed_forward with method.gate.kind={method.gate['kind']}: the weights of a token do not sum "
+            f"to one, and would scale the block that every expert is built on. Set {remedy}"
         )
 
 

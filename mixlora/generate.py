@@ -19,10 +19,11 @@ def main(cfg: DictConfig) -> None:
         raise ConfigError('Nothing to answer: give prompt="...", or lines on standard input')
     from mixlora import loading
     from mixlora.models.base import accelerator
-    from mixlora.remedies import ANSWERING, with_remedies
+    from mixlora.remedies import ANSWERING, FITTING, with_remedies
 
-    with with_remedies(run, ANSWERING):
+    with with_remedies(run, FITTING):
         loaded = loading.load(run, device=str(accelerator() or "cpu"))
+    with with_remedies(run, ANSWERING):
         texts = answers(loaded, loading.formatter(run, loaded.tokenizer), options)
     for text in texts:
         print(text.strip())

@@ -69,14 +69,7 @@ class Parts:
     @cached_property
     def data(self) -> Mapping[str, tasks.TaskData]:
         reach("data.load")
-        return self.loaded()
-
-    def loaded(self, trained: Mapping[str, tasks.TaskData] | None = None) -> Mapping[str, tasks.TaskData]:
-        """What `tasks.load` says. Of a hub one process asks for all: many at once are turned away."""
-        config = self.config
-        if config.data.source != "hub" or ranks.world() == 1:
-            return tasks.load(config.tasks, config.data, config.seed, trained)
-        return ranks.agree(tasks.load(config.tasks, config.data, config.seed, trained) if ranks.rank() == 0 else {})
+        return loaded(self.config)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -234,6 +227,15 @@ class Parts:
     def tell_notes(self) -> None:
         for note in self.notes:
             say(f"Note: {note}")
+
+
+def loaded(config: Config, trained: Mapping[str, tasks.TaskData] | None = None) -> Mapping[str, tasks.TaskData]:
+    """What `tasks.load` says. Of a hub one process asks for all: many at once are turned away."""
+
+    def load() -> Mapping[str, tasks.TaskData]:
+        return tasks.load(config.tasks, config.data, config.seed, trained)
+
+    return ranks.of_first(load) if config.data.source == "hub" else load()
 
 
 def require_usable(processes: int) -> None:

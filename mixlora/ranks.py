@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mixlora.errors import ConfigError, MixloraError, first_line
+from mixlora.errors import ConfigError, Interrupted, MixloraError, first_line
 
 T = TypeVar("T")
 BEAT_SECONDS = 0.5
@@ -35,8 +35,8 @@ TIMED_OUT = re.compile(r"tim(ed|e)[ -]?out", re.IGNORECASE)
 NOT_LOST = re.compile(r"(CUDA|unhandled cuda|unhandled system|internal) error|invalid (usage|argument)", re.IGNORECASE)
 # What else than torch's own error says so: the CPU's allocator, a driver, and libraries that allocate by themselves.
 OUT_OF_MEMORY = re.compile(
-    r"DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|Cuda failure \d+ 'out of memory'"
+    r"DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|Triton Error \[CUDA\]: out of memory"
+    r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|Cuda failure \d+ 'out of memory'"
 )
 
 
@@ -70,6 +70,22 @@ def agree(value: T) -> T:
 def wait_for_rank_0() -> None:
     """The other ranks go on once rank 0 has come here, which does not wait for them."""
     agree(None)
+
+
+def of_first(work: Callable[[], T]) -> T:
+    """What `work` gives, or the MixloraError that it raises, on rank 0; the others do not ask."""
+    if world() == 1:
+        return work()
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = work()
+        except MixloraError as error:
+            found[1] = error
+    given, raised = agree(found)
+    if raised is not None:
+        raise raised
+    return given
 
 
 def gathered(value: T) -> list[T]:
@@ -233,7 +249,7 @@ class Watch:
     def give_up(self, said: Mapping[int, str], other: int, why: str) -> None:
         place = seen(said[other])[2]
         message = f"rank {other} {why} for {self.timeout:.0f} s (last seen: {place}). {REMEDY}"
-        told = self.spread(LostRank.status, message)
+        told = self.spread(LostRank.status, message, fault=False)
         self.end(message if self.rank == 0 or not told else None, LostRank.status)
 
     def follow(self, failed: dict[str, Any]) -> None:
@@ -241,7 +257,8 @@ class Watch:
         self.following = True
         if self.rank == 0:
             tell(failed["message"])
-            self.on_failure(failed["message"])
+            if failed["fault"]:
+                self.on_failure(failed["message"])
         self.store.set(f"followed {self.rank}", "1")
         self.linger()
         self.end(None, failed["status"])
@@ -270,7 +287,9 @@ class Watch:
         message = f"{who}{str(error) or type(error).__name__}"
         told = False
         with suppress(RuntimeError):  # without a store every rank is on its own
-            told = self.spread(getattr(error, "status", 1), message)
+            told = self.spread(
+                getattr(error, "status", 1), message, fault=not isinstance(error, (Interrupted, LostRank))
+            )
         limit.cancel()
         if isinstance(error, MixloraError) and self.rank > 0:
             if not told:
@@ -278,12 +297,15 @@ class Watch:
             sys.exit(error.status)
         raise error
 
-    def spread(self, status: int, message: str) -> bool:
+    def spread(self, status: int, message: str, *, fault: bool) -> bool:
         """Let all ranks hear why the job ends; whether rank 0 has, which speaks for the job.
 
         Only the first failure counts: the others follow from it.
+
+        Args:
+            fault: not that the job was interrupted, or lost a rank: the same command would end so again.
         """
-        self.store.compare_set("failed", "", json.dumps({"status": status, "message": message}))
+        self.store.compare_set("failed", "", json.dumps({"status": status, "message": message, "fault": fault}))
         self.store.set(f"followed {self.rank}", "1")
         told = self.wait_for_the_others()
         self.linger()

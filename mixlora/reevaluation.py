@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mixlora import loading, ranks, signals, tasks
+from mixlora import loading, ranks, signals
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
 from mixlora.checks import check
@@ -15,7 +15,7 @@ from mixlora.console import say
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation.report import print_results
 from mixlora.models import base
-from mixlora.parts import Parts
+from mixlora.parts import Parts, loaded
 from mixlora.remedies import with_remedies
 from mixlora.scoring import Scoring
 from mixlora.tasks import TaskData
@@ -53,12 +53,12 @@ def scored(parts: "Rescored", folder: Path, trained: Path | None, watch: ranks.W
     config, device = parts.config, parts.accelerator.device
     parts.tell_notes()
     parts.require_prerequisites()
-    loaded = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer)
-    ranks.require_same("base model's weights", loaded.sha256)
-    adapter = {} if trained is None else attach(loaded.model, config.method, config.model)
+    model = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer)
+    ranks.require_same("base model's weights", model.sha256)
+    adapter = {} if trained is None else attach(model.model, config.method, config.model)
     if trained is not None:
         files.load(trained, adapter)
-    Scoring(parts, loaded, watch.at).evaluate(folder, "score", base.fingerprint(adapter))
+    Scoring(parts, model, watch.at).evaluate(folder, "score", base.fingerprint(adapter))
     if parts.accelerator.is_main_process:
         print_results(folder)
         say(f"Wrote {folder}")
@@ -76,7 +76,7 @@ class Rescored(Parts):
 
     @cached_property
     def data(self) -> Mapping[str, TaskData]:
-        return self.loaded() if self.as_before else self.loaded(self.trained)
+        return loaded(self.config) if self.as_before else loaded(self.config, self.trained)
 
     @cached_property
     def trained(self) -> Mapping[str, TaskData]:
@@ -87,7 +87,7 @@ class Rescored(Parts):
         if self.as_before:
             return {name: data for name, data in self.data.items() if data.drawn}
         try:
-            found = tasks.load(self.before.tasks, self.before.data, self.before.seed)
+            found = loaded(self.before)
         except DataError as error:
             say(f"Note: which of the scored rows were also trained on is not known here: {error}")
             mixture = self.before.tasks.mixture.items()

@@ -13,7 +13,10 @@ SCORING = (
     "eval.batch_tokens (under int8 that is another run), or begin another run with model.quantization=nf4 or "
     "model.dtype=bfloat16 where the model itself does not fit"
 )
-ANSWERING = "out of memory. Give fewer tokens: a shorter prompt, or less than max_new_tokens"
+FITTING = (
+    "out of memory: the model does not fit. Free the device, or hide it to answer on the CPU: CUDA_VISIBLE_DEVICES="
+)
+ANSWERING = "out of memory. Give fewer tokens: shorter or fewer prompts, or a smaller max_new_tokens"
 
 
 @contextmanager

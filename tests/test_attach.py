@@ -231,9 +231,6 @@ def test_experts_of_the_base_model_in_one_tensor_are_counted_beside_linears():
     assert targets.beyond_linears(model) == experts / sum(p.numel() for p in model.parameters())
 
 
-BLOCKS = {"scope": Scope.feed_forward, "target_modules": "feed-forward"}
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -256,9 +253,6 @@ BLOCKS = {"scope": Scope.feed_forward, "target_modules": "feed-forward"}
         ({"r": [2, 2.5]}, "integer of at least 1"),
         ({"top_k": 5}, "above method.num_experts=4"),
         ({"lora_dropout": 1.0}, r"must be in \[0, 1\)"),
-        ({**BLOCKS, "gate": {"kind": "topk", "renormalize": False}}, r"would scale.*method\.gate\.renormalize=true"),
-        ({**BLOCKS, "gate": {"kind": "entropy"}}, r"would scale.*method\.gate\.renormalize=true"),
-        ({**BLOCKS, "gate": {"kind": "balanced"}}, r"would scale.*method\.gate\.kind=topk or dense"),
     ],
 )
 def test_a_mistake_is_named_and_changes_nothing(values, message):

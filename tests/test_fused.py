@@ -129,7 +129,7 @@ def test_a_second_derivative_is_right_or_refused():
         second_derivative(one_linear(kind, torch.float64, gate=None), (T, D)) for kind in (LoraLinear, FusedLoraLinear)
     )
     torch.testing.assert_close(found, want)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match=r"second derivative .* method\.compute=eager"):
         second_derivative(one_linear(FusedGatedLinear, torch.float64, gate={"kind": "topk"}), (T, D))
     for compute in BY_HAND:
         model, _ = adapted("mixlora", compute, lora_dropout=0.0)

@@ -1,12 +1,14 @@
 """From a token to one weight for each expert: what each kind chooses, what it weighs, and what moves its state."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from built import gate_of, load_of
 
 from mixlora import gates
+from mixlora.config.schema import Method
 from mixlora.errors import ConfigError
 
 P = torch.tensor([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02]], dtype=torch.float64)
@@ -250,3 +252,23 @@ def test_a_router_begins_as_it_is_told():
     assert float(told.detach().std()) == pytest.approx(std, rel=0.1)
     assert float(told.detach().abs().max()) > std * 2.5  # a normal distribution
     assert float(usual.detach().abs().max()) <= 400**-0.5  # nn.Linear's own, kaiming uniform
+
+
+@pytest.mark.parametrize(
+    ("gate", "top_k", "remedy"),
+    [
+        ({"kind": "topk", "renormalize": False}, 2, r"method\.gate\.renormalize=true"),
+        ({"kind": "entropy"}, 2, r"method\.gate\.renormalize=true"),
+        ({"kind": "balanced"}, 2, r"method\.gate\.kind=topk or dense"),
+        ({"kind": "topk"}, 2, None),
+        ({"kind": "topk", "renormalize": False}, None, None),
+        ({"kind": "entropy", "renormalize": True}, 2, None),
+        ({"kind": "dense"}, None, None),
+    ],
+)
+def test_weights_that_would_scale_a_block_are_refused(gate, top_k, remedy):
+    method = Method(name="m", num_experts=4, top_k=top_k, gate=gate)
+    weights_TE = gate_of(gate, 8, 4, top_k)(torch.randn(50, 8) * 9)
+    assert torch.allclose(weights_TE.sum(-1), torch.ones(50)) is (remedy is None)
+    with pytest.raises(ConfigError, match=remedy) if remedy else nullcontext():
+        gates.require_weights_of_one(method)

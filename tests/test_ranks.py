@@ -10,7 +10,7 @@ from mixlora import parts, ranks, tasks
 from mixlora.config.load import config_of
 from mixlora.config.overrides import config_dir
 from mixlora.config.schema import Config, Data
-from mixlora.errors import ConfigError
+from mixlora.errors import ConfigError, DataError
 from mixlora.models import base
 
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3687, {}, NCCL version 2.27.5\n{}\nLast error:\n{}"
@@ -48,6 +48,8 @@ def test_another_rank_is_lost_where_a_backend_says_so_and_not_where_it_is_this_o
         ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError(NCCL.format("unhandled cuda error", "ncclUnhandledCudaError", "Cuda failure 2 'out of memory'")),
     ],
     ids=lambda error: f"{type(error).__name__} {error}"[:50],
@@ -59,6 +61,33 @@ def test_memory_that_is_out_is_known_however_it_is_said(error):
 def test_other_errors_are_not_of_memory():
     assert not ranks.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not ranks.is_out_of_memory(ValueError("out of memory"))
+
+
+def test_what_the_first_rank_does_ends_alike_on_all(monkeypatch):
+    def fails() -> None:
+        raise DataError("no such set")
+
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    sent = []
+    monkeypatch.setattr(ranks, "agree", lambda found: sent.append(found) or sent[0])
+    for rank in (0, 1):
+        monkeypatch.setattr(ranks, "rank", lambda number=rank: number)
+        with pytest.raises(DataError, match="no such set"):
+            ranks.of_first(fails)
+    assert sent[1] == [None, None]  # the second did not ask
+
+
+@pytest.mark.parametrize(
+    ("visible", "opens", "found"),
+    [("0,1", True, True), ("GPU-3f", True, True), ("", True, False), ("NoDevFiles", True, False), ("0", False, False)],
+)
+def test_a_gpu_that_was_not_given_is_not_missed(monkeypatch, visible, opens, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(base, "accelerator", lambda: None)
+    monkeypatch.setattr(base.Path, "glob", lambda self, pattern: [base.Path("/dev/nvidia0")])
+    monkeypatch.setattr(base, "can_be_opened", lambda path: opens)
+    assert base.unusable_gpu() is found
 
 
 def test_a_gpu_that_cannot_be_used_is_said_and_refused_beside_other_processes(monkeypatch, capsys):
@@ -75,7 +104,7 @@ def test_a_gpu_that_cannot_be_used_is_said_and_refused_beside_other_processes(mo
 def test_of_a_hub_one_process_asks_for_all(monkeypatch):
     asked = []
     monkeypatch.setattr(parts.tasks, "load", lambda *arguments: asked.append(arguments) or {"rows": 1})
-    monkeypatch.setattr(ranks, "agree", lambda value: value or {"rows": "rank 0's"})
+    monkeypatch.setattr(ranks, "agree", lambda found: found if any(found) else [{"rows": "rank 0's"}, None])
     for world, rank, source, found in ((1, 0, "hub", 1), (2, 0, "hub", 1), (2, 1, "hub", "rank 0's"), (2, 1, "x", 1)):
         monkeypatch.setattr(ranks, "world", lambda number=world: number)
         monkeypatch.setattr(ranks, "rank", lambda number=rank: number)

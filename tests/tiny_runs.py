@@ -97,6 +97,7 @@ class Started:
 @functools.cache
 def server() -> multiprocessing.context.ForkServerContext:
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same test on every machine
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mixlora.experiment", "mixlora.train", "transformers.models.llama.modeling_llama"])
     return context
@@ -153,6 +154,7 @@ def launched(
     """A real command: `python -m torch.distributed.run ...` or `python -m accelerate.commands.launch ...`."""
     line = [sys.executable, *launcher, *command(configs, run_dir, *overrides)]
     more = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    more["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(line, env=os.environ | more | env, capture_output=True, text=True, timeout=300)
 
 

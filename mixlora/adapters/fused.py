@@ -102,6 +102,8 @@ class Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *dys: Tensor) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # for a derivative of this one
+            raise RuntimeError("a second derivative through a gated linear needs method.compute=eager")
         h_TnR, g_TnE, *Bs = ctx.saved_tensors
         c, n = product_dtype(h_TnR), len(Bs)
         # For dB and dh the scale goes to g, the smallest of all.

@@ -248,10 +248,6 @@ def check_train(train: Train) -> None:
         ("max_tokens", train.max_length), ("micro_batch_size", 1),
     ):  # fmt: skip
         at_least(f"train.{key}", getattr(train, key), least)
-    if train.max_tokens is not None and not train.packing:
-        raise ConfigError(
-            f"train.max_tokens={train.max_tokens} is of packed rows, and train.packing=false. Set it to null"
-        )
     if (train.micro_batch_size or 1) > train.per_device_train_batch_size:
         raise ConfigError(
             f"train.micro_batch_size={train.micro_batch_size} is more than train.per_device_train_batch_size="

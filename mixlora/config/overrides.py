@@ -81,7 +81,7 @@ def respelled(argument: str, keys: Set[str], folders: Sequence[Path]) -> list[st
     if key == "model.path" and "model" not in keys:
         return ["model=path", argument.lstrip("+")]
     names = override.value()
-    if group and key == "tasks" and isinstance(names, list) and "tasks.name" not in keys:
+    if group and key == "tasks" and isinstance(names, list) and names and "tasks.name" not in keys:
         return [argument, f"tasks.name={'-'.join(map(str, names))}"]  # not what the last of them is called
     return [argument]
 

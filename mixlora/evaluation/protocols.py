@@ -121,7 +121,8 @@ def check(config: Config) -> None:
     ):  # fmt: skip
         at_least(f"eval.{key}", getattr(options, key), least)
     protocol = protocol_of(options, config.data)
-    require_template(config.data, {"data.style": config.data.style, "eval.protocol": protocol.style})
+    asked_by = "eval.backend" if options.backend is Backend.lm_eval else "eval.protocol"
+    require_template(config.data, {"data.style": config.data.style, asked_by: protocol.style})
     if options.backend is Backend.lm_eval:
         harness.require(config.tasks.mixture, options, config.data.source)
     for name, task in config.tasks.mixture.items():

@@ -107,8 +107,18 @@ def accelerator() -> torch.device | None:
 
 def unusable_gpu() -> bool:
     """Whether there is an NVIDIA GPU that this PyTorch cannot use: its driver is too old, or the build has no CUDA."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or switched_on("ACCELERATE_USE_CPU")
-    return not hidden and accelerator() is None and any(Path("/dev").glob("nvidia[0-9]*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    given = re.match(r"\d|GPU-|MIG-", visible) and not switched_on("ACCELERATE_USE_CPU")
+    return bool(given) and accelerator() is None and any(map(can_be_opened, Path("/dev").glob("nvidia[0-9]*")))
+
+
+def can_be_opened(device: Path) -> bool:
+    """Not one that the job was not given: SLURM may hide it by cgroups, which leave its name there."""
+    try:
+        os.close(os.open(device, os.O_RDWR))
+    except OSError:
+        return False
+    return True
 
 
 def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
