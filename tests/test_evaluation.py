@@ -667,6 +667,27 @@ def test_what_does_not_fit_loses_shots_first_and_never_the_end(template, style):
     assert cut.tokens_cut > 0
 
 
+def test_answers_that_have_no_end_are_counted_and_said():
+    task, examples = replace(TEXT, max_new_tokens=5), [replace(one, options=(), gold=None) for one in questions(4)]
+    scorer = evaluator()
+    predictions = scorer(task, examples, "")
+    found = result(task, predictions, scorer.protocol)["cut"]["replies"]
+    endless = []
+    prompts = [scorer.formatter.prompt(one).ids for one in examples]
+    ends = {"ends": scorer.formatter.end_ids, "max_new_tokens": 5, "batch_size": 2}
+    said = generate(scorer.model, scorer.tokenizer, prompts, on_cut=endless.append, **ends)
+    assert [p["replies_cut"] for p in predictions] == [int(i in endless) for i in range(4)]
+    assert found == len(endless) > 0  # a model of random weights
+    stopped = generate(
+        scorer.model, scorer.tokenizer, prompts, on_cut=pytest.fail, stop=[*{t[:1] for t in said}], **ends
+    )
+    assert stopped == [""] * 4
+    told = notes(
+        {"t": {"metric": "acc", "value": 0.5, "n": 4, "cut": {"replies": 3}, "protocol": {"max_new_tokens": 5}}}
+    )
+    assert "t: 3 answers had no end within 5 tokens (max_new_tokens of the task)" in told
+
+
 def test_what_was_cut_is_counted():
     scorer = evaluator(shots={"t": shots_of(3)}, max_length=64)
     predictions = scorer(CHOICE, questions(8), "")
@@ -820,9 +841,9 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
             check("boolq", backend=Backend.lm_eval, **{key: 64})
     with pytest.raises(ConfigError, match=r"not by eval\.protocol=letters"):
         check("boolq", backend=Backend.lm_eval, protocol=Protocol.letters)
-    with pytest.raises(ConfigError, match=r"task gsm8k: eval\.max_length allows 256 tokens.*leaves no room"):
-        check("gsm8k", max_length=256)
-    check("gsm8k", "boolq", max_length=300)
+    with pytest.raises(ConfigError, match=r"task gsm8k: eval\.max_length allows 512 tokens.*leaves no room"):
+        check("gsm8k", max_length=512)
+    check("gsm8k", "boolq", max_length=600)
     with pytest.raises(ConfigError, match="no metric acc_token, which is task boolq's"):
         harness.require({"boolq": task("boolq", metric="acc_token")}, Eval(backend=Backend.lm_eval), "hub")
     with pytest.raises(

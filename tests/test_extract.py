@@ -4,7 +4,7 @@ import pytest
 
 from mixlora.evaluation.extract import first_label, fold, option
 from mixlora.evaluation.run import number_matches, text_matches
-from mixlora.tasks.numbers import canonical_number, last_number, strict_number
+from mixlora.tasks.numbers import canonical_number, last_number, more_than_a_number, strict_number
 
 LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
 
@@ -47,7 +47,16 @@ LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
         ("B. This is the correct choice\nA is wrong", "B"),
         ("(B), since fish do not [as far as I know] bark", "B"),
         ("A, B and D are wrong. It is (C).", "C"),
+        ("**B.** the sun", "B"),
+        ("**B. the sun**", "B"),
+        ("[B] the sun", "B"),
+        ("Option B", "B"),
+        (r"$\boxed{B}$", "B"),
+        (r"\boxed{\text{C}}", "C"),
+        ("The answer is the sun.", "B"),
         # no answer
+        ("A. the moon\nB. the sun\nC. a stone\nD. A cat", None),
+        ("A) the moon\nB) the sun", None),
         ("A, B and D are wrong. It must be C.", None),
         ("A, B and D are wrong. The answer must be: C", None),
         ("The answer is not (B).", None),
@@ -192,3 +201,22 @@ def test_an_option_that_begins_with_an_article_is_not_the_letter_a():
     )  # which of the two, nobody knows
     assert option("The answer is A rock pile", "ABC", ["A tree", "rock", "A rock pile"]) == "C"
     assert option("The answer is A rock pile", "ABC", ["A rock", "rock", "A rock pile"]) == "C"
+
+
+@pytest.mark.parametrize(
+    "text", ["at 5:30", "1:05:30 h", "3 1/2", "12 000", "12\u202f000 km", "2 × 10^3", "10^6", "1.234,50", "12,5 %"]
+)
+def test_a_value_that_is_not_one_number_is_known(text):
+    assert more_than_a_number(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["7", "1,234", "18 eggs", "3/4", "$1,080.", "-2.50", "#### 72", "12 eggs and 500 more", "2023 100", "1,234.50"],
+)
+def test_a_plain_number_is_no_more_than_that(text):
+    assert more_than_a_number(text) is None
+
+
+def test_accents_are_the_same_however_they_are_written():
+    assert text_matches("caf\u00e9", "cafe\u0301")["exact_match"] == 1.0

@@ -105,7 +105,7 @@ def test_no_row_is_twice_nor_in_two_parts(name):
     ]
     assert len(set(texts)) == len(texts)
     data = load(name)
-    parts = [set(overlap.questions(part)) for part in (data.train, data.validation, data.test)]
+    parts = [{key for row in part for key in overlap.keys(row)} for part in (data.train, data.validation, data.test)]
     assert not parts[0] & parts[2]
     assert not parts[1] & parts[2]
     assert not parts[0] & parts[1]

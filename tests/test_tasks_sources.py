@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 import types
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from mixlora.tasks import hub, overlap, sources
 from mixlora.tasks import own as own_files
 from mixlora.tasks.data import hold_out
 from mixlora.tasks.example import Example
+from mixlora.tasks.parse import Reader
 from mixlora.tasks.table import MissingSplit
 
 
@@ -507,3 +509,32 @@ def test_a_local_source_never_opens_a_socket(folder, monkeypatch):
 
     monkeypatch.setattr(socket, "socket", refuse)
     load(folder)
+
+
+def test_rows_of_one_group_are_held_out_together():
+    """WinoGrande's twins share their options, in either order, and one gives the other away."""
+    task = Task(name="t", path="x", question="{q}", options=Options(columns=["a", "b"]), answer="y", group="{a}\n{b}")
+    read = Reader.of(task)
+    rows = [
+        read({"q": f"{i} {turn}", "a": f"{'xy'[turn]}{i}", "b": f"{'yx'[turn]}{i}", "y": 0}, f"t/train/{2 * i + turn}")
+        for i in range(100)
+        for turn in (0, 1)
+    ]
+    assert rows[0].group == rows[1].group != rows[2].group
+    rest, held = hold_out("t", rows)
+    assert len(held) == 10
+    assert not {row.group for row in rest} & {row.group for row in held}
+    alone = [replace(row, group=()) for row in rows]
+    assert (
+        len({row.group for row in rows} & {rows[int(e.id.split("/")[2])].group for e in hold_out("t", alone)[1]}) == 10
+    )
+    one = [replace(row, group=("all",)) for row in rows]
+    assert [len(part) for part in hold_out("t", one)] == [200, 0]  # or nothing would be left to train on
+
+
+def test_the_same_question_and_right_answer_beside_other_wrong_ones_is_the_same():
+    row = Example(id="a", task="t", question="What melts?", answer="ice", options=("ice", "stone"), gold=0)
+    same = replace(row, options=("iron", "Ice!"), answer="Ice!", gold=1)
+    assert {*overlap.keys(row)} & {*overlap.keys(same)}
+    for other in (replace(row, options=("ice", "iron"), answer="iron"), replace(row, question="What burns?")):
+        assert not {*overlap.keys(row)} & {*overlap.keys(other)}

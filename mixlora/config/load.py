@@ -89,8 +89,9 @@ def decisive(config: Config) -> dict[str, Any]:
     values = {k: v for k, v in plain(config).items() if k not in NAMELESS}
     values["train"] = {k: v for k, v in values["train"].items() if k not in NAMELESS_TRAIN}
     for task in values["tasks"]["mixture"].values():
-        if task["fixtures"] is None:  # a key that came later: runs of before keep their names
-            del task["fixtures"]
+        for key in ("fixtures", "group"):  # they came later: runs of before keep their names
+            if task[key] is None:
+                del task[key]
     # Where memory runs out, a run goes on with less of it, by itself or as the message says that it may.
     if config.method.compute is Compute.lean:
         values["method"] = values["method"] | {"compute": Compute.fast.value}

@@ -158,6 +158,7 @@ class Task:
     config: str = "default"
     splits: Splits = field(default_factory=Splits)
     identity: str | None = None  # a template: rows with the same text are the same; None: question and options
+    group: str | None = None  # a template: rows with the same lines of it, in any order, are held out together
     where: dict[str, Any] | None = None  # keep only the rows with these values: {image: null}
     question: str = MISSING  # a template over the row's columns: "{context} {question}"
     cue: str = "\nAnswer:"  # with the plain template: what follows the question

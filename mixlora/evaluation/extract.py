@@ -1,29 +1,33 @@
 """Answers found in generated text. Every rule gives None where there is no answer: nothing is guessed."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
-EXTRACTION_VERSION = 3  # raised by one whenever the same text would be read as another answer
+EXTRACTION_VERSION = 4  # raised by one whenever the same text would be read as another answer
 
 # ---- options
 
 BETWEEN = r"[\s:(\[*_\"']*"  # **Answer:** B
 STATED = (
-    rf"(?:answer(?![a-z]){BETWEEN}(?:is{BETWEEN})?|(?:correct|right|best) (?:option|choice)[*_]*\s*(?:is|:){BETWEEN})"
+    rf"(?:\\boxed\{{(?:\\text\{{)?|answer(?![a-z]){BETWEEN}(?:is{BETWEEN})?"
+    rf"|(?:correct|right|best) (?:option|choice)[*_]*\s*(?:is|:){BETWEEN})"
     r"(?:(?:option|choice)\s+[(\[*_\"']*)?([A-Z])(?!'?[A-Za-z0-9])"
 )
 BRACKETED = r"[(\[]([A-Z])[)\]]"
-ALONE = r"\s*[(\[*\"']*([A-Za-z])[)\]*\"'.:,]*\s*"
+ALONE = r"\s*(?:[Oo]ption|[Cc]hoice)?\s*[(\[*\"']*([A-Za-z])[)\]*\"'.:,]*\s*"
+ANSWERED = r"\banswer\s*(?:is|:)\s*([^\n]+)"
 # "A, B and C ..." begins a list; "A, I think" and "D, A cat" do not.
-LEADING = r"\s*([A-Z])\s*(?:[.:)\n]|,(?!\s*(?:and |or )?[A-HJ-Z](?:\s*[,.:)]|\s+(?:and|or)\b|\s*$)))"
+LEADING = r"\s*[(\[*\"']*([A-Z])\s*(?:[.:)\]*]+|\n|,(?!\s*(?:and |or )?[A-HJ-Z](?:\s*[,.:)]|\s+(?:and|or)\b|\s*$)))"
 
 
 def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The letter that an answer gives, or the letter of the option whose text it is.
 
     In this order: a letter and nothing else, in either case; "answer is B", the last where there are several; a letter
-    that the answer begins with, as in a list; the one letter in brackets; the text of one option. Two letters without
-    such a sign are no answer. "The answer is A rock" is the option "A rock" where there is one.
+    that the answer begins with, unless the options are said again; the one letter in brackets; the text of one option,
+    alone or after "answer is". Two letters without such a sign are no answer. "The answer is A rock" is the option
+    "A rock" where there is one.
     """
     found = re.fullmatch(ALONE, text)
     if found and found[1].upper() in labels:
@@ -33,13 +37,13 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
     if stated and (letter := stated[-1][1].upper()) in labels:
         return named(text[stated[-1].start(1) :], labels, options) or letter
     begins = re.match(LEADING, text)
-    if begins and begins[1] in labels and not bracketed(text, labels) - {begins[1]}:
+    if begins and begins[1] in labels and not listed(text, labels) - {begins[1]}:
         return begins[1]
     letters = bracketed(text, labels)
     if letters:
         return letters.pop() if len(letters) == 1 and not re.search(rf"\bnot\s+{BRACKETED}", text) else None
-    said = fold(text)
-    same = [label for label, one in zip(labels, options, strict=True) if fold(one) == said]
+    said = {fold(text), *(fold(m[1]) for m in re.finditer(ANSWERED, text, re.IGNORECASE))}
+    same = [label for label, one in zip(labels, options, strict=True) if fold(one) in said]
     return same[0] if len(same) == 1 else None
 
 
@@ -50,6 +54,11 @@ def named(text: str, labels: Sequence[str], options: Sequence[str]) -> str | Non
     found = [(len(one), label) for one, label in spelled if one[:2] == "a " and re.match(rf"{re.escape(one)}\b", said)]
     longest = [label for length, label in found if length == max(found)[0]]
     return longest[0] if len(longest) == 1 else None
+
+
+def listed(text: str, labels: Sequence[str]) -> set[str]:
+    """The letters in brackets, and those that a line begins with: a list of options that was said again."""
+    return bracketed(text, labels) | {m[1] for m in re.finditer(rf"(?m)^{LEADING}", text)} & set(labels)
 
 
 def bracketed(text: str, labels: Sequence[str]) -> set[str]:
@@ -71,6 +80,6 @@ def first_label(text: str, labels: Sequence[str], options: Sequence[str]) -> str
 
 
 def fold(text: str) -> str:
-    """Lower case, no punctuation at the ends unless there is nothing else, single blanks."""
-    lower = " ".join(text.lower().split())
+    """Lower case, no punctuation at the ends unless there is nothing else, single blanks, marks joined to letters."""
+    lower = " ".join(unicodedata.normalize("NFC", text).lower().split())
     return lower.strip(" .,;:!?\"'") or lower

@@ -36,12 +36,14 @@ def generate(
     seeds: Sequence[int] = (),
     pads: bool = True,
     on_done: Callable[[int], None] = lambda count: None,
+    on_cut: Callable[[int], None] = lambda place: None,
 ) -> list[str]:
     """The text that follows each prompt, in the order of `prompts`, up to the first of the tokens `ends`, of those that
     the model and its tokenizer end a text with, and of the strings `stop`.
 
     `temperature` 0 is greedy, or beam search with `beams` above 1. Sampling takes one of `seeds` for each prompt, and a
     sample depends neither on its batch nor on its process. Without `pads` only prompts of one length share a batch.
+    `on_cut` hears the place of each prompt whose answer had no end within `max_new_tokens`.
     """
     texts = [""] * len(prompts)
     lengths = [(len(prompt) + max_new_tokens) * beams for prompt in prompts]
@@ -54,8 +56,11 @@ def generate(
             new = continue_batch(model, tokenizer, asked, max_new_tokens, stop, draws, number)
         for i, ids in zip(chosen, new, strict=True):
             # Older transformers would take blanks away before punctuation where the tokenizer's file asks for it.
-            said = tokenizer.decode(before(ends, ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            whole = before(ends, ids)
+            said = tokenizer.decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             texts[i] = cut(said, stop)
+            if len(whole) == max_new_tokens and texts[i] == said:
+                on_cut(i)
         on_done(len(chosen))
     return texts
 

@@ -21,7 +21,7 @@ OWN_DATA = (
     "It reads its data from the hub, whatever data.source is: use eval.backend=own with eval.protocol=lm_eval and "
     "data.source=sample or a folder"
 )
-REMEDY = "pip install 'lm_eval>=0.4.13', or use eval.protocol=lm_eval, which asks and scores alike without it"
+REMEDY = "pip install 'lm_eval>=0.4.13', or use eval.protocol=lm_eval, which asks and scores alike, on our rows"
 
 
 def require(tasks: dict[str, Task], options: Eval, source: str) -> None:

@@ -45,6 +45,9 @@ def notes(results: dict[str, Any]) -> list[str]:
     for name, result in results.items():
         if lost := result.get("cut", {}).get("prompts"):
             lines.append(f"{name}: {lost} of {result['n']} prompts were too long and lost shots or their beginning")
+        if lost := result.get("cut", {}).get("replies"):
+            tokens = result.get("protocol", {}).get("max_new_tokens")
+            lines.append(f"{name}: {lost} answers had no end within {tokens} tokens (max_new_tokens of the task)")
         number = result.get("protocol", {}).get("num_samples", 1)
         if number > 1 and result["value"] is not None:
             shown = (f"{m} {with_error(value, result['stderrs'][m])}" for m, value in result["metrics"].items())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -151,12 +152,13 @@ class Evaluator:
         }[task.answer_kind]
         target = (lambda e: e.gold) if task.answer_kind is Answer.options else (lambda e: e.answer)
         prompts = self.prompts(task, examples)
-        said = self.generated(task, prompts, [self.sample_seed(example) for example in examples], label)
+        said, endless = self.generated(task, prompts, [self.sample_seed(example) for example in examples], label)
         return [
             {"id": e.id, "prompt": e.question, "target": target(e), "prediction": text}
             | compare(text, e)
             | cuts([prompt])
-            for e, text, prompt in zip(examples, said, prompts, strict=True)
+            | {"replies_cut": int(i in endless)}
+            for i, (e, text, prompt) in enumerate(zip(examples, said, prompts, strict=True))
         ]
 
     def option_matches(self, text: str, example: Example) -> dict[str, Any]:
@@ -175,9 +177,13 @@ class Evaluator:
         prompts, number = self.prompts(task, examples), self.options.num_samples
         repeated = [prompt for prompt in prompts for _ in range(number)]
         seeds = [self.sample_seed(example, sample) for example in examples for sample in range(number)]
-        said = self.generated(task, repeated, seeds, label)
+        said, endless = self.generated(task, repeated, seeds, label)
         judged = judge_code(examples, [said[i : i + number] for i in range(0, len(said), number)])
-        return [prediction | cuts([prompt]) for prediction, prompt in zip(judged, prompts, strict=True)]
+        lost = Counter(place // number for place in endless)
+        return [
+            prediction | cuts([prompt]) | {"replies_cut": lost[i]}
+            for i, (prediction, prompt) in enumerate(zip(judged, prompts, strict=True))
+        ]
 
     def prompts(self, task: Task, examples: Sequence[Example]) -> list[Prompt]:
         limits = self.limits(task)
@@ -192,10 +198,13 @@ class Evaluator:
         parts = (self.seed, example.id, sample) if sample else (self.seed, example.id)
         return seed_of(*parts) % 2**63
 
-    def generated(self, task: Task, prompts: Sequence[Prompt], seeds: Sequence[int], label: str) -> list[str]:
-        free = task.answer_kind is not Answer.options
+    def generated(
+        self, task: Task, prompts: Sequence[Prompt], seeds: Sequence[int], label: str
+    ) -> tuple[list[str], set[int]]:
+        """The answers, and the places of those that had no end within the tokens that they may have."""
+        free, endless = task.answer_kind is not Answer.options, set[int]()
         with bar(label, len(prompts)) as shown:
-            return generate(
+            said = generate(
                 self.model,
                 self.tokenizer,
                 [prompt.ids for prompt in prompts],
@@ -209,7 +218,9 @@ class Evaluator:
                 seeds=seeds,
                 pads=self.score_options.pads,
                 on_done=shown.advance,
+                on_cut=endless.add,
             )
+        return said, endless
 
     def temperature(self, task: Task) -> float:
         """Of generated answers; an option is chosen greedily, however it is asked."""
@@ -311,6 +322,7 @@ def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) ->
             "prompts": sum(p["shots_cut"] + p["tokens_cut"] > 0 for p in predictions),
             "shots": sum(p["shots_cut"] for p in predictions),
             "tokens": sum(p["tokens_cut"] for p in predictions),
+            "replies": sum(p.get("replies_cut", 0) for p in predictions),
         },
     }
 

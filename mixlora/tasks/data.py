@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mixlora.config.schema import Data, Mixture, Overlap, Task
 from mixlora.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ HELD_OUT, MOST_HELD_OUT = 0.05, 500
 LISTED = 5  # skipped rows that a note names
 SPLITS = ("train", "validation", "test")
 SCORED = ("validation", "test")
+Asked = Mapping[str, Mapping[str, Sequence[Sequence[bytes]]]]  # task -> split -> the keys of each row (see overlap.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +134,20 @@ def missing_note(task: Task, split: str, error: MissingSplit) -> str:
 
 
 def hold_out(name: str, train: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """(rest, held out): 5 % of the rows, at least one of two and at most 500, the same for every seed."""
+    """(rest, held out): 5 % of the rows, at least one of two and at most 500, the same for every seed; of rows that
+    share a `group` all or none, so there may be some more."""
     import numpy as np
 
     number = min(MOST_HELD_OUT, max(1, int(len(train) * HELD_OUT))) if len(train) > 1 else 0
-    order = np.random.default_rng(seed_of("held out", name)).permutation(len(train))
-    chosen = order[:number].tolist()  # in the order of the draw: the first of them are a sample of the file as well
+    order = np.random.default_rng(seed_of("held out", name)).permutation(len(train)).tolist()
+    mates: dict[Any, list[int]] = {}
+    for i in order:
+        mates.setdefault(train[i].group or i, []).append(i)
+    chosen: list[int] = []  # in the order of the draw: the first of them are a sample of the file as well
+    for group in mates.values():
+        if len(chosen) >= number or len(chosen) + len(group) == len(train):
+            break
+        chosen += group
     held = set(chosen)
     return [example for i, example in enumerate(train) if i not in held], [train[i] for i in chosen]
 
@@ -150,11 +160,11 @@ def against_overlap(
     Args:
         trained: the tasks that were trained on, which is over: nothing is refused. None: those of `found`.
     """
-    asked = {name: {s: overlap.questions(getattr(data, s)) for s in SPLITS} for name, data in found.items()}
+    asked: Asked = {name: {s: [*map(overlap.keys, getattr(data, s))] for s in SPLITS} for name, data in found.items()}
     if trained is None:
-        known = {digest for name, of in asked.items() if found[name].drawn for digest in of["train"]}
+        known = set[bytes]().union(*(keys for name, of in asked.items() if found[name].drawn for keys in of["train"]))
     else:
-        known = {digest for data in trained.values() for digest in overlap.questions(data.train)}
+        known = set[bytes]().union(*(overlap.keys(example) for data in trained.values() for example in data.train))
     seen = {name: {s: among(getattr(found[name], s), of[s], known) for s in SCORED} for name, of in asked.items()}
     if policy is Overlap.error and trained is None:
         refuse(found, seen)
@@ -189,11 +199,9 @@ def refuse(found: Mapping[str, TaskData], seen: Mapping[str, Mapping[str, Sequen
         raise DataError("\n".join(f"{text}. {overlap.REMEDY}" for text in wrong))
 
 
-def without_scored(
-    found: Mapping[str, TaskData], asked: Mapping[str, Mapping[str, Sequence[bytes]]]
-) -> dict[str, TaskData]:
-    """The tasks without the training rows that any of them scores; `asked` has the digests of their rows by split."""
-    scored = {digest for of in asked.values() for split in SCORED for digest in of[split]}
+def without_scored(found: Mapping[str, TaskData], asked: Asked) -> dict[str, TaskData]:
+    """The tasks without the training rows that any of them scores."""
+    scored = set[bytes]().union(*(keys for of in asked.values() for split in SCORED for keys in of[split]))
     return {name: dropped(data, among(data.train, asked[name]["train"], scored)) for name, data in found.items()}
 
 
@@ -214,9 +222,9 @@ def with_resembling(found: dict[str, TaskData], trained: Mapping[str, TaskData])
     return out
 
 
-def among(examples: Sequence[Example], asked: Sequence[bytes], known: AbstractSet[bytes]) -> list[str]:
-    """The ids of the examples whose question, as a digest beside them, is known."""
-    return [example.id for example, digest in zip(examples, asked, strict=True) if digest in known]
+def among(examples: Sequence[Example], asked: Sequence[Sequence[bytes]], known: AbstractSet[bytes]) -> list[str]:
+    """The ids of the examples whose question is known, by one of the keys beside them."""
+    return [example.id for example, keys in zip(examples, asked, strict=True) if not known.isdisjoint(keys)]
 
 
 def dropped(data: TaskData, again: Sequence[str]) -> TaskData:

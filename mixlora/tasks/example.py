@@ -32,6 +32,7 @@ class Example:
     task: str
     question: str
     answer: str
+    group: tuple[str, ...] = ()  # what it shares with the rows that are held out together with it; (): nothing
     identity: str = ""  # what makes it the same question as another; "": the question
     options: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # of the options, as the row calls them: A B C, 1 2 3

@@ -20,13 +20,13 @@ def draw(task: str, train: Sequence[Example], scored: Iterable[Example], number:
         return []
     import numpy as np
 
-    forbidden = set(overlap.questions(scored))
+    forbidden = set[bytes]().union(*map(overlap.keys, scored))
     order = np.random.default_rng(seed_of("few-shot", seed, task)).permutation(len(train))
     chosen: list[Example] = []
     for place in order:
         if len(chosen) == number:
             break
-        if overlap.question(train[place]) not in forbidden:
+        if forbidden.isdisjoint(overlap.keys(train[place])):
             chosen.append(train[place])
     if len(chosen) < number:
         raise DataError(

@@ -10,6 +10,11 @@ VALUE = rf"(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?"
 # A sign stands at its number: "cost - $18" and a list's "- 18 eggs" are 18. Behind #### there is nothing else to it.
 NUMBER = re.compile(rf"(?:(?<![\w.])|(?<=[A-Za-z]\.))(?:(?:(?<!-)-)?(?:\$\s?)?|\$\s?-){VALUE}")
 STRICT = re.compile(rf"####\s*((?:(?:-\s?)?(?:\$\s?)?|\$\s?-){VALUE})")
+# A time, a mixed fraction, thousands with blanks between, a power of ten, another power, a decimal comma.
+OTHER_VALUES = re.compile(
+    r"(?<![\w.,])(\d+(?::\d\d)+|\d+ \d+/\d+|\d{1,3}(?:[ \u00a0\u202f]\d{3})+"
+    r"|[\d.]+ ?[×x*] ?10\^?-?\d+|\d+\^-?\d+|[\d.]+,\d{1,2})\D*$"
+)
 MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
 
 
@@ -23,6 +28,12 @@ def last_number(text: str) -> str | None:
     """The last number anywhere: 1,234 and $18 and 3/4 and -2.50 count, a unit after it does not matter."""
     found = NUMBER.findall(text.translate(MINUS))
     return canonical_number(found[-1]) if found else None
+
+
+def more_than_a_number(text: str) -> str | None:
+    """What an answer ends in that is one value and not one number of ours."""
+    found = OTHER_VALUES.search(text.translate(MINUS))
+    return found[1].strip() if found else None
 
 
 def canonical_number(text: str) -> str:

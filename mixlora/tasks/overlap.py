@@ -1,8 +1,9 @@
 """Rows that are both trained on and scored.
 
-exact      the same question with the same options, but for case, punctuation (not the signs between numbers) and the
-           order of the options; what "the same question" means is the task's `identity`. In the public sets: OpenBookQA
-           14 test and 7 validation rows, CoLA 19, ARC-Easy 3, MBPP 3, PIQA 2, SST-2 2, BoolQ 1.
+exact      the same question with the same options or with the same right answer, but for case, punctuation (not the
+           signs between numbers) and the order of the options; what "the same question" means is the task's `identity`.
+           In the public sets: OpenBookQA 15 test and 8 validation rows, CoLA 19, ARC-Easy 4 and 1, PIQA 4, MBPP 3,
+           SST-2 2, ARC-Challenge 1, BoolQ 1.
 resembling 13 words in a row in common (question; for code, question and program), as contamination studies count.
            Stock phrases and shared passages resemble too, so it is only said. In the public sets: 53 test rows of
            MBPP, 16 of ARC-Easy and 6 of ARC-Challenge (trained on both), 3 of GSM8K, 415 of MedQA (stock phrases).
@@ -15,7 +16,7 @@ import re
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +35,12 @@ REMEDY = "data.overlap=drop leaves them out of training, data.overlap=note only 
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing
 
 
-def question(example: Example) -> bytes:
-    """A digest of the folded question and its folded options in any order."""
-    options = "|".join(sorted(map(folded, example.options)))
-    text = example.identity or example.question
-    return hashlib.blake2b(f"{folded(text)}|{options}".encode(), digest_size=16).digest()
+def keys(example: Example) -> tuple[bytes, ...]:
+    """Digests by which two examples are the same question: of its text with the options in any order, and of its text
+    with the right answer, where other wrong options stand beside it."""
+    text, options = folded(example.identity or example.question), sorted(map(folded, example.options))
+    asked = [("options", *options), *([("answer", folded(example.answer))] if options else [])]
+    return tuple(hashlib.blake2b("|".join([text, *parts]).encode(), digest_size=16).digest() for parts in asked)
 
 
 def folded(text: str) -> str:
@@ -57,10 +59,6 @@ def asked_with_marks() -> re.Pattern[str]:
         c for c in every if unicodedata.category(c).startswith("M") and "VARIATION" not in unicodedata.name(c)
     )
     return re.compile(ASKED.pattern.replace(r"\w", rf"[\w{marks}]", 1))
-
-
-def questions(examples: Iterable[Example]) -> list[bytes]:
-    return [question(example) for example in examples]
 
 
 class Runs:

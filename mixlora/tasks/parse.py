@@ -10,7 +10,7 @@ from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError, DataError
 from mixlora.tasks.code import function_under_test, newlines
 from mixlora.tasks.example import Example, Worded
-from mixlora.tasks.numbers import last_number
+from mixlora.tasks.numbers import last_number, more_than_a_number
 from mixlora.tasks.table import Table
 from mixlora.tasks.template import BadField, Template, columns, template, text_at, text_of, value_at
 
@@ -77,6 +77,7 @@ class Reader:
     tests: Template | None
     columns: frozenset[str]
     identity: Template | None = None
+    group: Template | None = None
     prefix: Template | None = None
     fixtures: Template | None = None
     wordings: Mapping[str, Worded] = field(default_factory=dict)
@@ -89,9 +90,10 @@ class Reader:
         tests = template(task.tests, f"task {task.name}: tests") if task.tests else None
         options = option_reader(task.options, task) if task.options else None
         identity = template(task.identity, f"task {task.name}: identity") if task.identity else None
+        group = template(task.group, f"task {task.name}: group") if task.group else None
         prefix = template(task.prefix, f"task {task.name}: prefix") if task.prefix else None
         fixtures = template(task.fixtures, f"task {task.name}: fixtures") if task.fixtures else None
-        return cls(task, question, options, tests, columns(task), identity, prefix, fixtures, worded(task))
+        return cls(task, question, options, tests, columns(task), identity, group, prefix, fixtures, worded(task))
 
     def __call__(self, row: Mapping[str, Any], id: str) -> Example:
         """Raises BadField."""
@@ -100,6 +102,7 @@ class Reader:
         if asked and not any(text_at(row, path).strip() for path in asked):
             raise BadField(", ".join(asked), "is empty")
         identity = self.identity(row) if self.identity else ""
+        group = tuple(sorted(self.group(row).splitlines())) if self.group else ()
         if self.options is not None:
             texts, labels, gold = self.choice(row)
             return Example(
@@ -112,13 +115,21 @@ class Reader:
                 gold=gold,
                 cue=task.cue,
                 identity=identity,
+                group=group,
                 row=row if self.wordings else None,
                 wordings=self.wordings,
             )
         answer = self.text_answer(row)
         extra = self.program(row, answer) if task.answer_kind is Answer.code else {}
         return Example(
-            id=id, task=task.name, question=question, answer=answer, cue=task.cue, identity=identity, **extra
+            id=id,
+            task=task.name,
+            question=question,
+            answer=answer,
+            cue=task.cue,
+            identity=identity,
+            group=group,
+            **extra,
         )
 
     def choice(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
@@ -142,8 +153,11 @@ class Reader:
         if contains and contains not in text:
             raise BadField(name, f"has no {contains!r}")
         end = text.partition(contains)[2] if contains else text
-        if self.task.answer_kind is Answer.number and last_number(end) is None:
+        task_is_number = self.task.answer_kind is Answer.number
+        if task_is_number and last_number(end) is None:
             raise BadField(name, f"has no number{f' after {contains!r}' if contains else ''}")
+        if task_is_number and (found := more_than_a_number(end)):
+            raise BadField(name, f"ends in {found!r}, of which replies would be compared by the last part alone")
         return newlines(text) if self.task.answer_kind is Answer.code else text
 
     def program(self, row: Mapping[str, Any], answer: str) -> dict[str, Any]:

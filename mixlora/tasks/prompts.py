@@ -3,8 +3,9 @@
     chat    what the model's chat template writes around the question and the answer
     plain   question, the task's cue ("\\nAnswer:"), a blank unless the cue ends in one, the answer, end of sequence
 
-Text of a row never becomes a control token, whatever it spells. Prompt and answer are tokenised together and split
-after the prompt's tokens, as lm-evaluation-harness does (HFLM._encode_pair).
+Text of a row never becomes a special token, whatever it spells; other added tokens, such as Qwen3's <think>, it may.
+Prompt and answer are tokenised together and split after the prompt's tokens, as lm-evaluation-harness does
+(HFLM._encode_pair).
 """
 
 import functools
@@ -114,7 +115,7 @@ class Formatter:
 
     def fits(self, example: Example, max_length: int) -> bool:
         """Whether `encode` can keep the whole answer. Cheap: a short text is not tokenised."""
-        parts = self.layout.frame_ids + len(self.end_ids) + 1
+        parts = self.layout.frame_ids + len(self.end_ids) + 2  # a token of the question, and a blank before the answer
         if parts + len(self.style.right(example).answer.encode()) <= max_length:
             return True
         try:

@@ -145,7 +145,8 @@ class Harness(Published):
 class LlmAdapters(Published):
     """LLM-Adapters: the instruction inside the Alpaca frame, indented by 16 blanks as its evaluation prints it.
 
-    Its training prints other blanks than its evaluation; here both see the same.
+    Its training prints other blanks than its evaluation; here both see the same. Its prompt ends in a line break and 16
+    blanks, which tokenizers join to what follows: here they are the beginning of the answer.
     """
 
     name = Style.llm_adapters

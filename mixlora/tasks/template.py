@@ -120,6 +120,7 @@ def columns(task: Task) -> frozenset[str]:
         task.question,
         task.tests or "",
         task.identity or "",
+        task.group or "",
         task.prefix or "",
         task.fixtures or "",
         *(wording.question or "" for wording in task.wordings.values()),
