@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 
@@ -26,7 +27,9 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
             clear_records(kept)
 
     how = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)  # type: ignore[operator]
+    any_model: Any = model  # transformers calls it "activation" since 5.24
+    enable = getattr(any_model, "activation_checkpointing_enable", any_model.gradient_checkpointing_enable)
+    enable(how)
 
 
 def keepers(model: nn.Module) -> list[Gate | Wrapper]:
