@@ -13,19 +13,22 @@ from mixlora.records import of_mean, read_json, read_lines
 
 
 def print_results(folder: Path) -> None:
-    """Score of each task before and after training with its standard error, and where to look next."""
+    """Score of each task with its standard error, before and after training where both are there, and where to look."""
     after = read_json(folder / "results.json")
     before_path = folder / "before" / "results.json"
     before = read_json(before_path) if before_path.is_file() else {}
     table = Table(title=folder.name, title_justify="left")
-    for column in ("task", "n", "guess", "before", "after", "change"):
+    shown = {"task": 0, "n": 1, "guess": 2} | ({"before": 3, "after": 4, "change": 5} if before else {"score": 4})
+    for column in shown:
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
-    for name, result in after.items():
-        table.add_row(*cells(folder, name, result, before.get(name)))
+    rows = [cells(folder, name, result, before.get(name)) for name, result in after.items()]
+    for row in rows:
+        table.add_row(*(row[place] for place in shown.values()))
     table.add_section()
-    table.add_row(*mean_cells(folder, after, before))
+    mean = mean_cells(folder, after, before)
+    table.add_row(*(mean[place] for place in shown.values()))
     console.print(table)
-    for note in notes(after):
+    for note in notes(after, paired=bool(before)):
         say(note)
     say(f"Results: {folder / 'results.json'}\nPredictions: {folder / 'predictions'}")
     if (folder / "adapter").is_dir():
@@ -34,10 +37,11 @@ def print_results(folder: Path) -> None:
         say(f'Talk to it: python -m mixlora.generate {run} prompt="..."')
 
 
-def notes(results: dict[str, Any]) -> list[str]:
+def notes(results: dict[str, Any], *, paired: bool = True) -> list[str]:
     """What the table's numbers and marks mean."""
     metrics = sorted({r["metric"] for r in results.values() if r["value"] is not None})
-    lines = [f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer; change: paired"]
+    change = "; change: paired" if paired else ""
+    lines = [f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer{change}"]
     if any(not r.get("trained", True) for r in results.values()):
         lines.append("* not trained on")
     if any(not r.get("complete", True) for r in results.values()):
