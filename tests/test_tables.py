@@ -6,6 +6,7 @@ After a change that is meant to move the look of a table, write the stored files
 """
 
 import html
+import itertools
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from invented_runs import PROTOCOL, right, write_run
@@ -25,7 +27,7 @@ from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.records import log_path, read_json, read_lines, read_text, write_json, write_lines
 from mixlora.tables import recipe as recipes
-from mixlora.tables import render, show, table
+from mixlora.tables import render, show, statistics, table
 from mixlora.tables.recipe import Claim, Group, Point
 from mixlora.tables.runs import MISSING
 from mixlora.tables.study import Study
@@ -150,6 +152,23 @@ def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_marked(made):
     assert not cell(made, "mole", "arc_challenge").tied
     assert not cell(made, "smora").tied
     assert cell(made, "mole", "arc_challenge").p < 0.01
+
+
+def test_the_family_of_a_column_is_all_pairs_of_its_rows(tmp_path):
+    """Of four rows six pairs, though only three are of the best: which it is, the same scores have said."""
+    study = study_in(tmp_path)
+    shares = dict(zip(("lora", "mole", "mola", "smora"), (0.9, 0.6, 0.59, 0.58), strict=True))
+    scores = {method: {seed: right(60, share, 3 * seed) for seed in (0, 1, 2)} for method, share in shares.items()}
+    for method, of_seeds in scores.items():
+        for point in points(method):
+            write_run(study, point, {"arc_easy": of_seeds[point.seed]})
+    arrays = {method: np.array(list(of_seeds.values())) for method, of_seeds in scores.items()}
+    pairs = list(itertools.combinations(arrays, 2))
+    p = statistics.holm([statistics.difference([arrays[a] - arrays[b]]).p for a, b in pairs])
+    made = table.build(study)
+    for (a, b), value in zip(pairs, p, strict=True):
+        if a == "lora":
+            assert cell(made, b).p == pytest.approx(value)
 
 
 def test_equal_means_are_both_the_best_and_need_no_mark(tmp_path):

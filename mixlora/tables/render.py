@@ -114,8 +114,8 @@ def mark_lines(table: Table) -> list[str]:
         (best, f"bold: best of its model in the column{of_whole}"),
         (
             any(cell.tied for cell in cells),
-            f"{TIED} not distinguishable from the best (paired test over examples and seeds, Holm over the column, "
-            f"p ≥ {LEVEL})",
+            f"{TIED} not distinguishable from the best (paired test over examples and seeds, Holm over all pairs of "
+            f"its model in the column, p ≥ {LEVEL})",
         ),
         (
             any(cell.untested for cell in cells),

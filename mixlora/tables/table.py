@@ -4,6 +4,7 @@ The cells of a row are compared with the best of the same model in the same colu
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -183,7 +184,10 @@ def compare(
     cells: Mapping[tuple[Row, str], Cell],
     by_example: Mapping[tuple[Row, str], Scores],
 ) -> None:
-    """Set best, tied, untested and p of every cell, within a model and a column."""
+    """Set best, tied, untested and p of every cell, within a model and a column.
+
+    Which row is the best is seen in the same scores, so each pair might have been compared: all count as tests.
+    """
     tasks = list(recipe.table.columns)
     for model in recipe.models:
         for column in columns:
@@ -192,15 +196,22 @@ def compare(
             if len(known) < 2:
                 continue
             best = best_row(known, {row for row in known if cells[row, column].complete})
-            of = tasks if column == MEAN else [column]
-            p = {}
-            for row in known:
-                if row is not best:
-                    found = paired_test([by_example[best, t] for t in of], [by_example[row, t] for t in of])
-                    if found is not None and agree(found.mean, known[best] - known[row]):
-                        p[row] = found.p
-            adjusted = dict(zip(p, statistics.holm(list(p.values())), strict=True))
-            mark(cells, column, best, known, adjusted)
+            p = tests(
+                known, {row: [by_example[row, t] for t in (tasks if column == MEAN else [column])] for row in known}
+            )
+            mark(cells, column, best, known, {row: p[pair] for pair in p if best in pair for row in pair - {best}})
+
+
+def tests(means: Mapping[Row, float], scores: Mapping[Row, Sequence[Scores]]) -> dict[frozenset[Row], float]:
+    """Pair -> p, adjusted within all pairs. A pair whose test and means disagree counts as one, and has no p."""
+    found, p = [], {}
+    for a, b in itertools.combinations(means, 2):
+        test = paired_test(scores[a], scores[b])
+        if test is not None:
+            p[frozenset((a, b))] = test.p
+            found.append(agree(test.mean, means[a] - means[b]))
+    adjusted = zip(p, statistics.holm(list(p.values())), found, strict=True)
+    return {pair: value for pair, value, agrees in adjusted if agrees}
 
 
 def best_row(means: Mapping[Row, float], complete: Collection[Row]) -> Row:
