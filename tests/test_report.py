@@ -4,8 +4,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from invented_runs import right, write_run
 from PIL import Image
@@ -44,6 +46,20 @@ def study(tmp_path_factory) -> Study:
         write_json(folder / "routing.json", {} if method == "lora" else dict.fromkeys(scores, gates))
     made.forget()
     return made
+
+
+def test_smoothing_is_the_mean_of_the_last_finite_values_and_takes_no_longer_for_a_wider_window():
+    values = np.random.default_rng(0).normal(2, 1, 500)
+    values[[0, 1, 7, *range(100, 180), 499]] = np.nan
+    values[50] = np.inf
+    for window in (1, 3, 25, 600):
+        finite = ([v for v in values[max(0, i - window + 1) : i + 1] if np.isfinite(v)] for i in range(len(values)))
+        want = [np.mean(some) if some else np.nan for some in finite]
+        np.testing.assert_allclose(plots.smooth(values.tolist(), window), want, rtol=0, atol=1e-12)
+    assert plots.smooth([], 3) == []
+    began = time.process_time()
+    plots.smooth([1.0] * 200_000, 20_000)
+    assert time.process_time() - began < 5  # what is done for each window anew takes minutes
 
 
 def folder_of(study: Study, method: str) -> Path:

@@ -209,6 +209,7 @@ def test_a_run_on_other_data_is_left_out_and_named(made):
         {"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}},
         {"weights_sha256": "other"},
         {"task_metric": "acc_norm"},
+        {"world_size": 2},
     ],
 )
 def test_anything_else_that_differs_is_left_out_as_well(tmp_path, changes):
@@ -218,6 +219,17 @@ def test_anything_else_that_differs_is_left_out_as_well(tmp_path, changes):
         write_run(study, point, scores)
     write_run(study, points("mole")[0], scores, **changes)
     assert cell(table.build(study), "mole").empty == "other data"
+
+
+def test_models_may_be_trained_by_other_numbers_of_processes_but_runs_of_one_model_not(tmp_path):
+    models = {"tiny": None, "wide": {"overrides": ["model=tiny", "model.random.hidden_size=128"]}}
+    study = other_recipe(tmp_path, models=models, methods={"lora": None, "mole": None})
+    for model, method, processes in (("tiny", "lora", 1), ("wide", "lora", 4), ("wide", "mole", 1)):
+        for seed in (0, 1, 2)[: 3 if method == "lora" else 1]:
+            write_run(study, Point(Group(model, "arc", method), seed), SCORES, world_size=processes)
+    made = table.build(study)
+    assert all(len(c.values) == 3 for (r, _), c in made.cells.items() if r.method == "lora")
+    assert "wide · arc · mole · seed 0, arc_easy: left out, processes 1 instead of 4" in render.markdown(made)
 
 
 HASHED = {"task_data": {"test": "a" * 64}, "task_prompts": "b" * 64, "weights_sha256": "c" * 64}
@@ -552,6 +564,14 @@ def test_without_a_deviation_the_legend_has_no_word_of_it(tmp_path):
     text = render.markdown(table.build(study))
     assert "- percent\n" in text
     assert "±" not in text
+
+
+def test_every_commit_that_a_part_was_made_with_is_named_and_that_one_is_not_known(tmp_path):
+    study = study_in(tmp_path)
+    for point, commit in zip(points("lora"), ("ccc", None, "bbb"), strict=True):
+        earlier = {"earlier_commits": [{"git_commit": "aaa", "git_dirty": False}]} if commit == "bbb" else {}
+        write_run(study, point, SCORES, git_commit=commit, **earlier)
+    assert "- commit: aaa, bbb, ccc, not known\n" in render.markdown(table.build(study))
 
 
 def test_further_columns_are_of_the_runs_in_the_table(tmp_path):

@@ -144,7 +144,9 @@ def provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
         return sorted({str(value) for run in done for value in of(run.record) if value is not None})
 
     return {
-        "commit": values(lambda r: iter([r.get("git_commit")])),
+        "commit": values(
+            lambda r: (part.get("git_commit") or "not known" for part in (r, *r.get("earlier_commits", [])))
+        ),
         "versions": values(lambda r: (f"{name} {v}" for name, v in r.get("packages", {}).items() if v)),
         "device": values(lambda r: iter([r.get("device")])),
         "processes": values(lambda r: iter([r.get("world_size")])),

@@ -85,9 +85,13 @@ def numbers(values: Sequence[Any]) -> list[float]:
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` finite values; a gap where there is none."""
-    stretches = (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))
-    finite = ([value for value in stretch if np.isfinite(value)] for stretch in stretches)
-    return [float(np.mean(some)) if some else float("nan") for some in finite]
+    finite = np.isfinite(values)
+    sums, counts = (np.concatenate([[0], np.cumsum(some)]) for some in (np.where(finite, values, 0.0), finite))
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(0, ends - window)
+    number = counts[ends] - counts[begins]
+    means = (sums[ends] - sums[begins]) / np.maximum(number, 1)
+    return [float(mean) for mean in np.where(number > 0, means, np.nan)]
 
 
 # ---- one run

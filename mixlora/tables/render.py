@@ -145,7 +145,7 @@ def empty_lines(table: Table) -> list[str]:
         "failed": f"the run ended with an error{no_rate}",
         "unfinished": "the run was interrupted",
         "dirty": "made with code that differs from its commit, left out",
-        "other data": "made with other data, prompts, weights or another protocol than the rest, left out",
+        "other data": "made with other data, prompts, weights, processes or another protocol than the rest, left out",
         "in part": "no mean: no seed has a score of every task",
     }
     found = {cell.empty for cell in table.cells.values() if cell.mean is None}
