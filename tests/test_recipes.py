@@ -80,6 +80,10 @@ def test_an_exception_wins_over_the_method_and_the_method_over_the_protocol(tmp_
         ({"seeds": [0, 0]}, "names a value twice"),
         ({"seeds": []}, "seeds is empty"),
         ({"learning_rates": [1e-3, 2e-3]}, "needs train.eval_steps in protocol"),
+        (
+            {"learning_rates": [1e-3, 2e-3], "protocol": ["train.eval_steps=5", "eval.split=validation"]},
+            "would be chosen on the rows that are shown",
+        ),
         ({"protocol": ["seed=3"]}, "decided by the grid"),
         ({"protocol": ["train.max_steps"]}, "Write key=value"),
         (

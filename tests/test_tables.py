@@ -26,8 +26,8 @@ from mixlora.config import doors
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.records import log_path, read_json, read_lines, read_text, write_json, write_lines
+from mixlora.tables import notes, render, show, statistics, table
 from mixlora.tables import recipe as recipes
-from mixlora.tables import render, show, statistics, table
 from mixlora.tables.recipe import Claim, Group, Point
 from mixlora.tables.runs import MISSING
 from mixlora.tables.study import Study
@@ -206,7 +206,7 @@ def test_a_run_on_other_data_is_left_out_and_named(made):
     "changes",
     [
         {"task_prompts": "other"},
-        {"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}},
+        {"task_protocol": {"name": "loglikelihood", "version": 2, "split": "test"}},
         {"weights_sha256": "other"},
         {"task_metric": "acc_norm"},
         {"world_size": 2},
@@ -256,7 +256,7 @@ def pinned(folder: Path, pins: dict[str, Any]) -> Study:
         ({"task_prompts": "d" * 64}, "prompts dddddddd instead of bbbbbbbb"),
         ({"weights_sha256": "d" * 64}, "weights dddddddd instead of cccccccc"),
         (
-            {"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}},
+            {"task_protocol": {"name": "loglikelihood", "version": 2, "split": "test"}},
             "protocol.version 2 instead of 1",
         ),
     ],
@@ -309,7 +309,7 @@ def test_the_pins_of_finished_runs_are_printed_for_pasting_and_fit(tmp_path, cap
 def test_dirty_runs_are_taken_in_when_asked_and_marked(root):
     made = table.build(study_in(root, include_dirty=True))
     assert cell(made, "mixlora").mean == pytest.approx(0.7)
-    assert "70.0 ± 0.0†" in render.markdown(made)
+    assert "70.0 ± 0.0‡" in render.markdown(made)
 
 
 def test_printed_values_stand_beside_ours_and_rows_without_runs_too(made):
@@ -317,6 +317,64 @@ def test_printed_values_stand_beside_ours_and_rows_without_runs_too(made):
     assert "**90.0** ± 0.0 (73.8) | **82.0** ± 2.0 (50.9)" in text
     assert "| Prompt tuning 100% | – (10.25) |" in text
     assert "published +1.5, ours -20.2" in text  # (89.5 + 42) / 2 − (90 + 82) / 2
+
+
+def test_what_was_printed_of_a_group_that_is_left_out_keeps_its_row_and_its_parameters(tmp_path):
+    mixtures = {"arc": {"setting": "all"}, "both": {"setting": "equal", "overrides": ["tasks=arc"]}}
+    published = [
+        {"method": "lora", "setting": "all", "values": {"arc_easy": 11.5}, "parameters": 111},
+        {"method": "lora", "setting": "equal", "values": {"arc_easy": 22.5}, "parameters": 222},
+    ]
+    left_out = [{"where": {"mixture": "both", "method": "lora"}, "leave_out": True}]
+    made = table.build(other_recipe(tmp_path, mixtures=mixtures, published=published, exceptions=left_out))
+    found = {
+        row.setting: (made.cells[row, "arc_easy"].published, made.extras[row, "published_parameters"])
+        for row in made.rows
+        if row.labels[2] == "LoRA & co_1"
+    }
+    assert found == {"all": (11.5, 111), "equal": (22.5, 222)}
+    assert "| equal | LoRA & co_1 | – (22.5) |" in render.markdown(made)
+
+
+def test_the_legend_says_how_was_asked_where_it_is_not_the_usual_way(tmp_path):
+    study = study_in(tmp_path)
+    folder = write_run(study, points("lora")[0], SCORES)
+    assert "scored:" not in render.markdown(table.build(study))
+    results = read_json(folder / "results.json")
+    for result in results.values():
+        result["protocol"] |= {"split": "validation", "num_fewshot": 5}
+    results["arc_easy"]["protocol"]["name"] = "letters"
+    write_json(folder / "results.json", results)
+    study.forget()
+    said = "- scored: validation split; 5 solved examples before each question; protocol letters (ARC-e)\n"
+    assert said in render.markdown(table.build(study))
+
+
+def test_an_answer_of_a_task_without_options_is_generated_as_usual():
+    result = {"metric": "strict", "protocol": {"name": "generate", "split": "test", "num_fewshot": 0}}
+    assert notes.unusual(result) == []
+    assert notes.unusual(result | {"metric": "acc"}) == ["protocol generate"]
+
+
+def test_tasks_whose_data_lack_rows_are_marked_and_runs_of_changed_code_otherwise(tmp_path):
+    study = study_in(tmp_path, include_dirty=True)
+    write_run(study, points("lora")[0], SCORES, incomplete=["arc_easy"], git_dirty=True)
+    made = table.build(study)
+    text = render.markdown(made)
+    assert "| ARC-e† (n=4) | ARC-c (n=4) |" in text
+    assert "- † the data sets of arc_easy lack rows of the original\n" in text
+    assert "- ‡ tiny · arc · lora · seed 0: made with code" in text
+    assert "75.0¹‡ 1/3" in text
+    assert r"ARC-e$^{\dagger}$" in render.latex(made)
+    assert r"$^{\ddagger}$" in render.latex(made)
+
+
+def test_letters_quotes_and_greek_are_text_in_latex():
+    assert render.latex_text("Łódź, Žižek, naïve, Größe") == "Łódź, Žižek, naïve, Größe"
+    assert render.latex_text("“a” ‘b’ … 5 µm € Ωβμ") == (
+        r"{``}a{''} {`}b{'} \ldots{} 5 $\mu$m \texteuro{} $\Omega$$\beta$$\mu$"
+    )
+    assert render.latex_text("ęđ漢²") == "(U+0119)(U+0111)(U+6F22)(U+00B2)"  # an error, or no sign at all
 
 
 @pytest.mark.parametrize("kind", sorted(render.FORMATS))

@@ -201,8 +201,18 @@ def check(recipe: Recipe) -> None:
         raise ConfigError(
             "more than one of learning_rates needs train.eval_steps in protocol: the rate is chosen on validation"
         )
+    check_choice(recipe)
     check_overrides(recipe)
     check_names(recipe)
+
+
+def check_choice(recipe: Recipe) -> None:
+    """The rate must not be chosen on the rows that the table shows."""
+    if len(recipe.learning_rates) > 1 and "eval.split=validation" in merged(recipe.protocol):
+        raise ConfigError(
+            "more than one of learning_rates with eval.split=validation in protocol: the rate would be chosen on the "
+            "rows that are shown. Leave eval.split out, or give one rate"
+        )
 
 
 def check_overrides(recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mixlora.tables import notes, statistics
 from mixlora.tables import recipe as recipes
-from mixlora.tables.cells import MEAN, Cell, Row, Table, belongs
+from mixlora.tables.cells import MEAN, Cell, Row, Table, belongs, printed_row
 from mixlora.tables.recipe import Order, Recipe
 from mixlora.tables.runs import DIRTY, FAILED, MISSING, OTHER, UNFINISHED, Run
 from mixlora.tables.study import Study, scores
@@ -46,7 +46,18 @@ def build(study: Study) -> Table:
     examples = {task: max((cells[row, task].examples for row in rows), default=0) for task in recipe.table.columns}
     extras, extra_columns = notes.extra_cells(study, rows)
     said = [*recipe.notes, *notes.changes(study), *claims(recipe, rows, cells), *notes.on_runs(study)]
-    return Table(recipe, columns, rows, cells, extras, extra_columns, said, examples)
+    return Table(
+        recipe,
+        columns,
+        rows,
+        cells,
+        extras,
+        extra_columns,
+        said,
+        examples,
+        scoring=notes.scoring(study),
+        incomplete=notes.incomplete(study),
+    )
 
 
 def grid_rows(study: Study) -> list[Row]:
@@ -256,21 +267,16 @@ def paired_test(best: Sequence[Scores], other: Sequence[Scores]) -> statistics.D
 def publish(
     recipe: Recipe, rows: Sequence[Row], columns: Mapping[str, str], cells: dict[tuple[Row, str], Cell]
 ) -> list[Row]:
-    """Lay the printed values beside ours; rows that were only printed go behind those of their model."""
+    """Lay the printed values beside ours; rows that were only printed or left out go behind those of their model."""
     out = list(rows)
     for printed in recipe.published:
-        model = printed.model or next(iter(recipe.models))
-        place = printed.setting or recipes.settings(recipe)[0]
-        if printed.method:
-            row = next((r for r in rows if (r.model, r.setting, r.method) == (model, place, printed.method)), None)
-        else:
-            row = Row(model, printed.setting, "", (recipes.label(recipe.models, model), printed.setting, printed.label))
-            if row not in out:  # the base model's is there where a run has scored it
-                same = [i for i, r in enumerate(out) if r.model == model]
-                out.insert(same[-1] + 1 if same else len(out), row)
-                cells |= {(row, column): Cell(empty="–") for column in columns}
-        if row is None:
-            continue
+        row = printed_row(recipe, printed)
+        named = (row.model, row.setting, printed.method)
+        row = next((r for r in rows if printed.method and (r.model, r.setting, r.method) == named), row)
+        if row not in out:  # the base model's is there where a run has scored it
+            same = [i for i, r in enumerate(out) if r.model == row.model]
+            out.insert(same[-1] + 1 if same else len(out), row)
+            cells |= {(row, column): Cell(empty="–") for column in columns}
         for column, value in printed.values.items():
             cells[row, column].published = value
         if printed.mean is not None and MEAN in columns:
