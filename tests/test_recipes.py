@@ -84,6 +84,7 @@ def test_an_exception_wins_over_the_method_and_the_method_over_the_protocol(tmp_
             {"learning_rates": [1e-3, 2e-3], "protocol": ["train.eval_steps=5", "eval.split=validation"]},
             "would be chosen on the rows that are shown",
         ),
+        ({"methods": {"lora": None, "mole": {"label": "lora"}}}, "two of methods have the label 'lora'"),
         ({"protocol": ["seed=3"]}, "decided by the grid"),
         ({"protocol": ["train.max_steps"]}, "Write key=value"),
         (

@@ -8,6 +8,7 @@ with that rate only.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -238,6 +239,11 @@ def check_names(recipe: Recipe) -> None:
         "method": recipe.methods,
         "setting": dict.fromkeys(settings(recipe)),
     }
+    labels = Counter(label(recipe.methods, name) for name in recipe.methods)
+    if alike := [text for text, number in labels.items() if number > 1]:
+        raise ConfigError(
+            f"two of methods have the label '{alike[0]}', and nobody could tell their rows apart. Give one another"
+        )
     for i, departure in enumerate(recipe.exceptions):
         for axis, value in departure.where.items():
             if axis not in ("model", "mixture", "method"):
