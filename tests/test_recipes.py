@@ -77,6 +77,7 @@ def test_an_exception_wins_over_the_method_and_the_method_over_the_protocol(tmp_
         ({"published": [{"values": {}}]}, "needs a method of the grid, or a label"),
         ({"table": {"columns": {"arc_easy": "A"}, "extra": ["trainabel"]}}, "trainabel"),
         ({"table": {}}, "table.columns is empty"),
+        ({"table": {"columns": {"arc_easy": "A"}, "decimals": -1}}, "table.decimals=-1 is below 0"),
         ({"seeds": [0, 0]}, "names a value twice"),
         ({"seeds": []}, "seeds is empty"),
         ({"learning_rates": [1e-3, 2e-3]}, "needs train.eval_steps in protocol"),

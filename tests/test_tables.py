@@ -316,7 +316,7 @@ def test_printed_values_stand_beside_ours_and_rows_without_runs_too(made):
     text = render.markdown(made)
     assert "**90.0** ± 0.0 (73.8) | **82.0** ± 2.0 (50.9)" in text
     assert "| Prompt tuning 100% | – (10.25) |" in text
-    assert "published +1.5, ours -20.2" in text  # (89.5 + 42) / 2 − (90 + 82) / 2
+    assert "published +1.5, ours -20.2 (error 2.3, p = " in text  # (89.5 + 42) / 2 − (90 + 82) / 2
 
 
 def test_what_was_printed_of_a_group_that_is_left_out_keeps_its_row_and_its_parameters(tmp_path):
@@ -435,6 +435,20 @@ def test_kept_records_name_no_place_of_the_machine(tmp_path):
     assert "mole · seed 0: failed, exit status 3: there is no hub" in render.markdown(
         table.build(study_in(tmp_path / "kept"))
     )
+
+
+def test_a_path_is_hidden_where_it_is_one_and_not_inside_other_words():
+    hidden = {"/data": "D", "/data/hub": "hub", "/home/a b/runs": "runs"}
+    for text, want in (
+        (
+            "data.source=/data org/data org/data_x /data_x /data-2 ./data ~/data",
+            "data.source=D org/data org/data_x /data_x /data-2 ./data ~/data",
+        ),
+        ("no '/data/hub/x.json', no /data/x. file:///data", "no 'hub/x.json', no D/x. file://D"),
+        (r'{"message": "line\n/data/hub", "root": "/home/a b/runs"}', r'{"message": "line\nhub", "root": "runs"}'),
+    ):
+        assert show.without_paths(text, hidden) == want
+    assert show.without_paths("as it is", {}) == "as it is"
 
 
 def path_of(path: Path) -> Path:
@@ -739,7 +753,10 @@ class TestLatexCompiles:
 
 def test_a_printed_difference_stands_beside_ours_of_every_setting_and_says_where_seeds_are_missing():
     recipe = SimpleNamespace(
-        models={"m": None}, methods={"a": None, "b": None}, claims=[Claim(better="a", worse="b", delta=1.5)]
+        models={"m": None},
+        methods={"a": None, "b": None},
+        table=recipes.Shape(columns={"t": "T"}),
+        claims=[Claim(better="a", worse="b", delta=1.5)],
     )
     found = {("one", "a"): 0.5, ("one", "b"): 0.4, ("two", "a"): 0.7, ("two", "b"): 0.8, ("three", "a"): 0.9}
     rows = [table.Row("m", setting, method, ("", "", "")) for setting, method in found]
@@ -747,5 +764,17 @@ def test_a_printed_difference_stands_beside_ours_of_every_setting_and_says_where
         (r, table.MEAN): table.Cell(values={0: found[r.setting, r.method]}, expected=1 + (r.setting == "two"))
         for r in rows
     }
-    said = "a minus b: published +1.5, ours +10.0 of one, -10.0 of two (not of all seeds)"
-    assert table.claims(recipe, rows, cells) == [said]
+    said = "a minus b: published +1.5, ours +10.0 of one, -10.0 (not of all seeds) of two"
+    assert table.claims(recipe, rows, cells, {}) == [said]
+
+
+def test_beside_our_difference_stands_what_is_known_of_it(tmp_path):
+    study = study_in(tmp_path)
+    shares = {"lora": 0.5, "mole": 0.6}
+    for method, share in shares.items():
+        for point in points(method):
+            write_run(study, point, {task: right(40, share, 7 * point.seed) for task in SCORES})
+    a, b = ([[*right(40, share, 7 * seed)] for seed in (0, 1, 2)] for share in shares.values())
+    test = statistics.difference([np.array(b) - np.array(a)] * 2)
+    said = f"published +1.5, ours +10.0 (error {100 * test.error:.1f}, p = {test.p:.2g})\n"
+    assert said in render.markdown(table.build(study))

@@ -192,6 +192,8 @@ def check(recipe: Recipe) -> None:
             raise ConfigError(f"{key} is empty. Give it at least one entry")
     if not recipe.table.columns:
         raise ConfigError("table.columns is empty. List the tasks of the table: {gsm8k: GSM8K}")
+    if recipe.table.decimals < 0:
+        raise ConfigError(f"table.decimals={recipe.table.decimals} is below 0")
     for key, entries in (("seeds", recipe.seeds), ("learning_rates", recipe.learning_rates)):
         if len(set(entries)) < len(entries):
             raise ConfigError(f"{key}={entries} names a value twice")
