@@ -3,15 +3,19 @@
     FLOPs = (4 N + 6 P) · trained tokens   +   2 N · scored tokens
 
 N parameters of the frozen base (forward and the backward through activations), P trained ones (their gradients too). A
-row has as many tokens as the rows of its task have on average, at most train.max_length. Scored twice where the base
-model is scored as well; options share their prompt, so a row is one forward. Hours = FLOPs / (tflops · utilization).
+row has as many tokens as the rows of its task have on average; trained on, at most train.max_length; scored, as many
+times as it has solved examples before it and its own, at most eval.max_length. Programs are scored where they may be
+run, eval.num_samples of each. Scored are the test rows, twice where the base model is scored as well, and every
+train.eval_steps steps train.eval_limit rows a task; options share their prompt, so a row is one forward. A step has the
+rows of all processes. Hours = FLOPs / (tflops · utilization), summed over the devices.
 An estimate, right to a factor of two for the tasks' own wording; moe_peft asks some questions in a third of it (BoolQ
-without its passage).
+without its passage). NOT_COUNTED says what is left out.
 """
 
 import functools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mixlora.adapters.attach import attach, count
 from mixlora.config.load import plain
-from mixlora.config.schema import Config, Method, Model
+from mixlora.config.schema import Answer, Config, Method, Model
 from mixlora.config.typed import typed
 from mixlora.console import console, say
 from mixlora.models import base
@@ -32,6 +36,10 @@ from mixlora.tables.recipe import Point
 from mixlora.tables.runs import DIRTY, DONE
 from mixlora.tables.study import Study
 from mixlora.tasks.mixture import probabilities
+
+NOT_COUNTED = (
+    "loading, beams, answers that are longer than the right one, and that base models' scores are shared by runs"
+)
 
 
 @dataclass(frozen=True)
@@ -86,28 +94,47 @@ def counted(model: str, method: str) -> dict[str, int] | None:
     return count(built)
 
 
-def estimate(config: Config, tflops: float, utilization: float) -> Estimate:
+def estimate(config: Config, tflops: float, utilization: float, processes: int = 1) -> Estimate:
     found = sizes(config)
     if found is None:
         return Estimate(None, None, None)
-    length = tokens(config)
+    length = tokens(config, processes)
     if length is None:
         return Estimate(found["trainable"], found["activated"], None)
-    trained, scored = length
     frozen = found["total"] - found["trainable"]
-    flops = (4 * frozen + 6 * found["trainable"]) * trained
-    flops += 2 * frozen * scored * (2 if config.eval.before else 1)
+    scored = length.scored * (2 if config.eval.before else 1) + length.validated
+    flops = (4 * frozen + 6 * found["trainable"]) * length.trained + 2 * frozen * scored
     return Estimate(found["trainable"], found["activated"], flops / (tflops * 1e12 * utilization) / 3600)
 
 
-def tokens(config: Config) -> tuple[float, float] | None:
-    """(tokens trained on over the whole run, tokens scored once); None with a task that known.yaml does not have."""
-    mixture, train, table = config.tasks.mixture, config.train, known()["rows"]
+@dataclass(frozen=True)
+class Tokens:
+    """Trained on and validated over the whole run; scored once."""
+
+    trained: float
+    scored: float
+    validated: float
+
+
+def tokens(config: Config, processes: int = 1) -> Tokens | None:
+    """None with a task that known.yaml does not have."""
+    mixture, table = config.tasks.mixture, known()["rows"]
     if not mixture.keys() <= table.keys():
         return None
-    lengths = {name: min(table[name]["tokens"], train.max_length) for name in mixture}
-    tests = {name: table[name]["test"] for name, task in mixture.items() if not task.train_only}
-    scored = sum(lengths[name] * min(n, config.eval.limit or n) for name, n in tests.items())
+    rows, steps = trained_rows(config, table, processes)
+    trained = sum(number * min(table[name]["tokens"], config.train.max_length) for name, number in rows.items())
+    asked = {name: asked_tokens(config, name, table) for name in mixture if is_scored(config, name)}
+    scored = sum(n * min(table[name]["test"], config.eval.limit or table[name]["test"]) for name, n in asked.items())
+    every = config.train.eval_steps
+    times = 0 if every is None else math.ceil(steps / every)
+    return Tokens(trained, scored, times * config.train.eval_limit * sum(asked.values()))
+
+
+def trained_rows(
+    config: Config, table: Mapping[str, Mapping[str, int]], processes: int
+) -> tuple[dict[str, float], float]:
+    """Rows of each task over the whole run, and the number of steps."""
+    mixture, train = config.tasks.mixture, config.train
     sizes = {name: table[name]["train"] for name, task in mixture.items() if not task.eval_only}
     sizes = {name: min(n, mixture[name].cap or n) for name, n in sizes.items()}
     shares = probabilities(
@@ -117,11 +144,22 @@ def tokens(config: Config) -> tuple[float, float] | None:
         temperature=config.tasks.temperature,
         size_cap=config.tasks.size_cap,
     )
-    if train.max_steps is None:
-        rows = (train.epochs or 1.0) * sum(sizes.values())
-    else:
-        rows = train.max_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
-    return rows * sum(share * lengths[name] for name, share in shares.items()), scored
+    step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
+    rows = (train.epochs or 1.0) * sum(sizes.values()) if train.max_steps is None else train.max_steps * step
+    return {name: rows * share for name, share in shares.items()}, rows / step
+
+
+def is_scored(config: Config, name: str) -> bool:
+    """Programs are only where they may be run."""
+    task = config.tasks.mixture[name]
+    return not task.train_only and (task.answer_kind is not Answer.code or config.eval.allow_code_execution)
+
+
+def asked_tokens(config: Config, name: str, table: Mapping[str, Mapping[str, int]]) -> float:
+    """Of one question: with its solved examples, and as often as it is answered."""
+    length = table[name]["tokens"] * (1 + config.eval.num_fewshot)
+    samples = config.eval.num_samples if config.tasks.mixture[name].answer_kind is Answer.code else 1
+    return samples * min(length, config.eval.max_length or length)
 
 
 @dataclass(frozen=True)
@@ -133,11 +171,11 @@ class Hours:
     later: float
 
 
-def hours(study: Study, tflops: float, utilization: float) -> Hours:
+def hours(study: Study, tflops: float, utilization: float, processes: int = 1) -> Hours:
     """What is not known counts as nothing."""
 
     def of(point: Point) -> float:
-        return estimate(study.config(point), tflops, utilization).hours or 0.0
+        return estimate(study.config(point), tflops, utilization, processes).hours or 0.0
 
     points = study.points()
     done = [point for point in points if study.run(point).state in (DONE, DIRTY)]
@@ -151,25 +189,30 @@ def later_points(study: Study) -> list[Point]:
     return [Point(group, seed) for group in opened for seed in study.recipe.seeds[1:]]
 
 
-def print_estimate(study: Study, tflops: float, utilization: float) -> None:
+def print_estimate(study: Study, tflops: float, utilization: float, processes: int = 1) -> None:
     """Every run with its state, parameters and hours; and what the numbers assume."""
     grid = Grid(title=f"{study.recipe.name}: {study.recipe.title}", title_justify="left")
     for column in ("run", "state", "trainable", "activated", "hours"):
         grid.add_column(column, justify="left" if column in ("run", "state") else "right")
     points = study.points()
     for point in points:
-        found = estimate(study.config(point), tflops, utilization)
+        found = estimate(study.config(point), tflops, utilization, processes)
         numbers = ["?" if n is None else f"{n:,}" for n in (found.trainable, found.activated)]
         last = "?" if found.hours is None else f"{found.hours:.3g}"
         grid.add_row(str(point), study.run(point).state, *numbers, last)
     console.print(grid)
-    total, later = hours(study, tflops, utilization), len(later_points(study))
+    total, later = hours(study, tflops, utilization, processes), len(later_points(study))
     if later:
         say(f"and {later} more with the chosen rates, once the {len(points)} above have chosen them")
     second = f", {total.later:.3g} of them in the second round" if later else ""
     say(f"Done: {total.done:.3g} hours. To do: {total.listed + total.later:.3g} hours{second}.")
-    say(f"Hours of one device of {tflops:g} TFLOP/s at {utilization:.0%}.")
+    say(f"Hours of one device of {tflops:g} TFLOP/s at {utilization:.0%}{shared(processes)}.")
     say(
         "FLOPs = (4 N + 6 P) · trained tokens + 2 N · scored tokens: N frozen and P trained parameters, the mean length"
     )
     say("of a task's rows from recipes/known.yaml. '?': it lacks the shape of the model, or a task.")
+    say(f"Not counted: {NOT_COUNTED}.")
+
+
+def shared(processes: int) -> str:
+    return "" if processes == 1 else f", shared by the {processes} processes of a run"

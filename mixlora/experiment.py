@@ -128,7 +128,7 @@ class Experiment:
         loaded, adapter = self.load()
         sizes = self.attach(loaded, adapter)
         say(f"{sizes['total']:,} parameters in all")
-        trainer = self.trainer(loaded, self.scoring(loaded))
+        trainer = self.trainer(loaded, self.scoring(loaded), time.monotonic())
         trainer.rows = lambda first, number: [
             longest(row, self.config.train.max_length) for row in self.parts.rows(0, number)
         ]
@@ -247,7 +247,7 @@ class Experiment:
             self.scoring(loaded).evaluate_base(anew=self.start_from is None or self.elsewhere is not None)
         sizes = self.attach(loaded, adapter)
         scoring = self.scoring(loaded)
-        trainer = self.trainer(loaded, scoring)
+        trainer = self.trainer(loaded, scoring, began)
         self.ways = lambda: self.ways_of(loaded.model, trainer)
         if trainer.main:
             self.record("running")
@@ -262,7 +262,7 @@ class Experiment:
         if trainer.main:
             reach("finish")
             write_json(self.folder / "routing.json", loads)
-            self.record("finished", self.outcome(loaded, sizes, trainer, time.monotonic() - began))
+            self.record("finished", self.outcome(loaded, sizes, trainer))
             if self.config.report:
                 self.report()
             print_results(self.folder)
@@ -286,7 +286,7 @@ class Experiment:
         """Of the model as it is now: what it can do is looked at once, with the adapter in it or without."""
         return Scoring(self.parts, loaded, lambda place: self.watch.at(place))
 
-    def trainer(self, loaded: base.Base, scoring: Scoring) -> Trainer:
+    def trainer(self, loaded: base.Base, scoring: Scoring, began: float) -> Trainer:
         made = Trainer(
             model=loaded.model,
             aux=self.losses,
@@ -301,6 +301,8 @@ class Experiment:
             origin=self.origin(loaded.sha256),
             score=scoring.validation,
             at=self.watch.at,
+            began=began,
+            peak_memory=lambda: peak_memory(self.parts.accelerator.device),
         )
         made.made_with = self.made_with(made)  # only now is the model in shards, where it is
         if self.config.train.packing and not made.packed:
@@ -448,8 +450,9 @@ class Experiment:
         }
         write_json(self.folder / "run.json", values | dict(outcome or {}))
 
-    def outcome(self, loaded: base.Base, sizes: Mapping[str, int], trainer: Trainer, seconds: float) -> dict[str, Any]:
+    def outcome(self, loaded: base.Base, sizes: Mapping[str, int], trainer: Trainer) -> dict[str, Any]:
         """What a finished run was made with, and what it took."""
+        trainer.measure()
         drawn, totals = self.parts.plan.drawn(), trainer.totals
         return {
             "weights_sha256": loaded.sha256,
@@ -463,11 +466,11 @@ class Experiment:
             "skipped_steps": totals.skipped,
             "kept_step": totals.best_step if self.config.train.load_best else self.parts.steps,
             "micro_batch_size": totals.micro_batch_size,
-            "seconds": round(seconds, 1),
+            "seconds": round(totals.run_seconds, 1),
             "training_seconds": round(totals.seconds, 1),
             "checkpoint_seconds": round(totals.checkpoint_seconds, 2),
             "tokens_per_second": round(totals.tokens / max(totals.seconds, 1e-9), 1),
-            "peak_memory_bytes": peak_memory(self.parts.accelerator.device),
+            "peak_memory_bytes": totals.peak_memory_bytes,
         }
 
 

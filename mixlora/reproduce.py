@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from mixlora.config.cli import door
 from mixlora.config.doors import Reproduce
 from mixlora.config.load import check_launch
+from mixlora.config.schema import Launcher
 from mixlora.config.typed import typed
 
 
@@ -20,7 +21,8 @@ def main(cfg: DictConfig) -> None:
     if options.dry_run:
         from mixlora.estimate import print_estimate  # imports torch
 
-        print_estimate(study, options.tflops, options.utilization)
+        nodes = options.slurm.nodes if options.launcher is Launcher.slurm else 1
+        print_estimate(study, options.tflops, options.utilization, options.processes * nodes)
         return
     from mixlora import reproduction
 

@@ -8,7 +8,7 @@ from mixlora.records import write_json, write_lines, write_text
 from mixlora.tables.recipe import Point
 from mixlora.tables.study import Study
 
-PROTOCOL = {"name": "option_loglikelihood", "version": 1, "split": "test"}
+PROTOCOL = {"name": "loglikelihood", "version": 1, "split": "test"}
 
 
 def right(n: int, share: float, turn: int) -> list[float]:

@@ -1,7 +1,7 @@
 """Laws of the paired comparison of two runs."""
 
 import json
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from mixlora.compare import main
 from mixlora.evaluation.report import mean_cells
 from mixlora.records import read_json, read_lines, write_json, write_lines
-from mixlora.tables.paired import bootstrap, compare, mcnemar
+from mixlora.tables.paired import compare, mcnemar, sign_flips
 from mixlora.tables.statistics import holm
 
 ROOT = Path(__file__).parents[1]
@@ -42,13 +42,26 @@ def test_mcnemar_by_hand():
     assert mcnemar(0, 0) == 1
 
 
-def test_the_bootstrap_knows_a_real_difference_and_repeats_itself():
+def test_few_examples_prove_little_whatever_they_score():
+    """All m of the same sign: 2 of the 2^m flips lie as far out."""
+    for m in (1, 2, 3, 6):
+        assert sign_flips(np.linspace(0.3, 0.4, m)) == pytest.approx(2 / 2**m)
+    assert sign_flips(np.array([0.3, 0.0, 0.0, 0.0])) == 1
+
+
+def test_flips_are_counted_one_by_one():
+    change = np.random.default_rng(2).normal(0.4, 1, 9)
+    sums = [abs(np.dot(signs, change)) for signs in product((1, -1), repeat=9)]
+    assert sign_flips(change) == pytest.approx(np.mean([s >= abs(change.sum()) - 1e-9 for s in sums]))
+
+
+def test_sampled_flips_know_a_real_difference_and_repeat_themselves():
     draw = np.random.default_rng(1)
     noise = draw.normal(size=200)
-    assert bootstrap(noise + 1, 2000) < 0.01
-    assert bootstrap(noise - noise.mean() + 1e-9, 2000) > 0.9
-    assert bootstrap(noise, 2000) == bootstrap(noise, 2000)
-    assert bootstrap(np.zeros(5)) == 1
+    assert sign_flips(noise + 1, 2000) < 0.01
+    assert sign_flips(noise - noise.mean() + 1e-9, 2000) > 0.9
+    assert sign_flips(noise, 2000) == sign_flips(noise, 2000)
+    assert sign_flips(np.zeros(5)) == 1
 
 
 def test_won_and_lost_are_listed(tmp_path, capsys):
@@ -59,7 +72,7 @@ def test_won_and_lost_are_listed(tmp_path, capsys):
     arc, bleu = compare(a, b)
     assert (arc.won, arc.lost) == (("arc/test/0", "arc/test/1"), ("arc/test/2",))
     assert (arc.test, arc.p, arc.n) == ("McNemar", mcnemar(2, 1), 5)
-    assert (bleu.test, len(bleu.won), len(bleu.lost)) == ("bootstrap", 2, 0)
+    assert (bleu.test, len(bleu.won), len(bleu.lost)) == ("sign flips", 2, 0)
     assert (arc.p_holm, bleu.p_holm) == tuple(holm([arc.p, bleu.p]))
     assert main([str(a), str(b)]) == 0
     said = capsys.readouterr().out

@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from built import composed
 from invented_runs import write_run
 
 from mixlora import estimate
+from mixlora.config.schema import Answer, Task
 from mixlora.records import write_lines
 from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Group, Point
@@ -24,11 +26,32 @@ def test_the_tokens_are_those_of_the_tasks_and_not_of_the_longest_row():
     study = Study(recipes.load("smollm2_commonsense"), recipes.find("smollm2_commonsense"), "runs")
     config = study.group_configs[study.groups[0]]
     lengths = [min(estimate.known()["rows"][task]["tokens"], 256) for task in config.tasks.mixture]
-    trained, scored = estimate.tokens(config)
-    assert trained == pytest.approx(16 * 8 * sum(lengths) / 8)  # equal sampling, 16 steps of 8 rows
-    assert scored == 32 * sum(lengths)
+    found = estimate.tokens(config)
+    assert found.trained == pytest.approx(16 * 8 * sum(lengths) / 8)  # equal sampling, 16 steps of 8 rows
+    assert found.scored == 32 * sum(lengths)
+    assert found.validated == 16 / config.train.eval_steps * config.train.eval_limit * sum(lengths)
     own = config.tasks.mixture | {"own": config.tasks.mixture["piqa"]}
     assert estimate.tokens(replace(config, tasks=replace(config.tasks, mixture=own))) is None
+
+
+def test_samples_solved_examples_validation_and_processes_cost_and_programs_that_are_not_run_do_not():
+    config = composed("lora", "train.max_steps=10")
+    arc, code = Task(answer_kind=Answer.options), Task(answer_kind=Answer.code, eval_only=True)
+    config = replace(config, tasks=replace(config.tasks, mixture={"arc_easy": arc, "humaneval": code}))
+    once = estimate.tokens(config)
+    assert (once.scored, once.validated) == (2376 * 50, 0)
+    assert estimate.tokens(config, 4).trained == 4 * once.trained
+
+    def changed(train=(), **of_eval) -> estimate.Tokens:
+        return estimate.tokens(
+            replace(config, eval=replace(config.eval, **of_eval), train=replace(config.train, **dict(train)))
+        )
+
+    assert changed(num_fewshot=5).scored == 6 * once.scored
+    assert changed(num_fewshot=5, max_length=100).scored == 2 * once.scored
+    assert changed(num_samples=10).scored == once.scored
+    assert changed(num_samples=10, allow_code_execution=True).scored == once.scored + 10 * 164 * 158
+    assert changed(train={"eval_steps": 4, "eval_limit": 7}).validated == 3 * 7 * 50  # after steps 4, 8 and 10
 
 
 @pytest.mark.full

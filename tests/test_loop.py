@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -205,6 +206,27 @@ def test_a_checkpoint_from_before_tokens_were_counted_by_task_is_gone_on_from(tm
     assert sum(again.totals.tokens_by_task.values()) < whole.tokens
 
 
+def test_time_and_memory_are_of_all_processes_that_trained_a_part(tmp_path):
+    made = trainer(tmp_path, steps=2, save_steps=1)
+    made.began, made.peak_memory = time.monotonic() - 1000, lambda: 7
+    made.run()
+    saved = checkpoint.read(tmp_path / "checkpoints" / "step-1")
+    again = trainer(tmp_path, steps=2)
+    again.began, again.peak_memory = time.monotonic() - 500, lambda: 5
+    again.restore(saved)
+    again.measure()
+    assert 1500 <= again.totals.run_seconds < 1600
+    assert again.totals.peak_memory_bytes == 7
+    again.measure()
+    assert again.totals.run_seconds < 1600  # the earlier part once
+    for key in ("run_seconds", "peak_memory_bytes"):
+        del saved.state["totals"][key]  # a checkpoint from before they were kept
+    again.restore(saved)
+    again.measure()
+    assert again.totals.run_seconds < 600
+    assert again.totals.peak_memory_bytes == 5
+
+
 # ---- numbers that are not finite
 
 
@@ -294,7 +316,7 @@ def test_going_on_from_a_checkpoint_changes_no_bit(tmp_path, start):
     again.run(start)
     assert state(again).keys() == state(whole).keys()
     assert all(torch.equal(state(again)[name], t) for name, t in state(whole).items())
-    times = {"seconds": 0, "checkpoint_seconds": 0}
+    times = {"seconds": 0, "checkpoint_seconds": 0, "run_seconds": 0}
     assert vars(again.totals) | times == vars(whole.totals) | times
     fresh = trainer(tmp_path / "fresh")
     fresh.run()

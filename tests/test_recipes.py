@@ -77,9 +77,15 @@ def test_an_exception_wins_over_the_method_and_the_method_over_the_protocol(tmp_
         ({"published": [{"values": {}}]}, "needs a method of the grid, or a label"),
         ({"table": {"columns": {"arc_easy": "A"}, "extra": ["trainabel"]}}, "trainabel"),
         ({"table": {}}, "table.columns is empty"),
+        ({"table": {"columns": {"arc_easy": "A"}, "decimals": -1}}, "table.decimals=-1 is below 0"),
         ({"seeds": [0, 0]}, "names a value twice"),
         ({"seeds": []}, "seeds is empty"),
         ({"learning_rates": [1e-3, 2e-3]}, "needs train.eval_steps in protocol"),
+        (
+            {"learning_rates": [1e-3, 2e-3], "protocol": ["train.eval_steps=5", "eval.split=validation"]},
+            "would be chosen on the rows that are shown",
+        ),
+        ({"methods": {"lora": None, "mole": {"label": "lora"}}}, "two of methods have the label 'lora'"),
         ({"protocol": ["seed=3"]}, "decided by the grid"),
         ({"protocol": ["train.max_steps"]}, "Write key=value"),
         (

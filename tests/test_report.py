@@ -4,10 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from invented_runs import right, write_run
+from matplotlib.legend import Legend
 from PIL import Image
 
 from mixlora import compare
@@ -44,6 +47,20 @@ def study(tmp_path_factory) -> Study:
         write_json(folder / "routing.json", {} if method == "lora" else dict.fromkeys(scores, gates))
     made.forget()
     return made
+
+
+def test_smoothing_is_the_mean_of_the_last_finite_values_and_takes_no_longer_for_a_wider_window():
+    values = np.random.default_rng(0).normal(2, 1, 500)
+    values[[0, 1, 7, *range(100, 180), 499]] = np.nan
+    values[50] = np.inf
+    for window in (1, 3, 25, 600):
+        finite = ([v for v in values[max(0, i - window + 1) : i + 1] if np.isfinite(v)] for i in range(len(values)))
+        want = [np.mean(some) if some else np.nan for some in finite]
+        np.testing.assert_allclose(plots.smooth(values.tolist(), window), want, rtol=0, atol=1e-12)
+    assert plots.smooth([], 3) == []
+    began = time.process_time()
+    plots.smooth([1.0] * 200_000, 20_000)
+    assert time.process_time() - began < 5  # what is done for each window anew takes minutes
 
 
 def folder_of(study: Study, method: str) -> Path:
@@ -205,6 +222,51 @@ def test_the_right_one_of_a_free_answer_is_shown_as_its_text():
         "acc": 1.0,
     }
     assert report.example(row, "acc") == {"question": "?", "right": True, "said": "the sun", "target": "the sun"}
+
+
+def test_of_a_sampled_program_the_first_is_shown_with_its_own_verdict_and_how_many_passed(tmp_path):
+    verdicts = {"a": ["passed"] * 9 + ["timed out"], "b": ["timed out"] + ["passed"] * 9}
+    rows = [
+        {
+            "id": name,
+            "target": "ref",
+            "prediction": f"first of {name}",
+            "samples": [{"reply": "", "verdict": verdict} for verdict in of],
+            "pass@1": 0.9,
+        }
+        for name, of in verdicts.items()
+    ]
+    write_lines(tmp_path / "predictions" / "code.jsonl", rows)
+    found = report.examples(tmp_path, "code", {"metric": "pass@1"})
+    assert [(row["right"], row["said"]) for row in found] == [
+        (True, "first of a\n\n9 of 10 passed"),
+        (False, "first of b\n\n9 of 10 passed"),
+    ]
+
+
+def legend_of(draw) -> list[str]:
+    with plots.plt.rc_context(plots.STYLE):
+        made = draw()
+    made.canvas.draw()
+    texts = [text.get_text() for legend in made.legends + made.axes[0].findobj(Legend) for text in legend.texts]
+    plots.plt.close(made)
+    return texts
+
+
+def test_every_task_and_method_has_its_place_in_the_legend_as_it_is_spelled():
+    lines = [{"step": i, "loss": 1.0, "task_losses": {"_mine": 1.0, "$x$ 5$": 2.0}} for i in (1, 2)]
+    assert legend_of(lambda: plots.task_losses(lines)) == ["$x$ 5$", "\u200b_mine"]
+    assert legend_of(lambda: plots.losses({"_a": lines, "$^b": lines})) == ["\u200b_a", "$^b"]
+    assert "$x$ 5$" in plots.svg(lambda: plots.task_losses(lines))
+
+
+def test_lines_differ_in_dashes_where_their_colours_may_look_alike():
+    styles = [(style["color"], style["linestyle"]) for style in plots.STYLE["axes.prop_cycle"]]
+    assert len(set(styles)) == len(styles) >= 24
+    for i, (colour, dashes) in enumerate(styles[:-1]):
+        assert colour != styles[i + 1][0]
+        assert dashes != styles[i + 1][1]
+    assert dict(styles[:8])["#0b7fc7"] != dict(styles[:8])["#8a7fd1"]
 
 
 def test_layers_without_a_gate_do_not_rename_the_others():

@@ -250,10 +250,11 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_scored_or_
     assert not (tmp_path / "new" / "before").exists()
 
 
-def test_going_on_with_other_versions_is_said(configs, whole, half):
+def test_going_on_with_other_versions_is_said_and_time_and_memory_add_to_what_was_spent(configs, whole, half):
     for path in (half / "checkpoints").iterdir():
         state = json.loads((path / "state.json").read_text())
         state["made_with"]["packages"]["torch"] = "1.0"
+        state["totals"] |= {"run_seconds": 5000.0, "peak_memory_bytes": 2**50}
         (path / "state.json").write_text(json.dumps(state))
         manifest = json.loads((path / "manifest.json").read_text())
         manifest["state.json"] = checkpoint.fingerprint(path / "state.json")
@@ -261,6 +262,9 @@ def test_going_on_with_other_versions_is_said(configs, whole, half):
     done = train(configs, half, *METHOD)
     assert done.returncode == 0, done.stderr
     assert f"Going on with torch {torch.__version__}, not 1.0" in " ".join(done.stdout.split())
+    record = json.loads((half / "run.json").read_text())
+    assert 5000 < record["seconds"] < 5600
+    assert record["peak_memory_bytes"] == 2**50
 
 
 def test_a_run_goes_on_with_less_memory(configs, whole, half):

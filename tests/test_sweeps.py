@@ -135,6 +135,25 @@ def test_a_finished_point_is_not_run_again_and_the_summary_has_all(sweep, monkey
     assert list(pd.read_csv(kept).state) == ["done before", "failed"]
 
 
+@pytest.mark.parametrize("tasks", [("sums", "sums"), ("sums", "others")])
+def test_points_that_score_different_tasks_are_not_ranked_and_none_is_recommended(tasks, sweep, monkeypatch, tmp_path):
+    grid = ("-m", "method=lora", "seed=0,1", "eval.split=validation")
+    some, configs = checked(sweep, monkeypatch, *grid)
+    for one, config, task, value in zip(some, configs, tasks, (0.25, 0.75), strict=True):
+        write_json(one.folder / "run.json", {"status": "finished", "config_sha256": load.digest(config)})
+        write_json(one.folder / "results.json", {task: {"metric": "acc", "value": value, "stderr": 0.1, "n": 10}})
+    status, said = sweep(*grid)
+    assert status == 0, said
+    alike = len(set(tasks)) == 1
+    assert ("The best on test rows" in said) is alike
+    assert ("Only points that score the same tasks" in said) is not alike
+    (kept,) = (tmp_path / "runs" / "sweeps").glob("*.csv")
+    frame = pd.read_csv(kept)
+    assert list(frame.score) == ([0.75, 0.25] if alike else [0.25, 0.75])
+    assert list(frame.tasks) == list(tasks)
+    assert set(frame.split) == {"validation"}
+
+
 @pytest.mark.full
 def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(sweep, tmp_path):
     """The failing point reads a file that has no rows yet."""

@@ -6,6 +6,7 @@ After a change that is meant to move the look of a table, write the stored files
 """
 
 import html
+import itertools
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from invented_runs import PROTOCOL, right, write_run
@@ -24,8 +26,8 @@ from mixlora.config import doors
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.records import log_path, read_json, read_lines, read_text, write_json, write_lines
+from mixlora.tables import notes, render, show, statistics, table
 from mixlora.tables import recipe as recipes
-from mixlora.tables import render, show, table
 from mixlora.tables.recipe import Claim, Group, Point
 from mixlora.tables.runs import MISSING
 from mixlora.tables.study import Study
@@ -152,6 +154,23 @@ def test_the_best_is_bold_and_what_cannot_be_told_from_it_is_marked(made):
     assert cell(made, "mole", "arc_challenge").p < 0.01
 
 
+def test_the_family_of_a_column_is_all_pairs_of_its_rows(tmp_path):
+    """Of four rows six pairs, though only three are of the best: which it is, the same scores have said."""
+    study = study_in(tmp_path)
+    shares = dict(zip(("lora", "mole", "mola", "smora"), (0.9, 0.6, 0.59, 0.58), strict=True))
+    scores = {method: {seed: right(60, share, 3 * seed) for seed in (0, 1, 2)} for method, share in shares.items()}
+    for method, of_seeds in scores.items():
+        for point in points(method):
+            write_run(study, point, {"arc_easy": of_seeds[point.seed]})
+    arrays = {method: np.array(list(of_seeds.values())) for method, of_seeds in scores.items()}
+    pairs = list(itertools.combinations(arrays, 2))
+    p = statistics.holm([statistics.difference([arrays[a] - arrays[b]]).p for a, b in pairs])
+    made = table.build(study)
+    for (a, b), value in zip(pairs, p, strict=True):
+        if a == "lora":
+            assert cell(made, b).p == pytest.approx(value)
+
+
 def test_equal_means_are_both_the_best_and_need_no_mark(tmp_path):
     study = study_in(tmp_path)
     for method, turn in (("lora", 0), ("mole", 7)):
@@ -187,9 +206,10 @@ def test_a_run_on_other_data_is_left_out_and_named(made):
     "changes",
     [
         {"task_prompts": "other"},
-        {"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}},
+        {"task_protocol": {"name": "loglikelihood", "version": 2, "split": "test"}},
         {"weights_sha256": "other"},
         {"task_metric": "acc_norm"},
+        {"world_size": 2},
     ],
 )
 def test_anything_else_that_differs_is_left_out_as_well(tmp_path, changes):
@@ -199,6 +219,17 @@ def test_anything_else_that_differs_is_left_out_as_well(tmp_path, changes):
         write_run(study, point, scores)
     write_run(study, points("mole")[0], scores, **changes)
     assert cell(table.build(study), "mole").empty == "other data"
+
+
+def test_models_may_be_trained_by_other_numbers_of_processes_but_runs_of_one_model_not(tmp_path):
+    models = {"tiny": None, "wide": {"overrides": ["model=tiny", "model.random.hidden_size=128"]}}
+    study = other_recipe(tmp_path, models=models, methods={"lora": None, "mole": None})
+    for model, method, processes in (("tiny", "lora", 1), ("wide", "lora", 4), ("wide", "mole", 1)):
+        for seed in (0, 1, 2)[: 3 if method == "lora" else 1]:
+            write_run(study, Point(Group(model, "arc", method), seed), SCORES, world_size=processes)
+    made = table.build(study)
+    assert all(len(c.values) == 3 for (r, _), c in made.cells.items() if r.method == "lora")
+    assert "wide · arc · mole · seed 0, arc_easy: left out, processes 1 instead of 4" in render.markdown(made)
 
 
 HASHED = {"task_data": {"test": "a" * 64}, "task_prompts": "b" * 64, "weights_sha256": "c" * 64}
@@ -225,7 +256,7 @@ def pinned(folder: Path, pins: dict[str, Any]) -> Study:
         ({"task_prompts": "d" * 64}, "prompts dddddddd instead of bbbbbbbb"),
         ({"weights_sha256": "d" * 64}, "weights dddddddd instead of cccccccc"),
         (
-            {"task_protocol": {"name": "option_loglikelihood", "version": 2, "split": "test"}},
+            {"task_protocol": {"name": "loglikelihood", "version": 2, "split": "test"}},
             "protocol.version 2 instead of 1",
         ),
     ],
@@ -278,14 +309,72 @@ def test_the_pins_of_finished_runs_are_printed_for_pasting_and_fit(tmp_path, cap
 def test_dirty_runs_are_taken_in_when_asked_and_marked(root):
     made = table.build(study_in(root, include_dirty=True))
     assert cell(made, "mixlora").mean == pytest.approx(0.7)
-    assert "70.0 ± 0.0†" in render.markdown(made)
+    assert "70.0 ± 0.0‡" in render.markdown(made)
 
 
 def test_printed_values_stand_beside_ours_and_rows_without_runs_too(made):
     text = render.markdown(made)
     assert "**90.0** ± 0.0 (73.8) | **82.0** ± 2.0 (50.9)" in text
     assert "| Prompt tuning 100% | – (10.25) |" in text
-    assert "published +1.5, ours -20.2" in text  # (89.5 + 42) / 2 − (90 + 82) / 2
+    assert "published +1.5, ours -20.2 (error 2.3, p = " in text  # (89.5 + 42) / 2 − (90 + 82) / 2
+
+
+def test_what_was_printed_of_a_group_that_is_left_out_keeps_its_row_and_its_parameters(tmp_path):
+    mixtures = {"arc": {"setting": "all"}, "both": {"setting": "equal", "overrides": ["tasks=arc"]}}
+    published = [
+        {"method": "lora", "setting": "all", "values": {"arc_easy": 11.5}, "parameters": 111},
+        {"method": "lora", "setting": "equal", "values": {"arc_easy": 22.5}, "parameters": 222},
+    ]
+    left_out = [{"where": {"mixture": "both", "method": "lora"}, "leave_out": True}]
+    made = table.build(other_recipe(tmp_path, mixtures=mixtures, published=published, exceptions=left_out))
+    found = {
+        row.setting: (made.cells[row, "arc_easy"].published, made.extras[row, "published_parameters"])
+        for row in made.rows
+        if row.labels[2] == "LoRA & co_1"
+    }
+    assert found == {"all": (11.5, 111), "equal": (22.5, 222)}
+    assert "| equal | LoRA & co_1 | – (22.5) |" in render.markdown(made)
+
+
+def test_the_legend_says_how_was_asked_where_it_is_not_the_usual_way(tmp_path):
+    study = study_in(tmp_path)
+    folder = write_run(study, points("lora")[0], SCORES)
+    assert "scored:" not in render.markdown(table.build(study))
+    results = read_json(folder / "results.json")
+    for result in results.values():
+        result["protocol"] |= {"split": "validation", "num_fewshot": 5}
+    results["arc_easy"]["protocol"]["name"] = "letters"
+    write_json(folder / "results.json", results)
+    study.forget()
+    said = "- scored: validation split; 5 solved examples before each question; protocol letters (ARC-e)\n"
+    assert said in render.markdown(table.build(study))
+
+
+def test_an_answer_of_a_task_without_options_is_generated_as_usual():
+    result = {"metric": "strict", "protocol": {"name": "generate", "split": "test", "num_fewshot": 0}}
+    assert notes.unusual(result) == []
+    assert notes.unusual(result | {"metric": "acc"}) == ["protocol generate"]
+
+
+def test_tasks_whose_data_lack_rows_are_marked_and_runs_of_changed_code_otherwise(tmp_path):
+    study = study_in(tmp_path, include_dirty=True)
+    write_run(study, points("lora")[0], SCORES, incomplete=["arc_easy"], git_dirty=True)
+    made = table.build(study)
+    text = render.markdown(made)
+    assert "| ARC-e† (n=4) | ARC-c (n=4) |" in text
+    assert "- † the data sets of arc_easy lack rows of the original\n" in text
+    assert "- ‡ tiny · arc · lora · seed 0: made with code" in text
+    assert "75.0¹‡ 1/3" in text
+    assert r"ARC-e$^{\dagger}$" in render.latex(made)
+    assert r"$^{\ddagger}$" in render.latex(made)
+
+
+def test_letters_quotes_and_greek_are_text_in_latex():
+    assert render.latex_text("Łódź, Žižek, naïve, Größe") == "Łódź, Žižek, naïve, Größe"
+    assert render.latex_text("“a” ‘b’ … 5 µm € Ωβμ") == (
+        r"{``}a{''} {`}b{'} \ldots{} 5 $\mu$m \texteuro{} $\Omega$$\beta$$\mu$"
+    )
+    assert render.latex_text("ęđ漢²") == "(U+0119)(U+0111)(U+6F22)(U+00B2)"  # an error, or no sign at all
 
 
 @pytest.mark.parametrize("kind", sorted(render.FORMATS))
@@ -346,6 +435,20 @@ def test_kept_records_name_no_place_of_the_machine(tmp_path):
     assert "mole · seed 0: failed, exit status 3: there is no hub" in render.markdown(
         table.build(study_in(tmp_path / "kept"))
     )
+
+
+def test_a_path_is_hidden_where_it_is_one_and_not_inside_other_words():
+    hidden = {"/data": "D", "/data/hub": "hub", "/home/a b/runs": "runs"}
+    for text, want in (
+        (
+            "data.source=/data org/data org/data_x /data_x /data-2 ./data ~/data",
+            "data.source=D org/data org/data_x /data_x /data-2 ./data ~/data",
+        ),
+        ("no '/data/hub/x.json', no /data/x. file:///data", "no 'hub/x.json', no D/x. file://D"),
+        (r'{"message": "line\n/data/hub", "root": "/home/a b/runs"}', r'{"message": "line\nhub", "root": "runs"}'),
+    ):
+        assert show.without_paths(text, hidden) == want
+    assert show.without_paths("as it is", {}) == "as it is"
 
 
 def path_of(path: Path) -> Path:
@@ -535,6 +638,14 @@ def test_without_a_deviation_the_legend_has_no_word_of_it(tmp_path):
     assert "±" not in text
 
 
+def test_every_commit_that_a_part_was_made_with_is_named_and_that_one_is_not_known(tmp_path):
+    study = study_in(tmp_path)
+    for point, commit in zip(points("lora"), ("ccc", None, "bbb"), strict=True):
+        earlier = {"earlier_commits": [{"git_commit": "aaa", "git_dirty": False}]} if commit == "bbb" else {}
+        write_run(study, point, SCORES, git_commit=commit, **earlier)
+    assert "- commit: aaa, bbb, ccc, not known\n" in render.markdown(table.build(study))
+
+
 def test_further_columns_are_of_the_runs_in_the_table(tmp_path):
     study = study_in(tmp_path)
     for point in points("lora"):
@@ -642,7 +753,10 @@ class TestLatexCompiles:
 
 def test_a_printed_difference_stands_beside_ours_of_every_setting_and_says_where_seeds_are_missing():
     recipe = SimpleNamespace(
-        models={"m": None}, methods={"a": None, "b": None}, claims=[Claim(better="a", worse="b", delta=1.5)]
+        models={"m": None},
+        methods={"a": None, "b": None},
+        table=recipes.Shape(columns={"t": "T"}),
+        claims=[Claim(better="a", worse="b", delta=1.5)],
     )
     found = {("one", "a"): 0.5, ("one", "b"): 0.4, ("two", "a"): 0.7, ("two", "b"): 0.8, ("three", "a"): 0.9}
     rows = [table.Row("m", setting, method, ("", "", "")) for setting, method in found]
@@ -650,5 +764,17 @@ def test_a_printed_difference_stands_beside_ours_of_every_setting_and_says_where
         (r, table.MEAN): table.Cell(values={0: found[r.setting, r.method]}, expected=1 + (r.setting == "two"))
         for r in rows
     }
-    said = "a minus b: published +1.5, ours +10.0 of one, -10.0 of two (not of all seeds)"
-    assert table.claims(recipe, rows, cells) == [said]
+    said = "a minus b: published +1.5, ours +10.0 of one, -10.0 (not of all seeds) of two"
+    assert table.claims(recipe, rows, cells, {}) == [said]
+
+
+def test_beside_our_difference_stands_what_is_known_of_it(tmp_path):
+    study = study_in(tmp_path)
+    shares = {"lora": 0.5, "mole": 0.6}
+    for method, share in shares.items():
+        for point in points(method):
+            write_run(study, point, {task: right(40, share, 7 * point.seed) for task in SCORES})
+    a, b = ([[*right(40, share, 7 * seed)] for seed in (0, 1, 2)] for share in shares.values())
+    test = statistics.difference([np.array(b) - np.array(a)] * 2)
+    said = f"published +1.5, ours +10.0 (error {100 * test.error:.1f}, p = {test.p:.2g})\n"
+    assert said in render.markdown(table.build(study))

@@ -40,15 +40,15 @@ def launch(loader: Any, master: DictConfig, job_overrides: Sequence[Sequence[str
             say(f"  {board.states[point]:12} {point.name}  ({point.folder})")
         return returns(points, job_overrides)
     failed = run(left, place, board)
-    frame = show.summary(points, board.states)
-    splits = sorted({config.eval.split.value for config in configs})
-    show.show(frame, " and ".join(splits))
+    splits = [config.eval.split.value for config in configs]
+    frame = show.summary(points, board.states, splits)
+    show.show(frame)
     say(f"Summary: {show.keep(frame, points, Path(first.output_root))}")
     if failed:
         listed = "\n".join(f"  {point.name}: {failure}\n    log: {failure.log}" for point, failure in failed.items())
         raise MixloraError(f"{len(failed)} of {count(left)} failed; the same command tries them again:\n{listed}")
     best = frame.iloc[0]
-    if splits == ["validation"] and best.score == best.score:
+    if set(splits) == {"validation"} and show.is_one_ranking(frame) and best.score == best.score:
         run_it = shlex.join(["python", "-m", "mixlora.evaluate", spelled("run", best.run), "eval.split=test"])
         say(f"The best on test rows: {run_it}")
     return returns(points, job_overrides)
@@ -62,7 +62,7 @@ def returns(points: Sequence[Any], job_overrides: Sequence[Sequence[str]]) -> li
     found = []
     for point, overrides in zip(points, job_overrides, strict=True):
         score = show.score(point.folder)
-        value = None if score is None else score[0]
+        value = None if score is None else score.mean
         found.append(JobReturn(overrides=list(overrides), working_dir=str(point.folder), _return_value=value))
         found[-1].status = JobStatus.COMPLETED
     return found

@@ -3,7 +3,8 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,47 +91,67 @@ class Board:
 # ---- at the end
 
 
-def score(folder: Path) -> tuple[float, float, int] | None:
-    """Mean over tasks (see `of_mean`), its standard error and the number of examples; None where nothing was scored."""
+@dataclass(frozen=True)
+class Score:
+    """Mean over tasks (see `of_mean`), its standard error, the number of examples, and which tasks those are."""
+
+    mean: float
+    error: float
+    n: int
+    tasks: str
+
+
+def score(folder: Path) -> Score | None:
+    """None where nothing was scored."""
     path = folder / "results.json"
     results = read_json(path) if path.is_file() else {}
-    found = [results[name] for name in of_mean(results)[1]]
+    names = of_mean(results)[1]
+    found = [results[name] for name in names]
     if not found:
         return None
     error = sum(r["stderr"] ** 2 for r in found) ** 0.5 / len(found)
-    return sum(r["value"] for r in found) / len(found), error, sum(r["n"] for r in found)
+    mean = sum(r["value"] for r in found) / len(found)
+    return Score(mean, error, sum(r["n"] for r in found), " ".join(sorted(names)))
 
 
-def summary(points: Sequence[Point], states: dict[Point, str]) -> pd.DataFrame:
-    """One row a point, the best first, those without a score last."""
+COLUMNS = ("point", "score", "stderr", "n", "tasks", "split", "state", "run")
+
+
+def summary(points: Sequence[Point], states: Mapping[Point, str], splits: Sequence[str]) -> pd.DataFrame:
+    """One row a point, the best first of those that score the same tasks and split; those without a score last."""
     rows: list[dict[str, Any]] = []
-    for point in points:
+    for point, split in zip(points, splits, strict=True):
         found = score(point.folder) if point.finished else None
-        mean, error, n = found or (None, None, None)
-        rows.append(
-            {
-                "point": point.name,
-                "score": mean,
-                "stderr": error,
-                "n": n,
-                "state": states[point],
-                "run": str(point.folder),
-            }
-        )
-    frame = pd.DataFrame(rows, columns=["point", "score", "stderr", "n", "state", "run"]).astype({"n": "Int64"})
-    return frame.sort_values("score", ascending=False, kind="stable", na_position="last", ignore_index=True)
+        known = {"score": found.mean, "stderr": found.error, "n": found.n, "tasks": found.tasks} if found else {}
+        place = {"point": point.name, "split": split, "state": states[point], "run": str(point.folder)}
+        rows.append(dict.fromkeys(COLUMNS) | place | known)
+    kinds = list(dict.fromkeys((row["tasks"], row["split"]) for row in rows if row["score"] is not None))
+
+    def order(row: Mapping[str, Any]) -> tuple[int, float]:
+        return (len(kinds), 0.0) if row["score"] is None else (kinds.index((row["tasks"], row["split"])), -row["score"])
+
+    return pd.DataFrame(sorted(rows, key=order), columns=COLUMNS).astype({"n": "Int64"})
 
 
-def show(frame: pd.DataFrame, split: str) -> None:
+def is_one_ranking(frame: pd.DataFrame) -> bool:
+    """Whether all scores are of the same tasks and split."""
+    return len(frame[frame.score.notna()].groupby(["tasks", "split"])) < 2
+
+
+def show(frame: pd.DataFrame) -> None:
+    split, one = " and ".join(sorted(set(frame.split))), is_one_ranking(frame)
     table = Table(title=f"mean over the trained tasks, {split} split, percent ± standard error", title_justify="left")
-    for column in ("point", "score", "n", "state"):
+    for column in ("point", "score", "n", *(() if one else ("tasks", "split")), "state"):
         numbers = column in ("score", "n")
         table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
     for row in frame.itertuples():
         known = not pd.isna(row.score)
         shown = f"{100 * row.score:.1f} ± {100 * row.stderr:.1f}" if known else "—"
-        table.add_row(row.point, shown, str(row.n) if known else "", row.state)
+        of = [] if one else [row.tasks or "", row.split]
+        table.add_row(row.point, shown, str(row.n) if known else "", *of, row.state)
     console.print(table)
+    if not one:
+        say("Only points that score the same tasks and split are in order: the other means are of other questions")
 
 
 def keep(frame: pd.DataFrame, points: Sequence[Point], root: Path) -> Path:

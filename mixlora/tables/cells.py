@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from mixlora.tables import recipe as recipes
 from mixlora.tables import statistics
-from mixlora.tables.recipe import Group, Recipe
+from mixlora.tables.recipe import Group, Published, Recipe
 
 MEAN = "mean"  # the name of the column with the mean of the others
 
@@ -58,11 +58,21 @@ class Table:
     extra_columns: dict[str, str]
     notes: list[str]
     examples: dict[str, int]
+    scoring: list[str]  # how tasks were asked, where it is not the usual way
+    incomplete: set[str]  # tasks whose data lack rows
 
     def groups(self) -> list[list[Row]]:
         """Rows of one model together."""
         models = dict.fromkeys(row.model for row in self.rows)
         return [[row for row in self.rows if row.model == model] for model in models]
+
+
+def printed_row(recipe: Recipe, printed: Published) -> Row:
+    """The row of a paper's numbers where the grid has none for them."""
+    model = printed.model or next(iter(recipe.models))
+    place = printed.setting or (recipes.settings(recipe)[0] if printed.method else "")
+    name = recipes.label(recipe.methods, printed.method) if printed.method else printed.label
+    return Row(model, place, "", (recipes.label(recipe.models, model), place, name))
 
 
 def belongs(recipe: Recipe, group: Group, row: Row) -> bool:

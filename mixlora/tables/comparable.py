@@ -1,4 +1,5 @@
-"""Which runs may stand in one table: a task's scores must be of the same data, prompts, weights and protocol."""
+"""Which runs may stand in one table: a task's scores must be of the same data, prompts, weights and protocol, and of
+training on as many processes: each takes train.per_device_train_batch_size rows of a step."""
 
 import json
 import re
@@ -49,11 +50,12 @@ def parts(task: str, recipe: Recipe) -> list[Part]:
         found.append(Part("protocol", some("protocol", lambda name: name in OF_MODEL), model=model))
         found.append(Part("prompts", result("prompts"), prompts, model))
         found.append(Part("weights", lambda run: run.record.get("weights_sha256"), pins.weights.get(model), model))
+        found.append(Part("processes", lambda run: run.record.get("world_size"), model=model))
     return sorted(found, key=lambda part: part.pin is None)
 
 
 def compare(runs: Sequence[Run], recipe: Recipe) -> None:
-    """Mark, in `others`, each run whose data, prompts, weights or protocol differ from what the table is made of.
+    """Mark, in `others`, each run whose data, prompts, weights, protocol or processes differ from what the table is of.
 
     What the table is made of is pinned by the recipe, or else what most of its runs have (of equals, the first).
     """

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mixlora.tables import comparable
 from mixlora.tables import recipe as recipes
-from mixlora.tables.cells import Row, belongs
+from mixlora.tables.cells import Row, belongs, printed_row
 from mixlora.tables.recipe import Extra
 from mixlora.tables.runs import DONE, FAILED, MISSING, Run
 from mixlora.tables.study import Study
@@ -18,6 +18,7 @@ EXTRA_LABELS = {
     Extra.tokens_per_second: "tokens/s",
     Extra.peak_memory: "peak GiB",
 }
+OF_OPTIONS = ("acc", "acc_norm", "acc_token", "parsed")  # metrics of tasks with options
 
 
 def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str], float | int | None], dict[str, str]]:
@@ -25,7 +26,7 @@ def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str]
     columns = {extra.value: EXTRA_LABELS[extra] for extra in recipe.table.extra}
     if len(recipe.learning_rates) > 1:
         columns["rate"] = "rate"
-    printed = {(p.model or next(iter(recipe.models)), p.method or p.label): p.parameters for p in recipe.published}
+    printed = {place_of(printed_row(recipe, p)): p.parameters for p in recipe.published}
     if any(printed.values()):
         columns["published_parameters"] = "published trainable"
     found: dict[tuple[Row, str], float | int | None] = {}
@@ -39,10 +40,15 @@ def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str]
             Extra.tokens_per_second.value: speed(done),
             Extra.peak_memory.value: peak_gib(r.get("peak_memory_bytes") for r in done),
             "rate": rates.pop() if len(rates) == 1 else None,
-            "published_parameters": printed.get((row.model, row.method or row.labels[2])),
+            "published_parameters": printed.get(place_of(row)),
         }
         found |= {(row, name): values[name] for name in columns}
     return found, columns
+
+
+def place_of(row: Row) -> tuple[str, str, str]:
+    """What names a row, be it of runs or only printed."""
+    return row.model, row.setting, row.labels[2]
 
 
 def one(records: Sequence[dict], value: Callable[[dict], int | None]) -> int | None:
@@ -74,6 +80,32 @@ def peak_gib(values: Iterable[float | None]) -> float | None:
 def changes(study: Study) -> list[str]:
     """What the runs were started with beside the recipe: it may be another experiment."""
     return [f"laid over the recipe: {', '.join(study.overrides)}"] if study.overrides else []
+
+
+def scoring(study: Study) -> list[str]:
+    """How the tasks were asked, where it is not the usual way."""
+    found: dict[str, list[str]] = {}
+    scored = 0
+    for task, label in study.recipe.table.columns.items():
+        results = [run.results[task] for runs in study.final.values() for run in runs if run.scored(task)]
+        scored += bool(results)
+        for way in unusual(results[0]) if results else []:  # all are of one protocol, or would not be in the table
+            found.setdefault(way, []).append(label)
+    return [way + (f" ({', '.join(of)})" if len(of) < scored else "") for way, of in found.items()]
+
+
+def unusual(result: Mapping[str, Any]) -> list[str]:
+    """Usual are test rows, no solved examples, and the likeliest option or, where a task has none, a greedy answer."""
+    protocol = result["protocol"]
+    name, shots = protocol.get("name"), protocol.get("num_fewshot", 0)
+    usual = name == "loglikelihood" or (name == "generate" and result["metric"] not in OF_OPTIONS)
+    ways = (
+        (f"{protocol.get('split')} split", protocol.get("split") != "test"),
+        (f"{shots} solved example{'s' if shots > 1 else ''} before each question", shots),
+        (f"protocol {name}", not usual),
+        (f"temperature {protocol.get('temperature')}", protocol.get("temperature")),
+    )
+    return [way for way, holds in ways if holds]
 
 
 def on_runs(study: Study) -> list[str]:
@@ -118,17 +150,21 @@ def run_notes(study: Study) -> list[str]:
         if run.state not in (DONE, MISSING):
             lines.append(f"{run.point}: {run.state}, {run.reason}")
         elif run.dirty:
-            lines.append(f"† {run.point}: made with code that differs from its commit")
+            lines.append(f"‡ {run.point}: made with code that differs from its commit")
         lines += [f"{run.point}, {task}: left out, {why}" for task, why in run.others.items()]
     if missing:
         total = sum(len(runs) for runs in study.final.values())
         lines.append(
             f"{missing} of {total} runs are not there yet: python -m mixlora.reproduce recipe={study.recipe.name}"
         )
-    incomplete = sorted({t for runs in study.final.values() for r in runs for t in r.record.get("incomplete", [])})
-    if incomplete:
-        lines.append(f"the data sets of {', '.join(incomplete)} lack rows of the original")
+    if lacking := incomplete(study):
+        lines.append(f"† the data sets of {', '.join(sorted(lacking))} lack rows of the original")
     return lines
+
+
+def incomplete(study: Study) -> set[str]:
+    """Tasks of whose data a run had not all rows."""
+    return {task for runs in study.final.values() for run in runs for task in run.record.get("incomplete", [])}
 
 
 def provenance_notes(study: Study) -> list[str]:
@@ -144,7 +180,9 @@ def provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
         return sorted({str(value) for run in done for value in of(run.record) if value is not None})
 
     return {
-        "commit": values(lambda r: iter([r.get("git_commit")])),
+        "commit": values(
+            lambda r: (part.get("git_commit") or "not known" for part in (r, *r.get("earlier_commits", [])))
+        ),
         "versions": values(lambda r: (f"{name} {v}" for name, v in r.get("packages", {}).items() if v)),
         "device": values(lambda r: iter([r.get("device")])),
         "processes": values(lambda r: iter([r.get("world_size")])),

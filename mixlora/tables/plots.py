@@ -26,8 +26,10 @@ from mixlora.tables import specialisation
 from mixlora.tables.specialisation import Loads
 
 INK = "#123456"  # stands for the colour of the page's text
-# Okabe and Ito's colours, without black and yellow: they hold on white and on near-black, and for the colour-blind.
+# Okabe and Ito's colours, without black and yellow, and two more: they hold on white and on near-black. For some of the
+# colour-blind the first and the last but one are alike, so a line changes its dashes with its colour.
 COLOURS = ["#0b7fc7", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8a7fd1", "#8c8c8c"]
+DASHES = ["-", "--", ":", "-."]
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mixlora",
@@ -35,7 +37,11 @@ STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(
+        color=COLOURS * len(DASHES),
+        linestyle=[DASHES[(i + turn) % len(DASHES)] for turn in range(len(DASHES)) for i in range(len(COLOURS))],
+    ),
+    "text.parse_math": False,  # a label may hold a $
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
@@ -78,6 +84,11 @@ def write(draw: Draw, path: Path) -> None:
     plt.close(made)
 
 
+def named(label: str) -> str:
+    """A label that stands in a legend: matplotlib leaves out one that begins with _."""
+    return f"\u200b{label}" if label.startswith("_") else label
+
+
 def numbers(values: Sequence[Any]) -> list[float]:
     """A loss that was not finite is written as text in the records."""
     return [float(value) for value in values]
@@ -85,9 +96,13 @@ def numbers(values: Sequence[Any]) -> list[float]:
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` finite values; a gap where there is none."""
-    stretches = (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))
-    finite = ([value for value in stretch if np.isfinite(value)] for stretch in stretches)
-    return [float(np.mean(some)) if some else float("nan") for some in finite]
+    finite = np.isfinite(values)
+    sums, counts = (np.concatenate([[0], np.cumsum(some)]) for some in (np.where(finite, values, 0.0), finite))
+    ends = np.arange(1, len(values) + 1)
+    begins = np.maximum(0, ends - window)
+    number = counts[ends] - counts[begins]
+    means = (sums[ends] - sums[begins]) / np.maximum(number, 1)
+    return [float(mean) for mean in np.where(number > 0, means, np.nan)]
 
 
 # ---- one run
@@ -113,7 +128,7 @@ def task_losses(lines: Lines) -> Figure:
     for task in tasks:
         mine = [line for line in lines if task in line["task_losses"]]
         values = smooth(numbers([line["task_losses"][task] for line in mine]), window)
-        axes.plot([line["step"] for line in mine], values, lw=1.3, label=task)
+        axes.plot([line["step"] for line in mine], values, lw=1.3, label=named(task))
     axes.set(xlabel="step", ylabel="loss (nats a token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if tasks:
@@ -127,7 +142,7 @@ def validation(lines: Lines) -> Figure:
     for task in sorted({task for line in mine for task in line["validation"]}):
         of = [line for line in mine if task in line["validation"]]
         values = [100 * line["validation"][task] for line in of]
-        axes.plot([line["step"] for line in of], values, marker="o", ms=3, label=task)
+        axes.plot([line["step"] for line in of], values, marker="o", ms=3, label=named(task))
     axes.set(xlabel="step", ylabel="validation score (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(ncols=2)
@@ -281,7 +296,7 @@ def rates(curves: Mapping[str, Mapping[float, float | None]]) -> Figure:
     made, axes = figure(OVER)
     for label, scores_at in curves.items():
         known = [(rate, 100 * score) for rate, score in scores_at.items() if score is not None]
-        axes.plot([r for r, _ in known], [s for _, s in known], marker="o", ms=4, label=label)
+        axes.plot([r for r, _ in known], [s for _, s in known], marker="o", ms=4, label=named(label))
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation score (%)")
     tried = sorted({rate for scores_at in curves.values() for rate in scores_at})
     axes.set_xticks(tried, labels=[f"{rate:g}" for rate in tried])
@@ -296,7 +311,7 @@ def losses(curves: Mapping[str, Lines]) -> Figure:
     made, axes = figure(OVER)
     for label, lines in curves.items():
         values = smooth(numbers([line["loss"] for line in lines]), max(1, len(lines) // 8))
-        axes.plot([line["step"] for line in lines], values, lw=1.4, label=label)
+        axes.plot([line["step"] for line in lines], values, lw=1.4, label=named(label))
     axes.set(xlabel="step", ylabel="loss (nats a token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if curves:

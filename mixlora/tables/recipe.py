@@ -8,6 +8,7 @@ with that rate only.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -191,6 +192,8 @@ def check(recipe: Recipe) -> None:
             raise ConfigError(f"{key} is empty. Give it at least one entry")
     if not recipe.table.columns:
         raise ConfigError("table.columns is empty. List the tasks of the table: {gsm8k: GSM8K}")
+    if recipe.table.decimals < 0:
+        raise ConfigError(f"table.decimals={recipe.table.decimals} is below 0")
     for key, entries in (("seeds", recipe.seeds), ("learning_rates", recipe.learning_rates)):
         if len(set(entries)) < len(entries):
             raise ConfigError(f"{key}={entries} names a value twice")
@@ -201,8 +204,18 @@ def check(recipe: Recipe) -> None:
         raise ConfigError(
             "more than one of learning_rates needs train.eval_steps in protocol: the rate is chosen on validation"
         )
+    check_choice(recipe)
     check_overrides(recipe)
     check_names(recipe)
+
+
+def check_choice(recipe: Recipe) -> None:
+    """The rate must not be chosen on the rows that the table shows."""
+    if len(recipe.learning_rates) > 1 and "eval.split=validation" in merged(recipe.protocol):
+        raise ConfigError(
+            "more than one of learning_rates with eval.split=validation in protocol: the rate would be chosen on the "
+            "rows that are shown. Leave eval.split out, or give one rate"
+        )
 
 
 def check_overrides(recipe: Recipe) -> None:
@@ -228,6 +241,11 @@ def check_names(recipe: Recipe) -> None:
         "method": recipe.methods,
         "setting": dict.fromkeys(settings(recipe)),
     }
+    labels = Counter(label(recipe.methods, name) for name in recipe.methods)
+    if alike := [text for text, number in labels.items() if number > 1]:
+        raise ConfigError(
+            f"two of methods have the label '{alike[0]}', and nobody could tell their rows apart. Give one another"
+        )
     for i, departure in enumerate(recipe.exceptions):
         for axis, value in departure.where.items():
             if axis not in ("model", "mixture", "method"):

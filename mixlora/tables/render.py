@@ -1,6 +1,7 @@
 """One table in four formats. The same table gives the same bytes: no clock, no machine."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from mixlora.tables.cells import Cell, Row, Table
 from mixlora.tables.table import LEVEL
 
-ONE_SEED, TIED, UNTESTED, DIRTY = "¹", "≈", "?", "†"
+ONE_SEED, TIED, UNTESTED, DIRTY, INCOMPLETE = "¹", "≈", "?", "‡", "†"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -64,7 +65,8 @@ def head(table: Table) -> list[str]:
 
 
 def labels(table: Table) -> list[str]:
-    return [*lead_labels(table), *table.columns.values(), *table.extra_columns.values()]
+    tasks = [label + (INCOMPLETE if name in table.incomplete else "") for name, label in table.columns.items()]
+    return [*lead_labels(table), *tasks, *table.extra_columns.values()]
 
 
 def sizes(table: Table) -> list[str]:
@@ -102,7 +104,8 @@ def of_runs(table: Table) -> list[Cell]:
 
 def count_line(table: Table) -> list[str]:
     seeds = [len(cell.values) for cell in of_runs(table)]
-    return ["percent" + spread(seeds)] if seeds else []
+    asked = [f"scored: {'; '.join(table.scoring)}"] if table.scoring else []
+    return ["percent" + spread(seeds), *asked] if seeds else []
 
 
 def mark_lines(table: Table) -> list[str]:
@@ -114,8 +117,8 @@ def mark_lines(table: Table) -> list[str]:
         (best, f"bold: best of its model in the column{of_whole}"),
         (
             any(cell.tied for cell in cells),
-            f"{TIED} not distinguishable from the best (paired test over examples and seeds, Holm over the column, "
-            f"p ≥ {LEVEL})",
+            f"{TIED} not distinguishable from the best (paired test over examples and seeds, Holm over all pairs of "
+            f"its model in the column, p ≥ {LEVEL})",
         ),
         (
             any(cell.untested for cell in cells),
@@ -145,7 +148,7 @@ def empty_lines(table: Table) -> list[str]:
         "failed": f"the run ended with an error{no_rate}",
         "unfinished": "the run was interrupted",
         "dirty": "made with code that differs from its commit, left out",
-        "other data": "made with other data, prompts, weights or another protocol than the rest, left out",
+        "other data": "made with other data, prompts, weights, processes or another protocol than the rest, left out",
         "in part": "no mean: no seed has a score of every task",
     }
     found = {cell.empty for cell in table.cells.values() if cell.mean is None}
@@ -191,15 +194,34 @@ def markdown(table: Table) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≈": r"$\approx$", "¹": r"$^{1}$",
-    "†": r"$^{\dagger}$", "–": "--", "—": "---", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$",
-    "×": r"$\times$", "α": r"$\alpha$", "→": r"$\to$", "Σ": r"$\Sigma$", "<": r"\textless{}", ">": r"\textgreater{}",
+    "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$", "–": "--", "—": "---", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$",
+    "·": r"$\cdot$", "×": r"$\times$", "→": r"$\to$", "<": r"\textless{}", ">": r"\textgreater{}", "…": r"\ldots{}",
+    "µ": r"$\mu$", "€": r"\texteuro{}", "“": "{``}", "”": "{''}", "‘": "{`}", "’": "{'}",
     "|": r"\textbar{}", "[": "{[}", "*": "{*}",  # after the \\ of the line before they would belong to it
 }  # fmt: skip
+GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
+    "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "ς": "varsigma",
+    "σ": "sigma", "τ": "tau", "υ": "upsilon", "φ": "varphi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma",
+    "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi",
+    "Ω": "Omega",
+}  # fmt: skip
+LATEX |= {letter: rf"$\{name}$" for letter, name in GREEK.items()}
+# Letters of UTF-8, LaTeX's usual input since 2018, that it has in every encoding of fonts: an ogonek, ð, þ and đ are an
+# error in the one that is loaded without being asked for.
+LETTERS = set("ßæœøłıÆŒØŁ")
+OGONEK = "0328"
+
+
+def is_letter(sign: str) -> bool:
+    """Whether it is a letter of Latin-1 or Latin Extended-A that is there without a package."""
+    base, _, accent = unicodedata.decomposition(sign).partition(" ")
+    return sign in LETTERS or ("À" <= sign <= "ž" and not base.startswith("<") and accent not in ("", OGONEK))
 
 
 def latex_text(text: str) -> str:
     """Any text as LaTeX that every engine takes; a sign without a name becomes its code, never an error."""
-    return "".join(LATEX.get(c, c if c.isascii() else f"(U+{ord(c):04X})") for c in text)
+    return "".join(LATEX.get(c, c if c.isascii() or is_letter(c) else f"(U+{ord(c):04X})") for c in text)
 
 
 # A table wider than the text is made as wide as the text; one that fits keeps its size.

@@ -25,6 +25,7 @@ from mixlora.tables.study import Study
 
 EXAMPLES = 2  # right and wrong ones a task
 LONGEST = 600  # characters of a question that are shown
+PASSED = "passed"  # a sample's verdict
 
 
 def run_report(folder: Path) -> Path:
@@ -158,16 +159,29 @@ def examples(folder: Path, task: str, result: Mapping[str, Any]) -> list[dict[st
     """
     metric = result.get("metric", "")
     rows = [row for row in read_lines(predictions_path(folder, task)) if metric in row]
-    right = [row for row in rows if row[metric] == 1][:EXAMPLES]
-    wrong = [row for row in rows if row[metric] != 1][:EXAMPLES]
+    right = [row for row in rows if is_right(row, metric)][:EXAMPLES]
+    wrong = [row for row in rows if not is_right(row, metric)][:EXAMPLES]
     return [example(row, metric) for row in [*right, *wrong]]
+
+
+def is_right(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether what is shown is right: of a program that was sampled several times the first sample."""
+    return bool(row["samples"][0]["verdict"] == PASSED if row.get("samples") else row[metric] == 1)
+
+
+def said(row: Mapping[str, Any]) -> str:
+    """What was answered; of several samples the first, and how many passed."""
+    samples = row.get("samples") or []
+    passed = sum(sample["verdict"] == PASSED for sample in samples)
+    told = f"\n\n{passed} of {len(samples)} passed" if len(samples) > 1 else ""
+    return str(row.get("prediction", ""))[:LONGEST] + told
 
 
 def example(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
     question = str(row.get("prompt", row["id"]))
     shown = {
         "question": question if len(question) <= LONGEST else f"… {question[-LONGEST:]}",
-        "right": row[metric] == 1,
+        "right": is_right(row, metric),
     }
     target, chosen = row.get("target"), row.get("prediction")  # places of options, or label texts
     if "log_likelihoods" in row and ("options" in row or isinstance(target, int)):
@@ -180,7 +194,7 @@ def example(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
     if isinstance(target, int) and "options" in row:  # a free answer to a question with options
         target = row["options"][target]
     return shown | {
-        "said": str(row.get("prediction", ""))[:LONGEST],
+        "said": said(row),
         "target": str("" if target is None else target)[:LONGEST],
     }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -126,7 +127,11 @@ def strings(values: object) -> Iterator[str]:
 
 
 def without_paths(text: str, hidden: Mapping[str, str]) -> str:
-    """`text` with every path replaced by its stand-in, the longest first, for one may begin with another."""
-    for path in sorted(hidden, key=len, reverse=True):
-        text = text.replace(path, hidden[path])
-    return text
+    """`text` with every path replaced by its stand-in, the longest first, for one may begin with another.
+
+    /data is not in org/data, nor in /data_x. Before it may stand an escape of JSON.
+    """
+    if not hidden:
+        return text
+    paths = "|".join(re.escape(path) for path in sorted(hidden, key=len, reverse=True))
+    return re.sub(rf"(?:(?<![\w.~-])|(?<=\\[nrt]))(?:{paths})(?![\w-])", lambda found: hidden[found[0]], text)

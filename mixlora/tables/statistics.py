@@ -3,12 +3,20 @@
     d_st = score of one method − score of another on example t with seed s, averaged over examples and seeds
 
 Examples and seeds are crossed: every seed scores the same examples. So the variance of the mean has a part from the
-examples and a part from the seeds (a two-way analysis of variance without replication):
+examples and a part from the seeds:
 
-    V = MS_examples / (n S) + max(0, MS_seeds − MS_rest) / (n S)        n examples, S seeds
+    V = MS_examples / (n S) + var_seeds / S        n examples, S seeds
 
-t = mean / sqrt(V) has Satterthwaite's degrees of freedom. With one seed only the examples are left, and the test is the
-ordinary paired t-test. Over several tasks the mean is the unweighted mean of the tasks' means.
+    MS_examples = S · var over examples of the means over seeds,  var_seeds = var over seeds of the means over examples
+
+t = mean / sqrt(V) has Satterthwaite's degrees of freedom, V² / Σ part² / df with df n − 1 and S − 1. What is left of d
+beside examples and seeds is in both parts, so V is a little too large. It is not subtracted: by chance nothing would
+remain of the seeds, and the test would then claim the degrees of freedom of the examples. With one seed only the
+examples are left, and the test is the ordinary paired t-test. Over several tasks the mean is the unweighted mean of the
+tasks' means, MS_examples / (n S) is summed over the T tasks and divided by T², and var_seeds is of their mean.
+
+Of tables of six equal methods with three seeds, simulated, the best is told apart from another in 1 to 2 % where 200
+examples are scored, and in 9 % where 1,000 are and seeds alone make a method vary by 2 points: three seeds are few.
 """
 
 import math
@@ -49,46 +57,21 @@ def difference(tasks: Sequence[Table]) -> Difference:
         raise ValueError("every task needs examples, and all tasks the same seeds")
     S, T = tasks[0].shape[0], len(tasks)
     mean = float(np.mean([d.mean() for d in tasks]))
-    parts = [squares(d) for d in tasks]
-    examples = sum(p.examples / (d.size * T * T) for p, d in zip(parts, tasks, strict=True))
-    rest = sum(p.rest / (d.size * T * T) for p, d in zip(parts, tasks, strict=True))
+    parts = [(of_examples(d) / T**2, d.shape[1] - 1) for d in tasks]
     by_seed = np.mean([d.mean(1) for d in tasks], axis=0)
-    seeds = float(by_seed.var(ddof=1)) / S if S > 1 else 0.0
-    variance = examples + max(0.0, seeds - rest)
+    parts.append((float(by_seed.var(ddof=1)) / S if S > 1 else 0.0, S - 1))
+    variance = sum(part for part, _ in parts)
     if variance <= 1e-18:
         return Difference(mean, 0.0, without_spread(mean, min(d.shape[1] for d in tasks)))
-    freedom = variance**2 / slack(parts, tasks, seeds if seeds > rest else 0.0)
+    freedom = variance**2 / sum(part**2 / max(df, 1) for part, df in parts)
     p = 2 * float(stats.t.sf(abs(mean) / math.sqrt(variance), freedom))
     return Difference(mean, math.sqrt(variance), p)
 
 
-@dataclass(frozen=True)
-class Squares:
-    """Mean squares of one task."""
-
-    examples: float
-    rest: float
-
-
-def squares(d: Table) -> Squares:
-    S, n = d.shape
-    of_examples, of_seeds = d.mean(0), d.mean(1)
-    examples = S * float(((of_examples - d.mean()) ** 2).sum()) / max(n - 1, 1)
-    if S < 2 or n < 2:
-        return Squares(examples, 0.0)
-    rest = d - of_examples[None, :] - of_seeds[:, None] + d.mean()
-    return Squares(examples, float((rest**2).sum()) / ((n - 1) * (S - 1)))
-
-
-def slack(parts: Sequence[Squares], tasks: Sequence[Table], seeds: float) -> float:
-    """Satterthwaite's denominator: the sum of squared parts of the variance over their degrees of freedom."""
-    T, total = len(tasks), 0.0
-    for part, d in zip(parts, tasks, strict=True):
-        S, n = d.shape
-        total += (part.examples / (d.size * T * T)) ** 2 / max(n - 1, 1)
-        if seeds and S > 1:
-            total += (part.rest / (d.size * T * T)) ** 2 / max((n - 1) * (S - 1), 1)
-    return total + (seeds**2 / (tasks[0].shape[0] - 1) if seeds else 0.0)
+def of_examples(d: Table) -> float:
+    """MS_examples / (n S); nothing of a single example."""
+    n = d.shape[1]
+    return float(d.mean(0).var(ddof=1)) / n if n > 1 else 0.0
 
 
 def without_spread(mean: float, n: int) -> float:

@@ -59,6 +59,7 @@ class Study:
         self.include_dirty = include_dirty
         self.read: dict[Point, Run] = {}
         recipes.check_overrides(dataclasses.replace(recipe, protocol=self.overrides))
+        recipes.check_choice(dataclasses.replace(recipe, protocol=[*recipe.protocol, *self.overrides]))
 
     # ---- configurations
 

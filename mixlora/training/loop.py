@@ -57,6 +57,8 @@ class Totals:
     bad_in_a_row: int = 0
     seconds: float = 0.0
     checkpoint_seconds: float = 0.0
+    run_seconds: float = 0.0  # of the whole run, loading and scoring too, in all processes that trained a part of it
+    peak_memory_bytes: int = 0  # the greatest of those processes
     best: float | None = None  # mean validation score
     best_step: int = 0
     micro_batch_size: int = 0  # rows of a forward: fewer after memory ran out
@@ -85,6 +87,8 @@ class Trainer:
         score: validation scores of the current model; called every `train.eval_steps` steps.
         on_step: hears each line of metrics; on every rank.
         at: hears where this rank is.
+        began: when this process began with the run, by time.monotonic.
+        peak_memory: bytes that this process has used at most.
     """
 
     model: nn.Module
@@ -102,6 +106,8 @@ class Trainer:
     score: Callable[[int], Mapping[str, float]] | None = None
     on_step: Callable[[Mapping[str, Any]], None] = lambda line: None
     at: Callable[[str], None] = lambda place: None
+    began: float = field(default_factory=time.monotonic)
+    peak_memory: Callable[[], int] = lambda: 0
 
     def __post_init__(self) -> None:
         train = self.train
@@ -128,6 +134,7 @@ class Trainer:
         self.warmup = round(train.warmup_ratio * self.steps)
         self.scaled = getattr(self.model, "dtype", None) is torch.float16
         self.totals = Totals(micro_batch_size=size, loss_scale=FLOAT16_SCALE if self.scaled else 1.0)
+        self.earlier_seconds = 0.0  # of the processes that trained before this one
         self.resumed_from: str | None = None  # the checkpoint that was asked for by its path, if any
 
     # ---- the run
@@ -382,6 +389,7 @@ class Trainer:
         began = time.monotonic()
         self.at(f"checkpoint of step {step}")
         optimizer = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        self.measure()
         state = {
             "totals": dict(vars(self.totals)),
             "origin": self.origin,
@@ -395,6 +403,11 @@ class Trainer:
         ranks.wait_for_rank_0()
         self.totals.checkpoint_seconds += time.monotonic() - began
 
+    def measure(self) -> None:
+        """Bring time and memory of the whole run up to now."""
+        self.totals.run_seconds = self.earlier_seconds + time.monotonic() - self.began
+        self.totals.peak_memory_bytes = max(self.totals.peak_memory_bytes, self.peak_memory())
+
     def prune(self) -> None:
         checkpoint.prune(self.folder / "checkpoints", self.train.save_total_limit)
         checkpoint.prune_best(self.folder / "best", self.folder / "checkpoints", keep=self.totals.best_step)
@@ -404,6 +417,7 @@ class Trainer:
         checkpoint.restore_adapter(self.adapter, saved)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
         asked, self.totals = self.totals.micro_batch_size, totals_of(saved)
+        self.earlier_seconds = self.totals.run_seconds
         self.totals.micro_batch_size = min(asked, self.totals.micro_batch_size)
         if self.totals.lean_from_step is not None:
             make_lean(self.model)
