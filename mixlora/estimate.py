@@ -206,7 +206,7 @@ def print_estimate(study: Study, tflops: float, utilization: float, processes: i
         say(f"and {later} more with the chosen rates, once the {len(points)} above have chosen them")
     second = f", {total.later:.3g} of them in the second round" if later else ""
     say(f"Done: {total.done:.3g} hours. To do: {total.listed + total.later:.3g} hours{second}.")
-    say(f"Hours of one device of {tflops:g} TFLOP/s at {utilization:.0%}{shared(processes)}.")
+    say(f"Hours of a device of {tflops:g} TFLOP/s at {utilization:.0%}{shared(processes)}.")
     say(
         "FLOPs = (4 N + 6 P) · trained tokens + 2 N · scored tokens: N frozen and P trained parameters, the mean length"
     )
@@ -215,4 +215,4 @@ def print_estimate(study: Study, tflops: float, utilization: float, processes: i
 
 
 def shared(processes: int) -> str:
-    return "" if processes == 1 else f", shared by the {processes} processes of a run"
+    return "" if processes == 1 else f", to be divided by the {processes} processes of a run"

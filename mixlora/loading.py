@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mixlora.adapters import files
-from mixlora.adapters.attach import attach
+from mixlora.adapters.attach import adapter_tensors, place, prepared
 from mixlora.config import load as configs
 from mixlora.config.overrides import config_dir
 from mixlora.config.schema import Config, Data, Method, Model
@@ -29,9 +30,15 @@ def load(folder: Path, device: str = "cpu") -> base.Base:
     if adapter_folder == run_of(folder):  # no configuration but the adapter's own
         method = files.without_excluded(folder, method, loaded.model, model)
         method = files.with_patterns(method, files.patterns(folder), loaded.model, model)
-    files.load(adapter_folder, attach(loaded.model, method, model))
+    files.load(adapter_folder, attached(loaded.model, method, model))
     loaded.model.eval()
     return loaded
+
+
+def attached(model: nn.Module, method: Method, names: Model) -> dict[str, Tensor]:
+    """The tensors of an adapter that is trained already: whether it should be trained is not asked again."""
+    place(model, prepared(model, method, names))
+    return adapter_tensors(model)
 
 
 def for_device(model: Model, device: torch.device | str) -> Model:

@@ -80,6 +80,8 @@ def of_first(work: Callable[[], T]) -> T:
     if rank() == 0:
         try:
             found[0] = work()
+        except Interrupted:  # of this process, which the others hear of as of any
+            raise
         except MixloraError as error:
             found[1] = error
     given, raised = agree(found)
@@ -303,7 +305,7 @@ class Watch:
         Only the first failure counts: the others follow from it.
 
         Args:
-            fault: not that the job was interrupted, or lost a rank: the same command would end so again.
+            fault: whether the same command would fail again; one that was interrupted or lost a rank would not.
         """
         self.store.compare_set("failed", "", json.dumps({"status": status, "message": message, "fault": fault}))
         self.store.set(f"followed {self.rank}", "1")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mixlora import loading, ranks, signals
 from mixlora.adapters import files
-from mixlora.adapters.attach import attach
 from mixlora.checks import check
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
@@ -55,7 +54,7 @@ def scored(parts: "Rescored", folder: Path, trained: Path | None, watch: ranks.W
     parts.require_prerequisites()
     model = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer)
     ranks.require_same("base model's weights", model.sha256)
-    adapter = {} if trained is None else attach(model.model, config.method, config.model)
+    adapter = {} if trained is None else loading.attached(model.model, config.method, config.model)
     if trained is not None:
         files.load(trained, adapter)
     Scoring(parts, model, watch.at).evaluate(folder, "score", base.fingerprint(adapter))

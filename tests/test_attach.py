@@ -253,6 +253,10 @@ def test_experts_of_the_base_model_in_one_tensor_are_counted_beside_linears():
         ({"r": [2, 2.5]}, "integer of at least 1"),
         ({"top_k": 5}, "above method.num_experts=4"),
         ({"lora_dropout": 1.0}, r"must be in \[0, 1\)"),
+        (
+            {"scope": Scope.feed_forward, "target_modules": "feed-forward", "gate": {"kind": "entropy"}},
+            r"would scale the block.*method\.gate\.renormalize=true",
+        ),
     ],
 )
 def test_a_mistake_is_named_and_changes_nothing(values, message):

@@ -54,7 +54,10 @@ LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
         (r"$\boxed{B}$", "B"),
         (r"\boxed{\text{C}}", "C"),
         ("The answer is the sun.", "B"),
+        ("B\n\nQuestion: What is hot?\nA. ice\nB. fire", "B"),
+        ("B. the sun\nA. the moon is cold", "B"),
         # no answer
+        ("A* is an algorithm, B is not", None),
         ("A. the moon\nB. the sun\nC. a stone\nD. A cat", None),
         ("A) the moon\nB) the sun", None),
         ("A, B and D are wrong. It must be C.", None),
@@ -203,16 +206,20 @@ def test_an_option_that_begins_with_an_article_is_not_the_letter_a():
     assert option("The answer is A rock pile", "ABC", ["A rock", "rock", "A rock pile"]) == "C"
 
 
-@pytest.mark.parametrize(
-    "text", ["at 5:30", "1:05:30 h", "3 1/2", "12 000", "12\u202f000 km", "2 × 10^3", "10^6", "1.234,50", "12,5 %"]
+OTHER_VALUES = (
+    *("at 5:30", "1:05:30 h", "3 1/2", "12 000", "12\u202f000 km", "2 × 10^3", "10^6", "1.234,50", "12,5 %", "50 cm^2"),
+    *(r"\frac{3}{4}", r"2\sqrt{3}", "5½", "3 × 10⁵", "2**10", "3^{10}", "1,00,000", "12'500"),
 )
+
+
+@pytest.mark.parametrize("text", OTHER_VALUES)
 def test_a_value_that_is_not_one_number_is_known(text):
     assert more_than_a_number(text)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["7", "1,234", "18 eggs", "3/4", "$1,080.", "-2.50", "#### 72", "12 eggs and 500 more", "2023 100", "1,234.50"],
+    ["7", "1,234", "18 eggs", "3/4", "$1,080.", "-2.50", "#### 72", "eggs, 500 more", "Total: 5", "Rs.107", "50%"],
 )
 def test_a_plain_number_is_no_more_than_that(text):
     assert more_than_a_number(text) is None

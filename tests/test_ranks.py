@@ -10,7 +10,7 @@ from mixlora import parts, ranks, tasks
 from mixlora.config.load import config_of
 from mixlora.config.overrides import config_dir
 from mixlora.config.schema import Config, Data
-from mixlora.errors import ConfigError, DataError
+from mixlora.errors import ConfigError, DataError, Interrupted
 from mixlora.models import base
 
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3687, {}, NCCL version 2.27.5\n{}\nLast error:\n{}"
@@ -69,12 +69,20 @@ def test_what_the_first_rank_does_ends_alike_on_all(monkeypatch):
 
     monkeypatch.setattr(ranks, "world", lambda: 2)
     sent = []
-    monkeypatch.setattr(ranks, "agree", lambda found: sent.append(found) or sent[0])
+    monkeypatch.setattr(ranks, "agree", lambda found: sent.append(pickle.loads(pickle.dumps(found))) or sent[0])
     for rank in (0, 1):
         monkeypatch.setattr(ranks, "rank", lambda number=rank: number)
         with pytest.raises(DataError, match="no such set"):
             ranks.of_first(fails)
     assert sent[1] == [None, None]  # the second did not ask
+
+    def told_to_end() -> None:
+        raise Interrupted("by a signal", 15)
+
+    monkeypatch.setattr(ranks, "rank", lambda: 0)
+    with pytest.raises(Interrupted):
+        ranks.of_first(told_to_end)
+    assert len(sent) == 2  # that is not sent: the others hear of it as of any end
 
 
 @pytest.mark.parametrize(

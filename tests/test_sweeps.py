@@ -154,6 +154,16 @@ def test_points_that_score_different_tasks_are_not_ranked_and_none_is_recommende
     assert set(frame.split) == {"validation"}
 
 
+def test_the_table_of_a_sweep_holds_points_without_a_score_beside_those_of_different_tasks(tmp_path):
+    some = [points.Point(name, (), tmp_path / name) for name in ("a", "b", "failed")]
+    for point, task in zip(some, ("sums", "others"), strict=False):
+        write_json(point.folder / "run.json", {"status": "finished"})
+        write_json(point.folder / "results.json", {task: {"metric": "acc", "value": 0.5, "stderr": 0.1, "n": 10}})
+    frame = show.summary(some, dict.fromkeys(some, "done"), ["test"] * 3)
+    show.show(frame)
+    assert list(frame.point) == ["a", "b", "failed"]
+
+
 @pytest.mark.full
 def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(sweep, tmp_path):
     """The failing point reads a file that has no rows yet."""

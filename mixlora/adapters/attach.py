@@ -38,8 +38,10 @@ def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict
 
     Raises:
         ConfigError: a target that matches nothing, a pattern that does not fit, a gate option that does not exist, a
-            model that carries an adapter already.
+            gate that would scale the blocks it chooses among, a model that carries an adapter already.
     """
+    if method.gate is not None and method.scope is Scope.feed_forward:
+        gates.require_weights_of_one(method)
     place(model, prepared(model, method, names))
     return adapter_tensors(model)
 

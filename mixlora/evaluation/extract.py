@@ -18,7 +18,10 @@ BRACKETED = r"[(\[]([A-Z])[)\]]"
 ALONE = r"\s*(?:[Oo]ption|[Cc]hoice)?\s*[(\[*\"']*([A-Za-z])[)\]*\"'.:,]*\s*"
 ANSWERED = r"\banswer\s*(?:is|:)\s*([^\n]+)"
 # "A, B and C ..." begins a list; "A, I think" and "D, A cat" do not.
-LEADING = r"\s*[(\[*\"']*([A-Z])\s*(?:[.:)\]*]+|\n|,(?!\s*(?:and |or )?[A-HJ-Z](?:\s*[,.:)]|\s+(?:and|or)\b|\s*$)))"
+LEADING = (
+    r"\s*[(\[*\"']*([A-Z])\s*(?:[.:)\]]+\**|\*\*|\n"
+    r"|,(?!\s*(?:and |or )?[A-HJ-Z](?:\s*[,.:)]|\s+(?:and|or)\b|\s*$)))"
+)
 
 
 def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
@@ -37,7 +40,7 @@ def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
     if stated and (letter := stated[-1][1].upper()) in labels:
         return named(text[stated[-1].start(1) :], labels, options) or letter
     begins = re.match(LEADING, text)
-    if begins and begins[1] in labels and not listed(text, labels) - {begins[1]}:
+    if begins and begins[1] in labels and not said_again(text, labels) and not bracketed(text, labels) - {begins[1]}:
         return begins[1]
     letters = bracketed(text, labels)
     if letters:
@@ -56,9 +59,9 @@ def named(text: str, labels: Sequence[str], options: Sequence[str]) -> str | Non
     return longest[0] if len(longest) == 1 else None
 
 
-def listed(text: str, labels: Sequence[str]) -> set[str]:
-    """The letters in brackets, and those that a line begins with: a list of options that was said again."""
-    return bracketed(text, labels) | {m[1] for m in re.finditer(rf"(?m)^{LEADING}", text)} & set(labels)
+def said_again(text: str, labels: Sequence[str]) -> bool:
+    """Whether the options are listed once more: the first lines begin with the first letters."""
+    return [m[1] for m in re.finditer(rf"(?m)^{LEADING}", text)][:2] == [*labels[:2]]
 
 
 def bracketed(text: str, labels: Sequence[str]) -> set[str]:

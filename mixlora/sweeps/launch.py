@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
@@ -48,7 +49,7 @@ def launch(loader: Any, master: DictConfig, job_overrides: Sequence[Sequence[str
         listed = "\n".join(f"  {point.name}: {failure}\n    log: {failure.log}" for point, failure in failed.items())
         raise MixloraError(f"{len(failed)} of {count(left)} failed; the same command tries them again:\n{listed}")
     best = frame.iloc[0]
-    if set(splits) == {"validation"} and show.is_one_ranking(frame) and best.score == best.score:
+    if set(splits) == {"validation"} and show.is_one_ranking(frame) and pd.notna(best.score):
         run_it = shlex.join(["python", "-m", "mixlora.evaluate", spelled("run", best.run), "eval.split=test"])
         say(f"The best on test rows: {run_it}")
     return returns(points, job_overrides)

@@ -147,7 +147,7 @@ def show(frame: pd.DataFrame) -> None:
     for row in frame.itertuples():
         known = not pd.isna(row.score)
         shown = f"{100 * row.score:.1f} ± {100 * row.stderr:.1f}" if known else "—"
-        of = [] if one else [row.tasks or "", row.split]
+        of = [] if one else [row.tasks if known else "", row.split]
         table.add_row(row.point, shown, str(row.n) if known else "", *of, row.state)
     console.print(table)
     if not one:

@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -96,13 +97,8 @@ def numbers(values: Sequence[Any]) -> list[float]:
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` finite values; a gap where there is none."""
-    finite = np.isfinite(values)
-    sums, counts = (np.concatenate([[0], np.cumsum(some)]) for some in (np.where(finite, values, 0.0), finite))
-    ends = np.arange(1, len(values) + 1)
-    begins = np.maximum(0, ends - window)
-    number = counts[ends] - counts[begins]
-    means = (sums[ends] - sums[begins]) / np.maximum(number, 1)
-    return [float(mean) for mean in np.where(number > 0, means, np.nan)]
+    finite = pd.Series(np.where(np.isfinite(values), values, np.nan))
+    return [float(mean) for mean in finite.rolling(window, min_periods=1).mean()]
 
 
 # ---- one run

@@ -82,7 +82,7 @@ def lead_labels(table: Table) -> list[str]:
 
 def lead_used(table: Table) -> tuple[bool, bool, bool]:
     models = len({row.model for row in table.rows}) > 1
-    return models, len({row.setting for row in table.rows if row.method}) > 1, True
+    return models, len({row.setting for row in table.rows if row.setting}) > 1, True
 
 
 def body(table: Table, row: Row, dialect: Dialect) -> list[str]:

@@ -129,9 +129,10 @@ def strings(values: object) -> Iterator[str]:
 def without_paths(text: str, hidden: Mapping[str, str]) -> str:
     """`text` with every path replaced by its stand-in, the longest first, for one may begin with another.
 
-    /data is not in org/data, nor in /data_x. Before it may stand an escape of JSON.
+    /data is not in org/data, nor in /data_x. Before it may stand an escape of JSON, a colour's code or a short option.
     """
     if not hidden:
         return text
     paths = "|".join(re.escape(path) for path in sorted(hidden, key=len, reverse=True))
-    return re.sub(rf"(?:(?<![\w.~-])|(?<=\\[nrt]))(?:{paths})(?![\w-])", lambda found: hidden[found[0]], text)
+    begins = r"(?:(?<![\w.~-])|(?<=\\[nrt])|(?<=\dm)|(?<= -[A-Z]))"
+    return re.sub(rf"{begins}(?:{paths})(?![\w-])", lambda found: hidden[found[0]], text)

@@ -9,14 +9,15 @@ examples and a part from the seeds:
 
     MS_examples = S · var over examples of the means over seeds,  var_seeds = var over seeds of the means over examples
 
-t = mean / sqrt(V) has Satterthwaite's degrees of freedom, V² / Σ part² / df with df n − 1 and S − 1. What is left of d
-beside examples and seeds is in both parts, so V is a little too large. It is not subtracted: by chance nothing would
+t = mean / sqrt(V) has Satterthwaite's degrees of freedom, V² / Σ (part² / df) with df n − 1 and S − 1. What is left of
+d beside examples and seeds is in both parts, so V is a little too large. It is not subtracted: by chance nothing would
 remain of the seeds, and the test would then claim the degrees of freedom of the examples. With one seed only the
 examples are left, and the test is the ordinary paired t-test. Over several tasks the mean is the unweighted mean of the
 tasks' means, MS_examples / (n S) is summed over the T tasks and divided by T², and var_seeds is of their mean.
 
-Of tables of six equal methods with three seeds, simulated, the best is told apart from another in 1 to 2 % where 200
-examples are scored, and in 9 % where 1,000 are and seeds alone make a method vary by 2 points: three seeds are few.
+Three seeds are few: where their part is small by chance, V is. Of tables of six equal methods with three seeds,
+simulated, the best is told apart from another in 1 to 2 % where 200 examples are scored, but, where seeds alone make a
+method vary by 2 points, in 9 % with 1,000 examples and more with more of them. With one seed nothing is known of seeds.
 """
 
 import math

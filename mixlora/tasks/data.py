@@ -134,8 +134,8 @@ def missing_note(task: Task, split: str, error: MissingSplit) -> str:
 
 
 def hold_out(name: str, train: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """(rest, held out): 5 % of the rows, at least one of two and at most 500, the same for every seed; of rows that
-    share a `group` all or none, so there may be some more."""
+    """(rest, held out): 5 % of the rows, at least one of two and at most 500, the same for every seed. Of rows that
+    share a `group` all or none, so there may be one more or some less; larger groups than that stay in training."""
     import numpy as np
 
     number = min(MOST_HELD_OUT, max(1, int(len(train) * HELD_OUT))) if len(train) > 1 else 0
@@ -145,9 +145,8 @@ def hold_out(name: str, train: Sequence[Example]) -> tuple[list[Example], list[E
         mates.setdefault(train[i].group or i, []).append(i)
     chosen: list[int] = []  # in the order of the draw: the first of them are a sample of the file as well
     for group in mates.values():
-        if len(chosen) >= number or len(chosen) + len(group) == len(train):
-            break
-        chosen += group
+        if len(group) <= max(2, number - len(chosen)) and len(chosen) < number and len(group) < len(train):
+            chosen += group
     held = set(chosen)
     return [example for i, example in enumerate(train) if i not in held], [train[i] for i in chosen]
 

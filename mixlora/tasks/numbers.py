@@ -10,11 +10,10 @@ VALUE = rf"(?:{DIGITS})(?:\s?/\s?\d+(?:\.\d+)?)?"
 # A sign stands at its number: "cost - $18" and a list's "- 18 eggs" are 18. Behind #### there is nothing else to it.
 NUMBER = re.compile(rf"(?:(?<![\w.])|(?<=[A-Za-z]\.))(?:(?:(?<!-)-)?(?:\$\s?)?|\$\s?-){VALUE}")
 STRICT = re.compile(rf"####\s*((?:(?:-\s?)?(?:\$\s?)?|\$\s?-){VALUE})")
-# A time, a mixed fraction, thousands with blanks between, a power of ten, another power, a decimal comma.
-OTHER_VALUES = re.compile(
-    r"(?<![\w.,])(\d+(?::\d\d)+|\d+ \d+/\d+|\d{1,3}(?:[ \u00a0\u202f]\d{3})+"
-    r"|[\d.]+ ?[×x*] ?10\^?-?\d+|\d+\^-?\d+|[\d.]+,\d{1,2})\D*$"
-)
+# What makes the last number of an answer a part of another value: a time, a mixed fraction, blanks or a comma between
+# digits, a power, a root, a fraction of TeX.
+BEFORE = re.compile(r"(?:[\^{\\/*'’√]|\d ?[:×x·] ?|\d[ ,\u00a0\u202f])$")
+AFTER = re.compile(r"[\^{½⅓⅔¼¾²³⁰-⁹]|\*\*|['’]\d")
 MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
 
 
@@ -31,9 +30,12 @@ def last_number(text: str) -> str | None:
 
 
 def more_than_a_number(text: str) -> str | None:
-    """What an answer ends in that is one value and not one number of ours."""
-    found = OTHER_VALUES.search(text.translate(MINUS))
-    return found[1].strip() if found else None
+    """The end of an answer whose last number, which `last_number` takes for the whole, is a part of another value."""
+    found = [*NUMBER.finditer(text.translate(MINUS))]
+    if not found:
+        return None
+    before, after = text[: found[-1].start()], text[found[-1].end() :]
+    return (before[-8:] + text[found[-1].start() :]).strip() if BEFORE.search(before) or AFTER.match(after) else None
 
 
 def canonical_number(text: str) -> str:

@@ -157,7 +157,7 @@ class Reader:
         if task_is_number and last_number(end) is None:
             raise BadField(name, f"has no number{f' after {contains!r}' if contains else ''}")
         if task_is_number and (found := more_than_a_number(end)):
-            raise BadField(name, f"ends in {found!r}, of which replies would be compared by the last part alone")
+            raise BadField(name, f"ends in {found!r}: only the last number of it would be compared")
         return newlines(text) if self.task.answer_kind is Answer.code else text
 
     def program(self, row: Mapping[str, Any], answer: str) -> dict[str, Any]:

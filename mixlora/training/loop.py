@@ -57,8 +57,8 @@ class Totals:
     bad_in_a_row: int = 0
     seconds: float = 0.0
     checkpoint_seconds: float = 0.0
-    run_seconds: float = 0.0  # of the whole run, loading and scoring too, in all processes that trained a part of it
-    peak_memory_bytes: int = 0  # the greatest of those processes
+    run_seconds: float = 0.0  # of the whole run, loading and scoring too, in all tries that trained a part of it
+    peak_memory_bytes: int = 0  # the greatest of those tries, of this rank
     best: float | None = None  # mean validation score
     best_step: int = 0
     micro_batch_size: int = 0  # rows of a forward: fewer after memory ran out

@@ -28,8 +28,8 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
 
     how = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again())}
     any_model: Any = model  # transformers calls it "activation" since 5.24
-    enable = getattr(any_model, "activation_checkpointing_enable", any_model.gradient_checkpointing_enable)
-    enable(how)
+    new = getattr(any_model, "activation_checkpointing_enable", None)
+    (new or any_model.gradient_checkpointing_enable)(how)
 
 
 def keepers(model: nn.Module) -> list[Gate | Wrapper]:
