@@ -6,7 +6,7 @@ from mixlora.config.cli import door
 from mixlora.config.doors import Evaluate
 from mixlora.config.typed import literal
 
-OF_TRAINING = frozenset({"train", "aux_loss", "dry_run", "resume", "tracker", "report"})
+OF_TRAINING = frozenset({"train", "method", "aux_loss", "dry_run", "resume", "tracker", "report"})
 
 
 @door("evaluate", Evaluate)
@@ -20,8 +20,8 @@ def main(cfg: DictConfig) -> None:
     composed = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "run"])
     given = [override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
     for key in given:
-        if key.partition(".")[0] in OF_TRAINING:
-            raise ConfigError(f"{key} is of training, which mixlora.evaluate does not do. Leave it out")
+        if key.partition(".")[0] in OF_TRAINING and key != "method.compute":
+            raise ConfigError(f"{key} is of training, which is over when a model is scored. Leave it out")
     if run is not None:
         composed = laid_over(load.read(run), composed, [key for key in given if key != "run"])
     elif OmegaConf.is_missing(composed.tasks, "name"):

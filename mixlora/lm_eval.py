@@ -40,7 +40,9 @@ def mixture_lm_class() -> type:
     class MixtureLM(HFLM):
         """A run folder of mixlora: base model, adapter and gates."""
 
-        def __init__(self, run: str, device: str | None = None, **options: Any):
+        def __init__(self, run: str = "", device: str | None = None, **options: Any):
+            if not run:
+                raise ConfigError("say which run: --model mixlora --model_args run=FOLDER")
             import torch
 
             from mixlora import loading

@@ -19,7 +19,7 @@ from mixlora.config import load as configs
 from mixlora.config.schema import Answer, Backend, Config, Loss, Split, Tracker
 from mixlora.console import say
 from mixlora.environment import world_size
-from mixlora.errors import ConfigError, DataError
+from mixlora.errors import ConfigError, DataError, first_line
 from mixlora.evaluation import harness, protocols, sandbox
 from mixlora.failpoints import reach
 from mixlora.models import base
@@ -64,7 +64,13 @@ class Parts:
         if tracker is not Tracker.none:
             flat = {"config": json.dumps(configs.plain(self.config))}
             options = {"wandb": wandb_run(self.folder, goes_on=goes_on)} if tracker is Tracker.wandb else {}
-            self.accelerator.init_trackers("mixlora", flat, options)
+            try:
+                self.accelerator.init_trackers("mixlora", flat, options)
+            except Exception as error:
+                if not type(error).__module__.startswith("wandb"):
+                    raise
+                remedy = "Log in (wandb login), or set WANDB_MODE=offline"
+                raise ConfigError(f"tracker=wandb: {first_line(error)}. {remedy}") from error
 
     @cached_property
     def data(self) -> Mapping[str, tasks.TaskData]:

@@ -66,7 +66,7 @@ def same_origin(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) ->
         shown = [f"{key.removeprefix('config.')} was {old!s:.80}, now {new!s:.80}" for key, (old, new) in differ[:4]]
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(shown)}{'; ...' if differ[4:] else ''}. "
-            "Use the old values, or set run_dir to a new folder"
+            "Use the old values, or leave resume out and set run_dir to a new folder"
         )
 
 

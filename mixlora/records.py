@@ -20,6 +20,8 @@ from typing import IO, Any, TextIO
 from mixlora.errors import ConfigError, ResourceError
 from mixlora.failpoints import reach
 
+# A folder that is not there, or in which nothing may be made.
+NO_PLACE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 LOCK_SECONDS = 1.0  # that a lock is tried for
 
 
@@ -93,7 +95,15 @@ def disk_error(path: Path, error: OSError) -> Exception:
                 f"no space left to write {error.filename}. Free some, or set TMPDIR or HF_HOME to another disk"
             )
         return ResourceError(f"no space left to write {path}. Free some, or set output_root (or `to`) to another disk")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+    if error.errno in (
+        errno.EACCES,
+        errno.EROFS,
+        errno.EPERM,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+    ):
         if elsewhere:
             return ConfigError(f"{error.filename} cannot be read or written ({what})")
         # Where a file stands in a folder's place, the path may name the folder or what should lie in it.

@@ -71,6 +71,8 @@ MISTAKES = [
     (("+method=mole", *ARC, "method.top_k=8"), "aux_loss.load_balance would be the same", "share=soft"),
     (("+method=hydralora", *ARC, "aux_loss=load_balance"), "aux_loss.load_balance would be the same", "share=soft"),
     (("+method=lora", *ARC, "train.packing=false", "train.max_tokens=600"), "train.max_tokens=600", "Set it to null"),
+    (("+method=mole", *ARC, "aux_loss=[load_balanc]"), "no aux_loss 'load_balanc'", "Did you mean 'load_balance'?"),
+    (("+method=lora", "tasks=[boolq,arc_eazy]"), "no task or mixture 'arc_eazy'", "Did you mean 'arc_easy'?"),
     (("+method=lora", *ARC, "one"), "'one' is not of the form key=value", "train.max_steps=100"),
     (("+method=lora", *ARC, "eval.limit=0"), "eval.limit must be at least 1", "got 0"),
     (("+method=lora", *ARC, "train.weight_decay=inf"), "train.weight_decay must be at least 0", "got inf"),
@@ -376,6 +378,7 @@ def test_training_is_over_when_a_run_is_scored(told, tmp_path):
     status, said = told(evaluate, f"run={tmp_path}", "train.learning_rate=1")
     assert status == 2
     assert "train.learning_rate is of training" in said
+    assert "method.top_k is of training" in told(evaluate, f"run={tmp_path}", "method.top_k=1")[1]
     for key in ("dry_run=true", "resume=x", "tracker=wandb", "report=false"):
         assert told(evaluate, f"run={tmp_path}", key)[1].startswith(f"mixlora: {key.partition('=')[0]} is of training")
 
@@ -399,3 +402,17 @@ def test_a_file_that_is_no_yaml_is_named_with_the_place(told, tmp_path):
     assert "not valid YAML" in said
     assert "broken.yaml" in said
     assert "line 2" in said
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_an_interrupt_before_anything_is_begun_is_one_line(told, monkeypatch, wraps):
+    """Hydra and OmegaConf take one for a fault of what they were reading."""
+
+    def stopped(*_: object) -> None:
+        if wraps:
+            raise ValueError("no flags") from KeyboardInterrupt()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixlora.config.load.config_of", stopped)
+    status, said = told(train, "+method=lora", *ARC)
+    assert (status, said) == (130, "mixlora: interrupted before anything was begun\n")

@@ -3,6 +3,7 @@
 import functools
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
             store_single_tasks(sys.argv[1:])
             try:
                 hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
+            except KeyboardInterrupt:
+                interrupted()
             except Exception as error:
                 leave(error, record)
 
@@ -52,6 +55,10 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise  # the other points of a sweep go on
                 leave(error, record)
+            except Exception as error:
+                if caused_by_interrupt(error):
+                    interrupted()
+                raise
 
         return main
 
@@ -98,6 +105,8 @@ def leave(error: Exception, record: type = Config, *, met_by_all: bool = False) 
     """
     if os.environ.get("MIXLORA_DEBUG"):
         raise error
+    if caused_by_interrupt(error):  # a library took it for a fault of what it was reading
+        interrupted()
     if isinstance(error, yaml.YAMLError):  # which names the file, the line and the column
         error = ConfigError(f"A file is not valid YAML: {' '.join(str(error).split())}")
     if isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, MixloraError):
@@ -112,6 +121,18 @@ def leave(error: Exception, record: type = Config, *, met_by_all: bool = False) 
     place = "" if is_main_process() else f"rank {os.environ.get('RANK', '?')}: "
     print(f"mixlora: {place}{error}", file=sys.stderr)
     sys.exit(error.status)
+
+
+def interrupted() -> NoReturn:
+    """End where Ctrl-C came before anything was begun: later it is heard by `mixlora.signals`."""
+    print("mixlora: interrupted before anything was begun", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
+def caused_by_interrupt(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def refuse_ranks(argv: Sequence[str]) -> None:

@@ -5,8 +5,10 @@ import difflib
 import re
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from mixlora.config.overrides import config_dir
 from mixlora.config.schema import Config
 from mixlora.config.typed import dataclass_in, suggest
 
@@ -25,6 +27,15 @@ def hydra_error(error: BaseException, record: type = Config) -> str:
         group, _, name = absent[1].rpartition("/")
         what = WORDS.get(group, group or "config").removeprefix("a ")
         return f"There is no {what} '{name}'. {suggest(name, options(text))}"
+    unloaded = re.search(r"Could not load '([\w-]+)/([\w.-]+)'", text)  # one of a list: [a,b]
+    if unloaded:
+        group, name = unloaded.groups()
+        known = {
+            path.stem
+            for kind in {group, group.removesuffix("s")}
+            for path in (Path(config_dir()) / kind).glob("*.yaml")
+        }
+        return f"There is no {WORDS.get(group, group).removeprefix('a ')} '{name}'. {suggest(name, known)}"
     if re.search(r"(no viable alternative|mismatched input|extraneous input)", text) and "=" in text:
         return "A value that holds '=' goes into double quotes: 'overrides=[\"key=value\",\"other=value\"]'"
     unassigned = re.search(r"Error parsing override '(.*)'\s+missing EQUAL", text)

@@ -134,7 +134,7 @@ def check(config: Config) -> None:
         if runs and not task.train_only and protocol.generates(task) and options.max_length is not None:
             protocol.room(replace(task, name=name), options.max_length, "eval.max_length allows")
         known = OTHER_METRICS.get(task.answer_kind, OPTION_METRICS[Reading.likelihood])
-        if task.metric not in known:
+        if task.metric not in known and not task.train_only:
             raise ConfigError(f"task {name}: there is no metric '{task.metric}'. {suggest(task.metric, known)}")
     check_samples(config)
 

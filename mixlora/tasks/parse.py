@@ -276,8 +276,9 @@ def require_columns(paths: frozenset[str], table: Table) -> None:
     for path in sorted(paths):
         name = path if path in table.columns else path.split(".")[0]
         if name not in table.columns:
-            has = f"It has: {', '.join(sorted(table.columns))}"
-            raise DataError(f"{table.origin} has no column '{name}'. {suggest(name, table.columns)} {has}")
+            near = suggest(name, table.columns)
+            has = f" It has: {', '.join(sorted(table.columns))}" if near.startswith("Did") else ""
+            raise DataError(f"{table.origin} has no column '{name}'. {near}{has}")
 
 
 def check(task: Task) -> None:
