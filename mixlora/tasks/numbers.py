@@ -12,8 +12,10 @@ NUMBER = re.compile(rf"(?:(?<![\w.])|(?<=[A-Za-z]\.))(?:(?:(?<!-)-)?(?:\$\s?)?|\
 STRICT = re.compile(rf"####\s*((?:(?:-\s?)?(?:\$\s?)?|\$\s?-){VALUE})")
 # What makes the last number of an answer a part of another value: a time, a mixed fraction, blanks or a comma between
 # digits, a power, a root, a fraction of TeX.
-BEFORE = re.compile(r"(?:[\^{\\/*'’√]|\d ?[:×x·] ?|\d[ ,\u00a0\u202f])$")
-AFTER = re.compile(r"[\^{½⅓⅔¼¾²³⁰-⁹]|\*\*|['’]\d")
+BEFORE = re.compile(
+    r"(?:\^\{?|\}\{|\\(?:[dt]?frac|sqrt)\{|√|\d ?(?:[:×x·]|\*{1,2}) ?|\d['’]|[\d)]/|\d[ ,\u00a0\u202f])$"
+)
+AFTER = re.compile(r"\^\{?-?\d|[½⅓⅔¼¾²³⁰-⁹]|\*\*\d|['’]\d")
 MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
 
 
