@@ -95,15 +95,7 @@ def disk_error(path: Path, error: OSError) -> Exception:
                 f"no space left to write {error.filename}. Free some, or set TMPDIR or HF_HOME to another disk"
             )
         return ResourceError(f"no space left to write {path}. Free some, or set output_root (or `to`) to another disk")
-    if error.errno in (
-        errno.EACCES,
-        errno.EROFS,
-        errno.EPERM,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EEXIST,
-        errno.ENAMETOOLONG,
-    ):
+    if error.errno in NO_PLACE:
         if elsewhere:
             return ConfigError(f"{error.filename} cannot be read or written ({what})")
         # Where a file stands in a folder's place, the path may name the folder or what should lie in it.

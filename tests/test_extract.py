@@ -217,10 +217,13 @@ def test_a_value_that_is_not_one_number_is_known(text):
     assert more_than_a_number(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["7", "1,234", "18 eggs", "3/4", "$1,080.", "-2.50", "#### 72", "eggs, 500 more", "Total: 5", "Rs.107", "50%"],
+PLAIN = (
+    *("7", "1,234", "18 eggs", "3/4", "$1,080.", "-2.50", "#### 72", "eggs, 500 more", "Total: 5", "Rs.107", "50%"),
+    *(r"\boxed{72}", "The answer is **72**.", r"72^\circ", "'18'", "x = 5", "12, 18", "(5)", "18."),
 )
+
+
+@pytest.mark.parametrize("text", PLAIN)
 def test_a_plain_number_is_no_more_than_that(text):
     assert more_than_a_number(text) is None
 
