@@ -60,9 +60,10 @@ class Interrupted(MixloraError):
         self.status = 128 + signal_number
 
 
-def wrapped(error: BaseException | None) -> MixloraError | None:
-    """An error of ours that a library caught and raised one of its own for: a signal may find a process in its code."""
-    while error is not None and not isinstance(error, MixloraError):
+def wrapped(error: BaseException | None, kind: type[BaseException] = MixloraError) -> BaseException | None:
+    """An error of this kind that a library caught and raised one of its own for: a signal may find a process in its
+    code."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 

@@ -22,7 +22,7 @@ from mixlora.config import explain
 from mixlora.config.overrides import MULTIRUN, config_dir, normalise, store_single_tasks
 from mixlora.config.schema import Config
 from mixlora.environment import is_main_process, world_size
-from mixlora.errors import ConfigError, MixloraError
+from mixlora.errors import ConfigError, MixloraError, wrapped
 
 RANK_SECONDS = 10.0  # that other ranks leave rank 0 to say what is wrong
 HELP = frozenset({"-h", "--help"})
@@ -56,7 +56,7 @@ def door(config_name: str, record: type = Config) -> Callable[[Callable[[DictCon
                     raise  # the other points of a sweep go on
                 leave(error, record)
             except Exception as error:
-                if caused_by_interrupt(error):
+                if wrapped(error, KeyboardInterrupt):
                     interrupted()
                 raise
 
@@ -105,7 +105,7 @@ def leave(error: Exception, record: type = Config, *, met_by_all: bool = False) 
     """
     if os.environ.get("MIXLORA_DEBUG"):
         raise error
-    if caused_by_interrupt(error):  # a library took it for a fault of what it was reading
+    if wrapped(error, KeyboardInterrupt):  # a library took it for a fault of what it was reading
         interrupted()
     if isinstance(error, yaml.YAMLError):  # which names the file, the line and the column
         error = ConfigError(f"A file is not valid YAML: {' '.join(str(error).split())}")
@@ -127,12 +127,6 @@ def interrupted() -> NoReturn:
     """End where Ctrl-C came before anything was begun: later it is heard by `mixlora.signals`."""
     print("mixlora: interrupted before anything was begun", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
-
-
-def caused_by_interrupt(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def refuse_ranks(argv: Sequence[str]) -> None:
