@@ -12,7 +12,7 @@ from mixlora.config.typed import suggest
 from mixlora.environment import switched_on, world_size
 from mixlora.errors import ConfigError
 from mixlora.evaluation import protocols
-from mixlora.records import finished_as
+from mixlora.records import finished_as, require_place
 from mixlora.tasks import sources
 
 # What Accelerate calls to compute in the dtypes that the tensors have, by the operators that the model names.
@@ -166,7 +166,7 @@ def check_run(config: Config, world_size: int) -> None:
         world_size: processes that will run it.
 
     Raises:
-        ConfigError: its folder holds a finished run of another configuration or of other processes.
+        ConfigError: its folder holds a finished run of another configuration or of other processes, or cannot be made.
         DataError: a source that is not there; a finished run is shown without one.
     """
     check(config)
@@ -174,4 +174,5 @@ def check_run(config: Config, world_size: int) -> None:
     # One of several ranks may lack what the others have, which only their process group can tell them.
     is_rank = environment.world_size() > 1
     if not finished_as(run_folder(config), digest(config), world_size) and not is_rank:
+        require_place(run_folder(config))
         sources.require(config.tasks.mixture.values(), config.data.source)

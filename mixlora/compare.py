@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mixlora.console import console, say
 from mixlora.errors import exit_status
-from mixlora.tables.paired import Paired, compare
+from mixlora.tables.paired import Paired, alone, compare
 
 LISTED = 10
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command -> its exit status. MIXLORA_DEBUG=1 shows the traceback of an error."""
     arguments = parser().parse_args(argv)
     listed = LISTED if arguments.examples is None else arguments.examples
-    return exit_status(lambda: show(compare(arguments.a, arguments.b), listed))
+    return exit_status(lambda: run(arguments.a, arguments.b, listed))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +33,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("b", metavar="RUN_B", type=Path)
     made.add_argument("--examples", metavar="N", type=int, help=f"ids to list a task and side ({LISTED})")
     return made
+
+
+def run(a: Path, b: Path, listed: int) -> None:
+    show(compare(a, b), listed)
+    for name, tasks in zip("AB", alone(a, b), strict=True):
+        if tasks:
+            say(f"Scored by {name} alone: {', '.join(tasks)}")
 
 
 def show(found: Sequence[Paired], listed: int) -> None:

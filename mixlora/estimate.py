@@ -198,20 +198,27 @@ def print_estimate(study: Study, tflops: float, utilization: float, processes: i
     for point in points:
         found = estimate(study.config(point), tflops, utilization, processes)
         numbers = ["?" if n is None else f"{n:,}" for n in (found.trainable, found.activated)]
-        last = "?" if found.hours is None else f"{found.hours:.3g}"
+        last = "?" if found.hours is None else printed_hours(found.hours)
         grid.add_row(str(point), study.run(point).state, *numbers, last)
     console.print(grid)
     total, later = hours(study, tflops, utilization, processes), len(later_points(study))
     if later:
         say(f"and {later} more with the chosen rates, once the {len(points)} above have chosen them")
-    second = f", {total.later:.3g} of them in the second round" if later else ""
-    say(f"Done: {total.done:.3g} hours. To do: {total.listed + total.later:.3g} hours{second}.")
+    second = f", {printed_hours(total.later)} of them in the second round" if later else ""
+    done, left = printed_hours(total.done), printed_hours(total.listed + total.later)
+    say(f"Done: {done} hours. To do: {left} hours{second}.")
     say(f"Hours of a device of {tflops:g} TFLOP/s at {utilization:.0%}{shared(processes)}.")
     say(
         "FLOPs = (4 N + 6 P) · trained tokens + 2 N · scored tokens: N frozen and P trained parameters, the mean length"
     )
     say("of a task's rows from recipes/known.yaml. '?': it lacks the shape of the model, or a task.")
     say(f"Not counted: {NOT_COUNTED}.")
+
+
+def printed_hours(hours: float) -> str:
+    if 0 < hours < 0.01:
+        return "<0.01"
+    return f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"
 
 
 def shared(processes: int) -> str:

@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from mixlora.config.cli import door
-from mixlora.config.doors import Evaluate
+from mixlora.config.doors import Evaluate, run_folder
 from mixlora.config.typed import literal
 
 OF_TRAINING = frozenset({"train", "method", "aux_loss", "dry_run", "resume", "tracker", "report"})
@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
         if key.partition(".")[0] in OF_TRAINING and key != "method.compute":
             raise ConfigError(f"{key} is of training, which is over when a model is scored. Leave it out")
     if run is not None:
-        composed = laid_over(load.read(run), composed, [key for key in given if key != "run"])
+        composed = laid_over(load.read(run_folder(run)), composed, [key for key in given if key != "run"])
     elif OmegaConf.is_missing(composed.tasks, "name"):
         raise ConfigError("Choose what to score: tasks=NAME, and run=RUN_FOLDER or model=NAME")
     else:

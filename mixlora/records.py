@@ -106,6 +106,18 @@ def disk_error(path: Path, error: OSError) -> Exception:
     return error
 
 
+def require_place(folder: Path) -> None:
+    """Say that a folder cannot be made, or not be written to, before there is anything to write.
+
+    Raises:
+        ConfigError: as writing would; what only shows in writing, a quota say, is raised then.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    number = errno.ENOTDIR if not there.is_dir() else errno.EACCES if not os.access(there, os.W_OK | os.X_OK) else 0
+    if number:
+        raise disk_error(folder / "run.json", OSError(number, os.strerror(number)))
+
+
 def related(one: Path, other: Path) -> bool:
     """Whether one of them holds the other."""
     a, b = (Path(os.path.abspath(path)) for path in (one, other))

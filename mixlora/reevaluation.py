@@ -15,6 +15,7 @@ from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation.report import print_results
 from mixlora.models import base
 from mixlora.parts import Parts, loaded
+from mixlora.records import require_place
 from mixlora.remedies import with_remedies
 from mixlora.scoring import Scoring
 from mixlora.tasks import TaskData
@@ -37,6 +38,7 @@ def rescored(config: Config, run: str | None, given: str | None) -> Path:
         raise ConfigError(f"run_dir={folder} is a run's own folder, whose scores stay as they are. Name another one")
     config.run_dir = str(folder)
     check(config)
+    require_place(folder)
     trained = None if run is None else loading.described(Path(run))[2]
     parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))
     with with_remedies(folder):

@@ -25,6 +25,15 @@ def test_reads_back_what_was_written(tmp_path):
     assert torch.equal(again.adapter["a"], made(3).adapter["a"])
 
 
+def test_the_nearest_whole_one_is_named_where_another_path_was_given(tmp_path):
+    whole = checkpoint.save(tmp_path / "checkpoints", made(3))
+    for given in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "step-99"):
+        with pytest.raises(CheckpointError, match=rf"Did you mean {whole}\?"):
+            checkpoint.read(given)
+    with pytest.raises(CheckpointError, match=r"elsewhere is not there. .*resume=null"):
+        checkpoint.read(tmp_path / "elsewhere")
+
+
 def test_keeps_the_newest(tmp_path):
     for step in (1, 2, 3, 10):
         checkpoint.save(tmp_path, made(step))
@@ -148,7 +157,7 @@ def test_another_run_takes_over_the_best_adapter_and_the_metrics(tmp_path):
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     path = checkpoint.save(theirs / "checkpoints", made(5, best=3))
     (theirs / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(CheckpointError, match=r"names a best adapter, and .* has no manifest"):
+    with pytest.raises(CheckpointError, match=r"names a best adapter, and .*step-3 is not there"):
         checkpoint.adopt(path, ours, with_best=True)
     checkpoint.save(theirs / "best", made(3))
     checkpoint.adopt(path, ours, with_best=True)

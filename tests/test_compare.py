@@ -42,6 +42,17 @@ def test_mcnemar_by_hand():
     assert mcnemar(0, 0) == 1
 
 
+def test_tasks_that_one_run_alone_scored_are_named(tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, tasks in ((a, ("arc", "boolq")), (b, ("arc", "piqa", "siqa"))):
+        for task in tasks:
+            write(folder, [1, 0, 1], task=task)
+    assert main([str(a), str(b)]) == 0
+    said = capsys.readouterr().out
+    assert "Scored by A alone: boolq" in said
+    assert "Scored by B alone: piqa, siqa" in said
+
+
 def test_few_examples_prove_little_whatever_they_score():
     """All m of the same sign: 2 of the 2^m flips lie as far out."""
     for m in (1, 2, 3, 6):

@@ -74,6 +74,8 @@ MISTAKES = [
     (("+method=mole", *ARC, "aux_loss=[load_balanc]"), "no aux_loss 'load_balanc'", "Did you mean 'load_balance'?"),
     (("+method=lora", "tasks=[boolq,arc_eazy]"), "no task or mixture 'arc_eazy'", "Did you mean 'arc_easy'?"),
     (("+method=lora", *ARC, "one"), "'one' is not of the form key=value", "train.max_steps=100"),
+    (("+method=lora", *ARC, f"run_dir={__file__}"), f"{__file__} is a file, not a folder", "Set output_root or run_dir"),
+    (("+method=lora", *ARC, f"output_root={__file__}/x"), f"{__file__} is a file, not a folder", "Set output_root"),
     (("+method=lora", *ARC, "eval.limit=0"), "eval.limit must be at least 1", "got 0"),
     (("+method=lora", *ARC, "train.weight_decay=inf"), "train.weight_decay must be at least 0", "got inf"),
 ]
@@ -105,6 +107,9 @@ SMALL_MISTAKES = [
     (generate, ("run=.", "prompt=hi", "max_new_tokens=0"), "max_new_tokens must be at least 1", "got 0"),
     (generate, ("run=.", "prompt=hi", "temperature=-1"), "temperature must be at least 0", "got -1"),
     (generate, ("run=nowhere", "prompt=hi"), "run=nowhere", "Give the run folder"),
+    (generate, ("run=", "prompt=hi"), "run=: there is no such folder", "Give the run folder"),
+    (evaluate, ("run=nowhere",), "run=nowhere", "Give the run folder"),
+    (evaluate, ("run=",), "run=: there is no such folder", "Give the run folder"),
     (export, ("run=.", "to=out", "merge=flase"), "merge", "'flase'"),
     (table, ("recipe=smora", "formt=md"), "no key 'formt'", "Did you mean 'format'?"),
     (table, ("recipe=smora", "format=mdd"), "format", "expected one of [md, tex, csv, html"),

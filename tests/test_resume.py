@@ -243,7 +243,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_scored_or_
     before = (half / "run.json").read_bytes()
     done = train(configs, half, *METHOD, f"resume={tmp_path / 'step-50'}")
     assert done.returncode == 4
-    assert "step-50 has no manifest.json" in done.stderr
+    assert "step-50 is not there" in done.stderr
     assert (half / "run.json").read_bytes() == before
     done = train(configs, tmp_path / "new", *METHOD, f"resume={tmp_path / 'step-50'}")
     assert done.returncode == 4

@@ -28,25 +28,58 @@ def test_seeds_that_disagree_make_one_less_sure():
     assert statistics.difference([d + np.array([[-0.6], [0.0], [0.6]])]).p > 0.2
 
 
-@pytest.mark.parametrize(("seeds", "points"), [(1, 0), (3, 0), (3, 1), (3, 2)])
-def test_the_best_of_six_equal_methods_is_told_apart_from_another_in_five_of_a_hundred_tables(seeds, points):
+@pytest.mark.parametrize(
+    ("seeds", "points", "examples"), [(1, 0, 200), (3, 0, 200), (3, 1, 200), (3, 2, 200), (3, 2, 2000)]
+)
+def test_the_best_of_six_equal_methods_is_told_apart_from_another_in_five_of_a_hundred_tables(seeds, points, examples):
     """`points` is the deviation of a method's seeds. One seed knows nothing of it, as the legend of a table says."""
     rng = np.random.default_rng(0)
-    alarms = sum(tells_apart(equal_methods(rng, seeds, points / 100)) for _ in range(200))
+    alarms = sum(tells_apart(equal_methods(rng, seeds, points / 100, examples)) for _ in range(200))
     assert alarms / 200 <= 0.06
 
 
-def equal_methods(rng: np.random.Generator, seeds: int, deviation: float) -> np.ndarray:
-    """0/1 scores [6, seeds, 200]: examples share a difficulty, but for what a method makes of it, and a seed."""
-    share = rng.beta(1.2, 0.8, 200) + rng.normal(0, 0.1, (6, 200))
-    return (rng.random((6, seeds, 200)) < share[:, None] + rng.normal(0, deviation, (6, seeds, 1))).astype(float)
+def equal_methods(rng: np.random.Generator, seeds: int, deviation: float, n: int) -> np.ndarray:
+    """0/1 scores [6, seeds, n]: examples share a difficulty, but for what a method makes of it, and a seed."""
+    share = rng.beta(1.2, 0.8, n) + rng.normal(0, 0.1, (6, n))
+    return (rng.random((6, seeds, n)) < share[:, None] + rng.normal(0, deviation, (6, seeds, 1))).astype(float)
 
 
 def tells_apart(scores: np.ndarray) -> bool:
     """Whether the best is told apart from any other, of all pairs."""
     best, pairs = int(scores.mean((1, 2)).argmax()), list(itertools.combinations(range(len(scores)), 2))
-    p = statistics.holm([statistics.difference([scores[a] - scores[b]]).p for a, b in pairs])
+    seeds = statistics.pooled(scores.mean(2))
+    p = statistics.holm([statistics.difference([scores[a] - scores[b]], seeds).p for a, b in pairs])
     return any(value < 0.05 for value, pair in zip(p, pairs, strict=True) if best in pair)
+
+
+def test_the_seeds_of_two_methods_are_all_that_two_methods_tell():
+    scores = np.random.default_rng(5).random((2, 4))
+    assert statistics.pooled(scores).variance == pytest.approx((scores[0] - scores[1]).var(ddof=1))
+    assert statistics.pooled(scores).freedom == 3
+
+
+def test_pooled_seeds_are_the_mean_over_all_pairs():
+    scores = np.random.default_rng(6).random((5, 3))
+    pairs = [(a - b).var(ddof=1) for a, b in itertools.combinations(scores, 2)]
+    assert statistics.pooled(scores).variance == pytest.approx(np.mean(pairs))
+    assert statistics.pooled(scores).freedom == 8
+
+
+def test_one_method_or_one_seed_tells_nothing_of_seeds():
+    assert statistics.pooled([[0.1, 0.2, 0.3]]) is None
+    assert statistics.pooled([[0.1], [0.2]]) is None
+
+
+def test_seeds_that_agree_by_chance_do_not_hide_that_the_others_do_not():
+    d = np.random.default_rng(7).normal(0.05, 0.5, (3, 4000))
+    calm, others = statistics.difference([d]), statistics.difference([d], statistics.Spread(0.04**2, 10))
+    assert others.error**2 == pytest.approx(d.mean(0).var(ddof=1) / 4000 + 0.04**2 / 3)
+    assert others.p > calm.p
+
+
+def test_a_pair_that_varies_more_than_the_others_is_judged_by_itself():
+    d = np.random.default_rng(8).normal(0, 0.5, (3, 400)) + np.array([[0.0], [0.1], [0.2]])
+    assert statistics.difference([d], statistics.Spread(1e-6, 10)).error == statistics.difference([d]).error
 
 
 def test_the_variance_is_the_sum_of_what_examples_and_seeds_add():

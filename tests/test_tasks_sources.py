@@ -416,6 +416,13 @@ def test_a_missing_own_file_names_what_is_there(tmp_path):
         load("hub", task(path=str(tmp_path / "yours.csv"), splits={"test": "all"}))
 
 
+def test_a_file_of_another_kind_is_not_taken_for_a_hub_id(tmp_path):
+    (tmp_path / "mine.xlsx").write_bytes(b"PK")
+    for splits in ({"test": "all"}, {"test": "mine.csv"}):
+        with pytest.raises(DataError, match=r"mine\.xlsx is none of \.parquet, \.jsonl, \.csv"):
+            load("hub", task(path=str(tmp_path / "mine.xlsx"), splits=splits))
+
+
 # ---- the embedded sample and the hub
 
 

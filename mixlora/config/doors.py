@@ -100,6 +100,6 @@ class Reproduce(Launch):
 def run_folder(run: str) -> Path:
     """The folder that `run` names. Raises ConfigError where there is none."""
     folder = Path(run)
-    if not folder.is_dir():
+    if not run or not folder.is_dir():
         raise ConfigError(f"run={run}: there is no such folder. Give the run folder that training named")
     return folder

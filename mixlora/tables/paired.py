@@ -53,7 +53,7 @@ def compare(a: Path, b: Path) -> list[Paired]:
         DataError: an example without prediction.
     """
     results = [results_of(folder) for folder in (a, b)]
-    shared = [name for name in results[0] if name in results[1] and all(r[name]["value"] is not None for r in results)]
+    shared = [name for name in scored(results[0]) if name in scored(results[1])]
     if not shared:
         tasks = "; ".join(f"{f}: {', '.join(r) or 'none'}" for f, r in zip((a, b), results, strict=True))
         raise ConfigError(f"the runs have no scored task in common ({tasks})")
@@ -63,6 +63,16 @@ def compare(a: Path, b: Path) -> list[Paired]:
     found = [compare_task(name, results[0][name]["metric"], (a, b), [r[name]["n"] for r in results]) for name in shared]
     corrected = statistics.holm([one["p"] for one in found])
     return [Paired(**one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def alone(a: Path, b: Path) -> tuple[list[str], list[str]]:
+    """The tasks that only the first folder scored, and those that only the second did."""
+    one, other = (scored(results_of(folder)) for folder in (a, b))
+    return [name for name in one if name not in other], [name for name in other if name not in one]
+
+
+def scored(results: Mapping[str, Any]) -> list[str]:
+    return [name for name, result in results.items() if result["value"] is not None]
 
 
 def results_of(folder: Path) -> dict[str, Any]:

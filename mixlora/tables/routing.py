@@ -32,7 +32,7 @@ def show(folder: Path, plots: str | None) -> None:
 def layers(name: str, found: list[specialisation.Gate]) -> Grid:
     """A line a layer, means over its gates."""
     grid = Grid(title=name, title_justify="left")
-    for column in ("layer", "gates", "experts", "top k", "effective", "I(task; expert) bits", "load CV", "idle", ""):
+    for column in ("layer", "gates", "experts", "top k", "effective", "I(task; expert) bits", "load CV", "idle", "collapsed"):
         grid.add_column(column, justify="right")
     for layer, gates in specialisation.by_layer(found).items():
         collapsed = sum(g.collapsed for g in gates)
@@ -45,6 +45,6 @@ def layers(name: str, found: list[specialisation.Gate]) -> Grid:
             f"{np.mean([g.information for g in gates]):.3f}",
             f"{np.mean([g.variation for g in gates]):.2f}",
             str(sum(g.idle for g in gates)),
-            f"{collapsed} collapsed" if collapsed else "",
+            str(collapsed),
         )
     return grid

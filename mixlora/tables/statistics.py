@@ -15,9 +15,14 @@ remain of the seeds, and the test would then claim the degrees of freedom of the
 examples are left, and the test is the ordinary paired t-test. Over several tasks the mean is the unweighted mean of the
 tasks' means, MS_examples / (n S) is summed over the T tasks and divided by T², and var_seeds is of their mean.
 
-Three seeds are few: where their part is small by chance, V is. Of tables of six equal methods with three seeds,
-simulated, the best is told apart from another in 1 to 2 % where 200 examples are scored, but, where seeds alone make a
-method vary by 2 points, in 9 % with 1,000 examples and more with more of them. With one seed nothing is known of seeds.
+Three seeds are few: by chance those of two methods agree, and V is then too small. The other methods of a column have
+seeds as well. If all vary alike, the scores m [M, S] of M methods, each the mean over examples, tell of one seed of
+one difference
+
+    var_pooled = 2 Σ_ms (m_ms − m_m. − m_.s + m_..)² / ((M − 1)(S − 1))        df (M − 1)(S − 1)
+
+which is var_seeds itself for M = 2. The larger of the two counts, for methods need not vary alike, and a method that is
+lucky once and fails once must not pass for a calm one. With one seed nothing is known of seeds.
 """
 
 import math
@@ -29,6 +34,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Table = NDArray[np.float64]  # [S, n]: one row a seed, one column an example
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How much one seed of a difference varies, and the degrees of freedom of that variance."""
+
+    variance: float
+    freedom: int
 
 
 @dataclass(frozen=True)
@@ -48,8 +61,18 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-def difference(tasks: Sequence[Table]) -> Difference:
-    """The test over the tables of d, one a task, all with the same seeds.
+def pooled(scores: Sequence[Sequence[float]]) -> Spread | None:
+    """var_pooled of scores [M, S]: one row a method, one column a seed. None of a single method or seed."""
+    m = np.array(scores, dtype=np.float64)
+    freedom = (m.shape[0] - 1) * (m.shape[1] - 1)
+    if not freedom:
+        return None
+    rest = m - m.mean(1, keepdims=True) - m.mean(0, keepdims=True) + m.mean()
+    return Spread(2 * float((rest**2).sum()) / freedom, freedom)
+
+
+def difference(tasks: Sequence[Table], others: Spread | None = None) -> Difference:
+    """The test over the tables of d, one a task, all with the same seeds. `others` is what all methods' seeds vary by.
 
     Raises:
         ValueError: no task, an empty table, or tables with different numbers of seeds.
@@ -60,7 +83,10 @@ def difference(tasks: Sequence[Table]) -> Difference:
     mean = float(np.mean([d.mean() for d in tasks]))
     parts = [(of_examples(d) / T**2, d.shape[1] - 1) for d in tasks]
     by_seed = np.mean([d.mean(1) for d in tasks], axis=0)
-    parts.append((float(by_seed.var(ddof=1)) / S if S > 1 else 0.0, S - 1))
+    spread = Spread(float(by_seed.var(ddof=1)) if S > 1 else 0.0, S - 1)
+    if others is not None:
+        spread = Spread(max(spread.variance, others.variance), max(spread.freedom, others.freedom))
+    parts.append((spread.variance / S, spread.freedom))
     variance = sum(part for part, _ in parts)
     if variance <= 1e-18:
         return Difference(mean, 0.0, without_spread(mean, min(d.shape[1] for d in tasks)))

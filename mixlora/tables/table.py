@@ -217,7 +217,7 @@ def tests(means: Mapping[Row, float], scores: Mapping[Row, Sequence[Scores]]) ->
     """Pair -> p, adjusted within all pairs. A pair whose test and means disagree counts as one, and has no p."""
     found, p = [], {}
     for a, b in itertools.combinations(means, 2):
-        test = paired_test(scores[a], scores[b])
+        test = paired_test(scores[a], scores[b], [scores[row] for row in means])
         if test is not None:
             p[frozenset((a, b))] = test.p
             found.append(agree(test.mean, means[a] - means[b]))
@@ -248,17 +248,28 @@ def mark(
         cell.untested = not cell.best and row not in p
 
 
-def paired_test(best: Sequence[Scores], other: Sequence[Scores]) -> statistics.Difference | None:
+def paired_test(
+    best: Sequence[Scores], other: Sequence[Scores], rows: Sequence[Sequence[Scores]] = ()
+) -> statistics.Difference | None:
     """best − other over the seeds that both have of every task; None where there is no such seed.
 
     The means of the cells may have more seeds, and then the other sign: nobody can say which of the two is better.
+    `rows`, the column's, tell how much seeds vary: those that have all seeds of the two.
     """
     seeds = set.intersection(*(set(s) for s in (*best, *other))) if best else set()
     tables = [
         statistics.paired({s: a[s] for s in seeds}, {s: b[s] for s in seeds}) for a, b in zip(best, other, strict=True)
     ]
     whole = [table for table in tables if table is not None]
-    return statistics.difference(whole) if len(whole) == len(tables) else None
+    if len(whole) < len(tables):
+        return None
+    alike = [[seed_mean(row, seed) for seed in sorted(seeds)] for row in rows if all(seeds <= set(s) for s in row)]
+    return statistics.difference(whole, statistics.pooled(alike) if alike else None)
+
+
+def seed_mean(tasks: Sequence[Scores], seed: int) -> float:
+    """Unweighted mean over the tasks of one seed's scores."""
+    return math.fsum(math.fsum(task[seed].values()) / len(task[seed]) for task in tasks) / len(tasks)
 
 
 # ---- printed values

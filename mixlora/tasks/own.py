@@ -24,9 +24,9 @@ SLICE = re.compile(r"\[(\d+%?)?:(\d+%?)?\]")
 
 
 def is_own(task: Task) -> bool:
-    """Whether the task names files and no hub id."""
+    """Whether the task names files and no hub id. A file of a kind that cannot be read is one as well."""
     named = [task.path, task.splits.train, task.splits.validation, task.splits.test]
-    return any(name is not None and name.endswith(SUFFIXES) for name in named)
+    return any(name is not None and name.endswith(SUFFIXES) for name in named) or Path(task.path).expanduser().is_file()
 
 
 def read(task: Task, split: str) -> Table:
@@ -36,6 +36,7 @@ def read(task: Task, split: str) -> Table:
         MissingSplit: the file is not there.
         DataError: it cannot be read, or has no such part.
     """
+    require(task)
     path = Path(task.path).expanduser()
     if task.path.endswith(SUFFIXES):
         table = read_file(path, task)
@@ -44,10 +45,12 @@ def read(task: Task, split: str) -> Table:
 
 
 def require(task: Task) -> None:
-    """Raise a DataError where the file or the folder of `path` is not there."""
+    """Raise a DataError where the file or the folder of `path` is not there, or the file of another kind."""
     path = Path(task.path).expanduser()
     if not path.exists():
         raise absent(path, task)
+    if path.is_file() and not path.name.endswith(SUFFIXES):
+        raise DataError(f"task {task.name}: {path} is none of {', '.join(SUFFIXES)}. Save its rows as one of them")
 
 
 def absent(path: Path, task: Task) -> DataError:

@@ -134,6 +134,8 @@ def step_of(path: Path) -> int:
 
 def damage(path: Path) -> str | None:
     """Why `path` is not a whole checkpoint; None when it is one."""
+    if not path.is_dir():
+        return f"{path} is not there"
     if not (path / MANIFEST).is_file():
         return f"{path} has no {MANIFEST}"
     try:
@@ -207,8 +209,9 @@ def read(path: Path) -> Checkpoint:
     """
     reason = damage(path)
     if reason is not None:
-        inside = newest(path)[0] or newest(path / "checkpoints")[0]  # a run folder was named
-        remedy = f"Did you mean {inside}?" if inside else "Use an earlier one, or resume=null for the newest whole one"
+        near = (path, path / "checkpoints") if path.is_dir() else (path.parent,)  # a run folder was named, or a step
+        meant = next((found for found, _ in map(newest, near) if found), None)
+        remedy = f"Did you mean {meant}?" if meant else "Use an earlier one, or resume=null for the newest whole one"
         raise CheckpointError(f"{reason}. {remedy}")
     state = read_json(path / "state.json")
     adapter, optimizer = (tensors_in(path / f"{name}.safetensors") for name in ("adapter", "optimizer"))
