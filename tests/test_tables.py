@@ -164,11 +164,32 @@ def test_the_family_of_a_column_is_all_pairs_of_its_rows(tmp_path):
             write_run(study, point, {"arc_easy": of_seeds[point.seed]})
     arrays = {method: np.array(list(of_seeds.values())) for method, of_seeds in scores.items()}
     pairs = list(itertools.combinations(arrays, 2))
-    p = statistics.holm([statistics.difference([arrays[a] - arrays[b]]).p for a, b in pairs])
+    seeds = statistics.pooled([array.mean(1) for array in arrays.values()])
+    p = statistics.holm([statistics.difference([arrays[a] - arrays[b]], seeds).p for a, b in pairs])
     made = table.build(study)
     for (a, b), value in zip(pairs, p, strict=True):
         if a == "lora":
             assert cell(made, b).p == pytest.approx(value)
+
+
+def test_seeds_vary_as_those_of_all_rows_that_have_the_seeds_of_a_pair(tmp_path):
+    """Each with two tasks; the seeds of two rows agree by chance, a third's do not, and a fourth lacks one."""
+    rng = np.random.default_rng(0)
+
+    def row(*shifts: float) -> list[table.Scores]:
+        scores = [shift + rng.normal(0, 0.01, 50) for shift in shifts]
+        one = {seed: {str(i): float(value) for i, value in enumerate(of)} for seed, of in enumerate(scores)}
+        return [one, {seed: {key: value / 2 for key, value in of.items()} for seed, of in one.items()}]
+
+    calm, near, wild, short = row(0.5, 0.5, 0.5), row(0.52, 0.52, 0.52), row(0.2, 0.6, 0.4), row(0.1, 0.9)
+    alone = table.paired_test(calm, near)
+    beside = table.paired_test(calm, near, [calm, near, wild, short])
+    means = [[np.mean([np.mean(list(task[s].values())) for task in of]) for s in range(3)] for of in (calm, near, wild)]
+    seeds = statistics.pooled(means)
+    parts = alone.error**2 - np.var(np.subtract(means[0], means[1]), ddof=1) / 3 + seeds.variance / 3
+    assert beside.error**2 == pytest.approx(parts)
+    assert alone.p < 1e-3 < 0.05 < beside.p
+    assert table.paired_test(calm, near, [calm, near, short]).error == pytest.approx(alone.error)
 
 
 def test_equal_means_are_both_the_best_and_need_no_mark(tmp_path):
