@@ -74,7 +74,11 @@ MISTAKES = [
     (("+method=mole", *ARC, "aux_loss=[load_balanc]"), "no aux_loss 'load_balanc'", "Did you mean 'load_balance'?"),
     (("+method=lora", "tasks=[boolq,arc_eazy]"), "no task or mixture 'arc_eazy'", "Did you mean 'arc_easy'?"),
     (("+method=lora", *ARC, "one"), "'one' is not of the form key=value", "train.max_steps=100"),
-    (("+method=lora", *ARC, f"run_dir={__file__}"), f"{__file__} is a file, not a folder", "Set output_root or run_dir"),
+    (
+        ("+method=lora", *ARC, f"run_dir={__file__}"),
+        f"{__file__} is a file, not a folder",
+        "Set output_root or run_dir",
+    ),
     (("+method=lora", *ARC, f"output_root={__file__}/x"), f"{__file__} is a file, not a folder", "Set output_root"),
     (("+method=lora", *ARC, "eval.limit=0"), "eval.limit must be at least 1", "got 0"),
     (("+method=lora", *ARC, "train.weight_decay=inf"), "train.weight_decay must be at least 0", "got inf"),

@@ -76,5 +76,11 @@ def test_done_to_do_and_the_second_round_add_up_to_the_whole_grid(tmp_path, caps
     said = capsys.readouterr().out
     printed = [estimate.printed_hours(hours) for hours in (after.done, after.listed + after.later)]
     assert "Done: {} hours. To do: {} hours".format(*printed) in said
-    assert [estimate.printed_hours(h) for h in (0, 2.6e-9, 0.0123, 7.5, 1234.5)] == ["0", "<0.01", "0.0123", "7.5", "1,234"]
+    assert [estimate.printed_hours(h) for h in (0, 2.6e-9, 0.0123, 7.5, 1234.5)] == [
+        "0",
+        "<0.01",
+        "0.0123",
+        "7.5",
+        "1,234",
+    ]
     assert f"{after.later:.3g} of them in the second round" in said

@@ -47,39 +47,46 @@ def equal_methods(rng: np.random.Generator, seeds: int, deviation: float, n: int
 def tells_apart(scores: np.ndarray) -> bool:
     """Whether the best is told apart from any other, of all pairs."""
     best, pairs = int(scores.mean((1, 2)).argmax()), list(itertools.combinations(range(len(scores)), 2))
-    seeds = statistics.pooled(scores.mean(2))
+    seeds = statistics.usual(scores.mean(2))
     p = statistics.holm([statistics.difference([scores[a] - scores[b]], seeds).p for a, b in pairs])
     return any(value < 0.05 for value, pair in zip(p, pairs, strict=True) if best in pair)
 
 
-def test_the_seeds_of_two_methods_are_all_that_two_methods_tell():
-    scores = np.random.default_rng(5).random((2, 4))
-    assert statistics.pooled(scores).variance == pytest.approx((scores[0] - scores[1]).var(ddof=1))
-    assert statistics.pooled(scores).freedom == 3
+def test_what_is_usual_is_what_seeds_vary_by_where_all_methods_vary_alike():
+    found = [statistics.usual(np.random.default_rng(i).normal(0, 3, (6, 3))) for i in range(400)]
+    assert np.median([one.variance for one in found]) == pytest.approx(2 * 3**2, rel=0.1)
+    assert {one.freedom for one in found} == {10}
 
 
-def test_pooled_seeds_are_the_mean_over_all_pairs():
-    scores = np.random.default_rng(6).random((5, 3))
-    pairs = [(a - b).var(ddof=1) for a, b in itertools.combinations(scores, 2)]
-    assert statistics.pooled(scores).variance == pytest.approx(np.mean(pairs))
-    assert statistics.pooled(scores).freedom == 8
+def test_one_method_that_fails_once_does_not_hide_what_the_others_differ_by():
+    """Two calm methods ten points apart, beside three more and one that is at .8, .8 and .2."""
+    rng = np.random.default_rng(6)
+    means = np.array([[0.5] * 3, [0.6] * 3, [0.55] * 3, [0.56] * 3, [0.57] * 3, [0.8, 0.8, 0.2]])
+    means[:5] += rng.normal(0, 0.003, (5, 3))
+    a, b = ((rng.random((3, 4000)) < mean[:, None]).astype(float) for mean in means[:2])
+    assert statistics.difference([b - a], statistics.usual(means)).p < 1e-6
+    assert statistics.usual(means).variance < 0.02**2
 
 
-def test_one_method_or_one_seed_tells_nothing_of_seeds():
-    assert statistics.pooled([[0.1, 0.2, 0.3]]) is None
-    assert statistics.pooled([[0.1], [0.2]]) is None
+def test_one_seed_or_two_methods_tell_nothing_of_what_is_usual():
+    assert statistics.usual([[0.1], [0.2], [0.3]]) is None
+    assert statistics.usual([[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]]) is None
+    assert statistics.usual([]) is None
 
 
 def test_seeds_that_agree_by_chance_do_not_hide_that_the_others_do_not():
     d = np.random.default_rng(7).normal(0.05, 0.5, (3, 4000))
     calm, others = statistics.difference([d]), statistics.difference([d], statistics.Spread(0.04**2, 10))
-    assert others.error**2 == pytest.approx(d.mean(0).var(ddof=1) / 4000 + 0.04**2 / 3)
+    examples, seeds = d.mean(0).var(ddof=1) / 4000, 0.04**2 / 3
+    assert others.error**2 == pytest.approx(examples + seeds)
+    freedom = (examples + seeds) ** 2 / (examples**2 / 3999 + seeds**2 / 10)
+    assert others.p == pytest.approx(2 * stats.t.sf(abs(d.mean()) / others.error, freedom))
     assert others.p > calm.p
 
 
-def test_a_pair_that_varies_more_than_the_others_is_judged_by_itself():
+def test_a_pair_that_varies_more_than_is_usual_is_judged_by_itself():
     d = np.random.default_rng(8).normal(0, 0.5, (3, 400)) + np.array([[0.0], [0.1], [0.2]])
-    assert statistics.difference([d], statistics.Spread(1e-6, 10)).error == statistics.difference([d]).error
+    assert statistics.difference([d], statistics.Spread(1e-6, 10)) == statistics.difference([d])
 
 
 def test_the_variance_is_the_sum_of_what_examples_and_seeds_add():

@@ -32,7 +32,17 @@ def show(folder: Path, plots: str | None) -> None:
 def layers(name: str, found: list[specialisation.Gate]) -> Grid:
     """A line a layer, means over its gates."""
     grid = Grid(title=name, title_justify="left")
-    for column in ("layer", "gates", "experts", "top k", "effective", "I(task; expert) bits", "load CV", "idle", "collapsed"):
+    for column in (
+        "layer",
+        "gates",
+        "experts",
+        "top k",
+        "effective",
+        "I(task; expert) bits",
+        "load CV",
+        "idle",
+        "collapsed",
+    ):
         grid.add_column(column, justify="right")
     for layer, gates in specialisation.by_layer(found).items():
         collapsed = sum(g.collapsed for g in gates)

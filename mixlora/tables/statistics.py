@@ -16,15 +16,15 @@ examples are left, and the test is the ordinary paired t-test. Over several task
 tasks' means, MS_examples / (n S) is summed over the T tasks and divided by T², and var_seeds is of their mean.
 
 Three seeds are few: by chance those of two methods agree, and V is then too small. The other methods of a column have
-seeds as well. If all vary alike, the scores m [M, S] of M methods, each the mean over examples, tell of one seed of
-one difference
+seeds as well, so var_seeds is no less than what is usual among M methods
 
-    var_pooled = 2 Σ_ms (m_ms − m_m. − m_.s + m_..)² / ((M − 1)(S − 1))        df (M − 1)(S − 1)
+    var_usual = median of var_seeds over all pairs / (median of χ²_{S−1} / (S − 1))        df (M − 1)(S − 1)
 
-which is var_seeds itself for M = 2. The larger of the two counts, for methods need not vary alike, and a method that is
-lucky once and fails once must not pass for a calm one. With one seed nothing is known of seeds.
+A mean over the pairs would be a little surer where all methods vary alike, but one that fails once would hide what the
+others differ by. A pair that varies more than is usual is judged by itself. With one seed nothing is known of seeds.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,18 +61,22 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-def pooled(scores: Sequence[Sequence[float]]) -> Spread | None:
-    """var_pooled of scores [M, S]: one row a method, one column a seed. None of a single method or seed."""
-    m = np.array(scores, dtype=np.float64)
-    freedom = (m.shape[0] - 1) * (m.shape[1] - 1)
-    if not freedom:
+def usual(scores: Sequence[Sequence[float]]) -> Spread | None:
+    """var_usual of scores [M, S]: one row a method, one column a seed. None where there is one seed, or no third row:
+    two methods know no more than their difference."""
+    M = len(scores)
+    S = len(scores[0]) if M else 0
+    if M < 3 or S < 2:
         return None
-    rest = m - m.mean(1, keepdims=True) - m.mean(0, keepdims=True) + m.mean()
-    return Spread(2 * float((rest**2).sum()) / freedom, freedom)
+    pairs = [np.subtract(a, b).var(ddof=1) for a, b in itertools.combinations(scores, 2)]
+    return Spread(float(np.median(pairs) * (S - 1) / stats.chi2.median(S - 1)), (M - 1) * (S - 1))
 
 
 def difference(tasks: Sequence[Table], others: Spread | None = None) -> Difference:
-    """The test over the tables of d, one a task, all with the same seeds. `others` is what all methods' seeds vary by.
+    """The test over the tables of d, one a task, all with the same seeds.
+
+    Args:
+        others: how much seeds usually vary, see `usual`.
 
     Raises:
         ValueError: no task, an empty table, or tables with different numbers of seeds.
@@ -84,8 +88,8 @@ def difference(tasks: Sequence[Table], others: Spread | None = None) -> Differen
     parts = [(of_examples(d) / T**2, d.shape[1] - 1) for d in tasks]
     by_seed = np.mean([d.mean(1) for d in tasks], axis=0)
     spread = Spread(float(by_seed.var(ddof=1)) if S > 1 else 0.0, S - 1)
-    if others is not None:
-        spread = Spread(max(spread.variance, others.variance), max(spread.freedom, others.freedom))
+    if others is not None and others.variance > spread.variance:
+        spread = others
     parts.append((spread.variance / S, spread.freedom))
     variance = sum(part for part, _ in parts)
     if variance <= 1e-18:

@@ -264,7 +264,7 @@ def paired_test(
     if len(whole) < len(tables):
         return None
     alike = [[seed_mean(row, seed) for seed in sorted(seeds)] for row in rows if all(seeds <= set(s) for s in row)]
-    return statistics.difference(whole, statistics.pooled(alike) if alike else None)
+    return statistics.difference(whole, statistics.usual(alike))
 
 
 def seed_mean(tasks: Sequence[Scores], seed: int) -> float:
@@ -309,7 +309,7 @@ def claims(
         ours = [
             f"{found}{where(recipe, place, places)}"
             for place, pair in pairs.items()
-            if (found := ours_of(pair, cells, by_example, list(recipe.table.columns)))
+            if (found := ours_of(pair, of_model(rows, place[0]), cells, by_example, list(recipe.table.columns)))
         ]
         names = [recipes.label(recipe.methods, name) for name in (claim.better, claim.worse)]
         lines.append(f"{names[0]} minus {names[1]}: published {claim.delta:+.1f}, ours {', '.join(ours) or 'not run'}")
@@ -320,20 +320,26 @@ def row_of(rows: Sequence[Row], place: tuple[str, str], method: str) -> Row | No
     return next((r for r in rows if (r.model, r.setting, r.method) == (*place, method)), None)
 
 
+def of_model(rows: Sequence[Row], model: str) -> list[Row]:
+    return [row for row in rows if row.model == model and row.method]
+
+
 def ours_of(
     pair: Sequence[Row | None],
+    beside: Sequence[Row],
     cells: Mapping[tuple[Row, str], Cell],
     by_example: Mapping[tuple[Row, str], Scores],
     tasks: Sequence[str],
 ) -> str:
     """Our difference of the means, in points, with what is known of it: `+1.5 (error 0.7, p = 0.04)`. Empty where a row
-    has no mean; p is of this one pair."""
+    has no mean; p is of this one pair; how much seeds vary, all rows `beside` tell."""
     rows = [row for row in pair if row is not None]
     means = [mean for row in rows if (mean := cells[row, MEAN].mean) is not None]
     if len(means) < 2:
         return ""
     change = means[0] - means[1]
-    test = paired_test(*([by_example.get((row, task), {}) for task in tasks] for row in rows))
+    of_rows = {row: [by_example.get((row, task), {}) for task in tasks] for row in beside}
+    test = paired_test(*(of_rows[row] for row in rows), list(of_rows.values()))
     known = [f"error {100 * test.error:.1f}, p = {test.p:.2g}"] if test and agree(test.mean, change) else []
     known += [] if all(cells[row, MEAN].complete for row in rows) else ["not of all seeds"]
     return f"{100 * change:+.1f}" + (f" ({', '.join(known)})" if known else "")
