@@ -17,10 +17,8 @@ def main() -> None:
     router_ED, same, rounded = layer.gate.router.weight, 0, 0
     for _ in range(0, tokens, 1000):
         x_TD = torch.randn(1000, d, device=options.device, dtype=torch.bfloat16)
-        layer.gate.decide(layer.gate.router(x_TD.float()), torch.bfloat16)
-        expected_TE = layer.gate.chosen()
-        chosen_by(layer, x_TD)
-        same += int((layer.gate.chosen() == expected_TE).all(-1).sum())
+        expected_TE = layer.gate.decide(layer.gate.router(x_TD.float())).chosen_TE
+        same += int((chosen_by(layer, x_TD) == expected_TE).all(-1).sum())
         rounded_TE = (x_TD @ router_ED.to(torch.bfloat16).T).float()
         rounded += int(
             (rounded_TE.topk(2).indices.sort().values == expected_TE.nonzero()[:, 1].view(-1, 2)).all(-1).sum()
@@ -35,11 +33,11 @@ def main() -> None:
     print(f"written: {write('routing', rows, options)}")
 
 
-def chosen_by(layer, x_TD: torch.Tensor) -> None:
+def chosen_by(layer, x_TD: torch.Tensor) -> torch.Tensor:
     """The layer's own path to its gate, with a base of one row: the base's product has no part in the routing."""
     factors = layer.base_layer.weight[:1], None, layer.delta.A_RD
     *_, z_TE = Project.apply(x_TD, (Whole(),), *factors, layer.gate.weight(x_TD.dtype))
-    layer.gate.decide(z_TE, x_TD.dtype)
+    return layer.gate.decide(z_TE).chosen_TE
 
 
 if __name__ == "__main__":

@@ -97,26 +97,28 @@ class Gate(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> g [T, E] in x's dtype."""
         weight_SD = self.weight(x_TD.dtype)
-        return self.decide(F.linear(x_TD.to(weight_SD.dtype), weight_SD), x_TD.dtype)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits_TS = F.linear(x_TD.to(weight_SD.dtype), weight_SD)
+        return self.decide(logits_TS).weights_TE.to(x_TD.dtype)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The router's matrix in the dtype that its logits are computed in: float32 at least."""
         return self.router.weight.to(torch.promote_types(dtype, torch.float32))
 
-    def decide(self, logits_TS: Tensor, dtype: torch.dtype) -> Tensor:
-        """From the router's logits to g, leaving the record."""
-        self.routing = self.route(logits_TS, **self.state())
-        return self.routing.weights_TE.to(dtype)
+    def decide(self, logits_TS: Tensor) -> Routing:
+        """From the router's logits to what the gate decides, of which it keeps the record."""
+        routing = self.route(logits_TS, **self.state())
+        self.routing = routing
+        return routing
 
     def every(self, logits_TS: Tensor) -> Routing:
         """Each expert by its score."""
         probs_TE = self.score(logits_TS)
         return Routing(logits_TS, probs_TE, torch.ones_like(probs_TE, dtype=torch.bool), self.score)
 
-    def chosen(self) -> Tensor:
-        """The experts that the last forward chose: bool [T, E]."""
-        assert self.routing is not None
-        return self.routing.chosen_TE
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the record, whose graph nobody can copy."""
+        return {**self.__dict__, "routing": None}
 
     def forget(self) -> None:
         """Let go of the record of the last forward."""

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixlora import gates
-from mixlora.adapters import dropout, experts, fused, modules
-from mixlora.adapters.attach import attach, paths, readable
+from mixlora.adapters import dropout, experts, fused, modules, targets
+from mixlora.adapters.attach import attach, paths
 from mixlora.adapters.dropout import Mask, Places, Whole
 from mixlora.adapters.modules import Ahead, Fused, FusedGatedLinear, FusedLoraLinear, GatedLinear, LoraLinear
 from mixlora.config.schema import Compute, Method, Scope
@@ -199,7 +199,7 @@ def test_siblings_are_computed_once_and_nothing_is_held_when_all_were_asked(monk
     for layer in layers:
         layer(x)
     assert calls == [3]
-    assert (layers[0].ahead.x_TD, layers[0].ahead.found) == (None, {})
+    assert layers[0].ahead.kept is None
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
@@ -459,13 +459,56 @@ def test_where_a_weight_cannot_be_read_the_plain_equation_runs(hindrance, name):
         assert far(found, want) < 1e-10
 
 
+@pytest.mark.parametrize("place", ["self_attn.k_proj", "mlp.up_proj"])
+@pytest.mark.parametrize("name", ["lora", "mola", "mixlora"])
+def test_a_linear_that_is_hooked_after_attach_is_heard(name, place):
+    """Also one that another would have computed along with its own."""
+
+    def hooked(compute: Compute):
+        model, adapter = adapted(name, compute, lora_dropout=0.0)
+        (base,) = (m for key, m in model.named_modules() if "layers.1" in key and last(key) == place)
+        base.register_forward_hook(lambda module, given, y: 2 * y)
+        return model, adapter
+
+    def last(key: str) -> str:
+        return ".".join([part for part in key.split(".") if part != "base_layer"][-2:]) if is_base(key) else ""
+
+    def is_base(key: str) -> bool:
+        return "base_layer" in key.split(".")
+
+    model, adapter = hooked(Compute.fast)
+    slow, slow_adapter = hooked(Compute.eager)
+    assert far(model(IDS).logits, slow(IDS).logits) < 1e-10
+    expected = gradients(slow, slow_adapter)
+    for found, want in zip(gradients(model, adapter).values(), expected.values(), strict=True):
+        assert far(found, want) < 1e-10
+
+
+def test_what_another_thread_computes_ahead_is_not_taken_for_ones_own(monkeypatch):
+    """It may come at any time: here while the second of three linears asks for its part."""
+    apart = three({"kind": "topk"})
+    layers, others = as_siblings(apart), [torch.randn(T, D, dtype=torch.float64)]
+    x, original = torch.randn(T, D, dtype=torch.float64), modules.state
+
+    def interrupted(x_TD: torch.Tensor):
+        if others and x_TD is x and layers[0].ahead.kept is not None:
+            layers[0](others.pop())
+        return original(x_TD)
+
+    monkeypatch.setattr(modules, "state", interrupted)
+    found = [layer(x) for layer in layers]
+    assert not others
+    for y, layer in zip(found, apart, strict=True):
+        torch.testing.assert_close(y, layer(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_numbers_that_need_a_scale_are_not_read(dtype):
     linear = nn.Linear(8, 8, bias=False).requires_grad_(False)
-    assert readable(linear)
+    assert targets.readable(linear)
     linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
-    assert not readable(linear)
-    assert not readable(nn.Linear(8, 8, device="meta"))
+    assert not targets.readable(linear)
+    assert not targets.readable(nn.Linear(8, 8, device="meta"))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import mixlora
 from mixlora import gates, losses
 from mixlora.adapters import files
-from mixlora.adapters.attach import adapted, paths
+from mixlora.adapters.attach import adapted, attach, paths
 from mixlora.adapters.modules import GatedFeedForward, GatedLinear
 from mixlora.config.schema import Config, Method, Mixture, Model, Options, Scope, Splits, Task
 from mixlora.experiment import Experiment
@@ -367,6 +368,49 @@ def test_saves_and_loads_to_equal_logits(tmp_path, name):
     assert not torch.equal(fresh.eval()(tokens(2, 9)).logits, model.eval()(tokens(2, 9)).logits)
     files.load(tmp_path, fresh_adapter)
     assert torch.equal(fresh(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+
+
+@every_path
+def test_under_autocast_routers_compute_in_float32_and_gradients_are_there(name, compute):
+    """As transformers' Trainer has it with bf16=True; backward inside the block too."""
+    options = ("model.random.num_hidden_layers=2", f"method.compute={compute}", "method.lora_dropout=0.1")
+    model, adapter = busy(composed(name, *options))
+    inputs = {}
+    for key in gates.gates_of(model):
+        owner = model.get_submodule(key.removesuffix(".gate"))
+        owner.register_forward_pre_hook(lambda module, args, key=key: inputs.update({key: args[0].detach()}))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.train()(tokens(8, 64)).logits
+        logits.float().square().mean().backward()
+    assert logits.dtype == torch.bfloat16
+    assert all(torch.isfinite(t.grad).all() and t.grad.dtype == t.dtype for t in adapter.values() if t.requires_grad)
+    for key, routing in gates.pop_routings(model).items():
+        gate = model.get_submodule(key)
+        assert routing.logits_TS.dtype == torch.float32
+        exact = inputs[key].double() @ gate.router.weight.double().T
+        torch.testing.assert_close(routing.logits_TS.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_attach_leaves_every_module_in_its_mode_and_puts_wrappers_into_that_of_what_they_stand_for(name):
+    config = composed(name, "model.random.num_hidden_layers=2", "method.lora_dropout=0.5")
+    model = base.load(config.model).model.train()
+    for module in model.model.layers[1].modules():
+        module.eval()
+    before = {module: module.training for module in model.modules()}
+    attach(model, config.method, config.model)
+    assert {module: module.training for module in before} == before
+    assert all(m.training == ("layers.1" not in key) for key, w in adapted(model).items() for m in w.modules())
+
+
+@every_path
+def test_a_model_that_has_just_computed_can_be_copied_and_pickled(name, compute):
+    model, _ = busy(composed(name, "model.random.num_hidden_layers=2", f"method.compute={compute}"))
+    want = model(tokens(2, 9)).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(gate.routing is None for gate in gates.gates_of(other).values())
+        torch.testing.assert_close(other(tokens(2, 9)).logits, want)
+        other(tokens(2, 9)).logits.sum().backward()
 
 
 @every_path

@@ -56,10 +56,10 @@ def prepared(model: nn.Module, method: Method, names: Model | None = None) -> di
 
 
 def place(model: nn.Module, built: Mapping[str, Wrapper]) -> None:
-    """Freeze the model and put the wrappers into it."""
+    """Freeze the model and put the wrappers into it, each in the mode (training or not) of what it stands for."""
     model.requires_grad_(False)
     for name, wrapper in built.items():
-        model.set_submodule(name, wrapper)
+        model.set_submodule(name, wrapper.train(model.get_submodule(name).training))
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ class Builder:
 
     def by_hand(self, *linears: nn.Module) -> bool:
         """Whether a hand-written backward is wanted, and reads these linears right."""
-        return self.method.compute is not Compute.eager and all(map(readable, linears))
+        return self.method.compute is not Compute.eager and all(map(targets.readable, linears))
 
     def feed_forward(self, name: str, block: nn.Module, names: Model) -> Wrapper:
         parts = {"gate": names.feed_forward.gate, "up": names.feed_forward.up, "down": names.feed_forward.down}
@@ -213,23 +213,6 @@ class Builder:
 
     def at(self, name: str, field: str) -> Any:
         return targets.stretched(getattr(self.method, field), targets.layer_of(name), self.depth, f"method.{field}")
-
-
-# Numbers that need no scale beside them.
-READABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
-
-
-def readable(linear: nn.Module) -> bool:
-    """Whether W x + b may be computed from the linear's own tensors instead of by calling it.
-
-    Not where the weight is quantised, sharded or computed (another type, or a dtype with scales beside it), where a
-    hook listens or `forward` was exchanged, or on other devices.
-    """
-    weight = getattr(linear, "weight", None)
-    if type(linear) is not nn.Linear or type(weight) is not nn.Parameter or "forward" in vars(linear):
-        return False
-    heard = any((linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks))
-    return not heard and weight.dtype in READABLE and weight.device.type in ("cpu", "cuda")
 
 
 def torch_dtype(method: Method) -> torch.dtype:

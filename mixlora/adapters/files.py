@@ -17,7 +17,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from mixlora.adapters import targets
-from mixlora.adapters.attach import READABLE, adapted
+from mixlora.adapters.attach import adapted
 from mixlora.adapters.modules import LoraLinear, Wrapper
 from mixlora.config.load import plain
 from mixlora.config.schema import Method, Model, Scale
@@ -339,7 +339,7 @@ def require_mergeable(wrappers: Mapping[str, Wrapper]) -> None:
                 f"'{name}' has a gate that weighs its experts for each token, so no single weight matrix equals it. "
                 "Keep the adapter (mixlora.load reads the run folder), or train a method without a gate"
             )
-        if targets.widths(wrapper.base_layer) is None or weight_of(wrapper).dtype not in READABLE:
+        if targets.widths(wrapper.base_layer) is None or weight_of(wrapper).dtype not in targets.READABLE:
             raise ConfigError(
                 f"'{name}' is quantised. Merge into plain weights: model.quantization=none, or another copy"
             )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlora import gates
-from mixlora.adapters import dropout, experts
+from mixlora.adapters import dropout, experts, targets
 from mixlora.adapters.fused import Combine, Onto, Project
 from mixlora.gates import Gate, Routing
 from mixlora.lowrank import LowRank
@@ -70,26 +70,29 @@ class GatedLinear(Wrapper):
 class Ahead:
     """What the first of several linears that read one input has computed for the others, until each asks for its own.
 
-    It holds nothing from the last of them to the next forward. Weights must not move in between.
+    It holds nothing from the last of them to the next forward. Weights must not move in between. What belongs to one
+    input is one tuple: another thread may put its own in that place at any time.
     """
 
-    def __init__(self) -> None:
-        self.forget()
+    kept: tuple[Tensor, tuple[int, bool], dict[nn.Module, Found]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
     def forget(self) -> None:
-        self.x_TD: Tensor | None = None
-        self.found: dict[nn.Module, Found] = {}
+        self.kept = None
 
-    def keep(self, x_TD: Tensor, layers: Sequence[nn.Module], found: Sequence["Found"]) -> None:
-        self.x_TD, self.state = x_TD, state(x_TD)
-        self.found = dict(zip(layers, found, strict=True))
+    def keep(self, x_TD: Tensor, layers: Sequence[nn.Module], found: Sequence[Found]) -> None:
+        self.kept = x_TD, state(x_TD), dict(zip(layers, found, strict=True))
 
-    def take(self, layer: nn.Module, x_TD: Tensor) -> "Found | None":
+    def take(self, layer: nn.Module, x_TD: Tensor) -> Found | None:
         """The layer's part, if it was computed for this very input."""
-        if self.x_TD is not x_TD or self.state != state(x_TD):
+        kept = self.kept
+        if kept is None or kept[0] is not x_TD or kept[1] != state(x_TD):
             self.forget()
-        found = self.found.pop(layer, None)
-        if not self.found:
+            return None
+        found = kept[2].pop(layer, None)
+        if not kept[2]:
             self.forget()
         return found
 
@@ -101,6 +104,14 @@ def state(x_TD: Tensor) -> tuple[int, bool]:
     """
     uncounted = torch.compiler.is_compiling() or x_TD.is_inference()
     return 0 if uncounted else x_TD._version, torch.is_grad_enabled()
+
+
+def by_hand(x_TD: Tensor, *linears: nn.Module) -> bool:
+    """Whether a hand-written backward still reads these linears right: after `attach` somebody may have hooked or
+    exchanged one, and under autocast products take another dtype than their tensors have."""
+    if torch.is_autocast_enabled(x_TD.device.type):
+        return False
+    return torch.compiler.is_compiling() or all(map(targets.readable, linears))  # no graph can ask for hooks
 
 
 class Fused(Wrapper):
@@ -125,7 +136,7 @@ class Fused(Wrapper):
             self.ahead.forget()
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        if dropout.untraceable(self.delta.dropout):
+        if dropout.untraceable(self.delta.dropout) or not by_hand(x_TD, self.base_layer):
             return super().forward(x_TD)
         if self.ahead is None:
             (own,) = side_by_side([self], x_TD)
@@ -136,8 +147,9 @@ class Fused(Wrapper):
             self.gate.routing = routing
         return y_TO
 
-    def with_siblings(self, x_TD: Tensor) -> "Found":
-        own, *others = side_by_side([self, *self.siblings], x_TD)
+    def with_siblings(self, x_TD: Tensor) -> Found:
+        siblings = self.siblings if by_hand(x_TD, *(one.base_layer for one in self.siblings)) else ()
+        own, *others = side_by_side([self, *siblings], x_TD)
         if others and self.ahead is not None:
             self.ahead.keep(x_TD, self.siblings, others)
         return own
@@ -221,8 +233,10 @@ class FusedFeedForward(GatedFeedForward):
         self.path, self.mix = "lean", experts.Lean
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return super().forward(x_TD)  # rows sorted by expert have shapes that no graph knows beforehand
+        linears = (self.base("gate"), self.base("up"), self.base("down"))
+        # Rows sorted by expert have shapes that no graph knows beforehand.
+        if torch.compiler.is_compiling() or not by_hand(x_TD, *linears):
+            return super().forward(x_TD)
         lead, dtype = x_TD.shape[:-1], x_TD.dtype
         up, down, act = (self.gate_proj, self.up_proj), self.down_proj, self.base("activation")
         drops = tuple(dropout.draw(delta.dropout, x_TD) for delta in up)
@@ -231,8 +245,9 @@ class FusedFeedForward(GatedFeedForward):
             parts += [base.weight, base.bias, delta.A_RD]
         *inputs, z_TS = Project.apply(x_TD.flatten(0, -2), drops, *parts, self.gate.weight(dtype))
 
-        g_TE = self.gate.decide(z_TS.unflatten(0, lead), dtype).flatten(0, -2)
-        t_N, counts = experts.rows_of_experts(self.gate.chosen().flatten(0, -2))
+        decided = self.gate.decide(z_TS.unflatten(0, lead))
+        g_TE = decided.weights_TE.to(dtype).flatten(0, -2)
+        t_N, counts = experts.rows_of_experts(decided.chosen_TE.flatten(0, -2))
         factors = *(delta.B_RO for delta in up), down.A_RD
         scales = tuple(delta.scale for delta in up)
         drops = tuple(dropout.draw(down.dropout, x_TD) for _ in range(self.gate.num_experts))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixlora.config.schema import Model
@@ -122,3 +123,20 @@ def stretched(value: Any, layer: int | None, depth: int, key: str) -> Any:
     if layer is None:
         raise ConfigError(f"{key} is a pattern over layers, but a chosen module sits in no layer; give one number")
     return value[layer * len(value) // depth]
+
+
+# Numbers that need no scale beside them.
+READABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+
+def readable(linear: nn.Module) -> bool:
+    """Whether W x + b may be computed from the linear's own tensors instead of by calling it.
+
+    Not where the weight is quantised, sharded or computed (another type, or a dtype with scales beside it), where a
+    hook listens or `forward` was exchanged, or on other devices.
+    """
+    weight = getattr(linear, "weight", None)
+    if type(linear) is not nn.Linear or type(weight) is not nn.Parameter or "forward" in vars(linear):
+        return False
+    heard = any((linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks))
+    return not heard and weight.dtype in READABLE and weight.device.type in ("cpu", "cuda")

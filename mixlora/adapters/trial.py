@@ -51,7 +51,7 @@ def misfits(model: nn.Module, linears: Mapping[str, nn.Module], *, gated: bool) 
     if not can_be_tried(model):
         return {}
     probes = {name: Probe(linear, gated) for name, linear in linears.items()}
-    before = model.training
+    before = modes(model)
     try:
         for name, probe in probes.items():
             model.set_submodule(name, probe)
@@ -62,7 +62,7 @@ def misfits(model: nn.Module, linears: Mapping[str, nn.Module], *, gated: bool) 
     finally:
         for name, probe in probes.items():
             model.set_submodule(name, probe.linear)
-        model.train(before)
+        restore(before)
     for probe in probes.values():
         if gated and not probe.calls:  # in evaluation; training may leave out a layer by chance
             probe.why = probe.why or "is not run by tokens of text"
@@ -91,14 +91,24 @@ def other_blocks(model: nn.Module, blocks: Iterable[str], names: FeedForwardName
         )
         for name in blocks
     ]
-    before = model.training
+    before = modes(model)
     try:
         tried(model.eval())
     finally:
-        model.train(before)
+        restore(before)
         for hook in hooks:
             hook.remove()
     return found
+
+
+def modes(model: nn.Module) -> dict[nn.Module, bool]:
+    """Which modules are in training: a user may have set some apart from the rest."""
+    return {module: module.training for module in model.modules()}
+
+
+def restore(modes: Mapping[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
 
 
 def can_be_tried(model: nn.Module) -> bool:

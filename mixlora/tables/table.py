@@ -339,7 +339,8 @@ def ours_of(
         return ""
     change = means[0] - means[1]
     of_rows = {row: [by_example.get((row, task), {}) for task in tasks] for row in beside}
-    test = paired_test(*(of_rows[row] for row in rows), list(of_rows.values()))
+    better, worse = rows
+    test = paired_test(of_rows[better], of_rows[worse], list(of_rows.values()))
     known = [f"error {100 * test.error:.1f}, p = {test.p:.2g}"] if test and agree(test.mean, change) else []
     known += [] if all(cells[row, MEAN].complete for row in rows) else ["not of all seeds"]
     return f"{100 * change:+.1f}" + (f" ({', '.join(known)})" if known else "")
