@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixlora import gates
@@ -370,6 +371,36 @@ def test_what_flows_back_through_dropout(drop):
     torch.testing.assert_close(after_TD, before_TD + dx_TD)
     # One row that a model handed on with its axes exchanged, as recurrent layers do.
     torch.testing.assert_close(drop.thin(x_TD.detach().T.contiguous().T), x_TD.detach() * mask_TD)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_mask_drops_from_every_kind_of_x_in_one_pass_and_one_byte_an_element(dtype):
+    """As a GPU has it. Tensors that a model cut or turned, and an expert without tokens, are x as well."""
+    x_TD = torch.randn(30, 40, dtype=dtype)
+    for each_TD in (x_TD, x_TD.T, x_TD[:, ::2], x_TD[None].transpose(0, 1), x_TD[:0]):
+        with Made() as made:
+            thinned_TD = Mask(0.3, 5).thin(each_TD)
+        assert made.nbytes == each_TD.numel() * (1 + dtype.itemsize)
+        mask_TD = Mask(0.3, 5).thin(torch.ones(each_TD.shape, dtype=torch.float64))
+        assert thinned_TD.dtype is dtype
+        torch.testing.assert_close(thinned_TD, (each_TD.double() * mask_TD).to(dtype))
+
+
+class Made(TorchDispatchMode):
+    """Bytes of all new tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.storages[made.untyped_storage().data_ptr()] = made.untyped_storage()
+        return made
+
+    @property
+    def nbytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.storages.values())
 
 
 # ---- what is kept

@@ -256,6 +256,34 @@ def test_a_pack_costs_attention_within_rows_alone_and_neighbours_of_one_length_o
     assert seen == []
 
 
+@pytest.mark.parametrize(("lengths", "copies"), [((6, 6, 6), 0), ((18,), 0), ((6, 6, 6, 2), 1)])
+def test_a_pack_of_rows_of_one_length_has_no_copy_of_its_attention(lengths, copies):
+    """What reads the output, such as an adapter of o_proj, keeps the tensor that attention itself keeps."""
+    torch.manual_seed(0)
+    module, n, S, kept = nn.Module(), lengths.count(lengths[0]), sum(lengths), dict[int, int]()
+    qkv = [torch.randn(1, S, 4, 8, requires_grad=True).transpose(1, 2) for _ in range(3)]  # as linears leave it
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y_1SHd, _ = packing.attention_by_row(module, *qkv, None, segments=lengths, is_causal=True)
+        before = sum(kept.values())
+        read = y_1SHd.square()
+    assert sum(kept.values()) - before == copies * y_1SHd.nbytes
+    del read
+    runs, outputs = [(lengths[0], n), *((length, 1) for length in lengths[n:])], []
+    parts = zip(*(x_1HSd.split([size * number for size, number in runs], dim=2) for x_1HSd in qkv), strict=True)
+    for run, part in zip(runs, parts, strict=True):
+        rows_nHsd = (x_1HSd.unflatten(2, run[::-1])[0].transpose(0, 1) for x_1HSd in part)
+        outputs.append(packing.sdpa_attention_forward(module, *rows_nHsd, None, is_causal=True)[0].flatten(0, 1))
+    joined_1SHd, dy_1SHd = torch.cat(outputs)[None], torch.randn(1, S, 4, 8)
+    assert torch.equal(y_1SHd, joined_1SHd)
+    pairs = zip(*(torch.autograd.grad(y, qkv, dy_1SHd) for y in (y_1SHd, joined_1SHd)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
 def narrow(name: str) -> nn.Module:
     """A model of two layers of which one at least sees four tokens back, or within four, and no further."""
     torch.manual_seed(0)

@@ -192,8 +192,8 @@ def widened(x_TD: Tensor, As: Any, routers: Any) -> tuple[Tensor, Tensor]:
     them; products of half floats are exact in float32, where they are added up (on an H100 within 2e-6 of float64,
     relative; a float32 product within 3e-7).
     """
-    S = sum(map(len, routers))
-    rows_ND = torch.cat([*(cast(A, x_TD.dtype) for A in As), *pieces(torch.cat(routers), x_TD.dtype, 3)])
+    W_SD = stacked(routers[0].dtype, *routers)
+    rows_ND, S = torch.cat([*(cast(A, x_TD.dtype) for A in As), *pieces(W_SD, x_TD.dtype, 3)]), len(W_SD)
     h_TN, z_TN = torch.mm(x_TD, rows_ND.T, out_dtype=torch.float32).split([len(rows_ND) - 3 * S, 3 * S], dim=-1)
     return cast(h_TN, x_TD.dtype), z_TN.unflatten(-1, (3, -1)).sum(-2)
 
@@ -217,10 +217,10 @@ def scored(x_TD: Tensor, routers: Any, router_dtype: torch.dtype) -> Tensor:
 
 def pieces(W: Tensor, dtype: torch.dtype, number: int) -> list[Tensor]:
     """Matrices of `dtype` whose sum is W, each the rounding of what the ones before leave."""
-    found = []
-    for _ in range(number):
-        found.append(cast(W, dtype))
+    found = [cast(W, dtype)]
+    while len(found) < number:
         W = W - found[-1]
+        found.append(cast(W, dtype))
     return found
 
 

@@ -56,7 +56,8 @@ def attention_by_row(
     runs = [(length, len(list(same))) for length, same in groupby(segments)]
     # Split, not sliced run by run: the gradients of all rows are then joined once, where each slice's would be spread
     # over the whole pack and added.
-    parts = zip(*(x_1HSd.split([length * n for length, n in runs], dim=2) for x_1HSd in qkv), strict=True)
+    sizes = [length * n for length, n in runs]
+    parts = zip(*(x_1HSd.split(sizes, dim=2) for x_1HSd in qkv), strict=True) if len(runs) > 1 else [qkv]
     outputs, start = [], 0
     for (length, n), part in zip(runs, parts, strict=True):
         first = slice(start, start + length)
@@ -66,7 +67,8 @@ def attention_by_row(
         y_nsHd, _ = sdpa_attention_forward(module, *rows_nHsd, mask, **options)
         outputs.append(y_nsHd.flatten(0, 1))
         start += length * n
-    return torch.cat(outputs)[None], None
+    # One output is not joined: o_proj keeps what it reads, and attention its own output.
+    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None], None
 
 
 def mask_with_reach(**options: Any) -> Tensor | None:
