@@ -844,6 +844,8 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
     with pytest.raises(ConfigError, match=r"task gsm8k: eval\.max_length allows 512 tokens.*leaves no room"):
         check("gsm8k", max_length=512)
     check("gsm8k", "boolq", max_length=600)
+    with pytest.raises(ConfigError, match=r"task gsm8k has answer_kind=number, and only options.*eval\.backend=own"):
+        harness.require({"gsm8k": task("gsm8k")}, Eval(backend=Backend.lm_eval), "hub")
     with pytest.raises(ConfigError, match="no metric acc_token, which is task boolq's"):
         harness.require({"boolq": task("boolq", metric="acc_token")}, Eval(backend=Backend.lm_eval), "hub")
     with pytest.raises(
@@ -854,6 +856,36 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
         with pytest.raises(ConfigError, match=r"data\.template=chat, but eval\.protocol=.*Set data\.template=auto"):
             check("boolq", data=Data(template=Template.chat), **options)
     check("boolq", data=Data(template=Template.chat), protocol=Protocol.letters)
+
+
+def test_what_the_harness_scores_otherwise_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    """A group has no samples of its own, and of a text that was generated there is no log-likelihood."""
+    harness_tasks = pytest.importorskip("lm_eval.tasks")
+    pq.write_table(pa.Table.from_pylist([{"q": "Is it?", "a": "yes"}]), tmp_path / "rows.parquet")
+    body = {
+        "dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.parquet")}},
+        "test_split": "test", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}",
+    }  # fmt: skip
+    files = {
+        "choose": body | {"task": "choose", "output_type": "multiple_choice", "doc_to_choice": ["yes", "no"]},
+        "speak": body | {"task": "speak", "output_type": "generate_until"},
+        "several": {"group": "several", "task": ["choose", "speak"]},
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    manager = harness_tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr(harness_tasks, "TaskManager", lambda: manager)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def require(name: str) -> None:
+        wording = replace(CHOICE.wordings["lm_eval"], harness_task=name)
+        harness.require_data([replace(CHOICE, wordings={"lm_eval": wording})])
+
+    require("choose")
+    for name, kind in (("speak", "of output_type generate_until"), ("several", "a group"), ("chose", "no task")):
+        with pytest.raises(ConfigError, match=rf"{name} is {kind}.*tasks\.mixture\.t\.wordings\.lm_eval\.harness_task"):
+            require(name)
 
 
 def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():
