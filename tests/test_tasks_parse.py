@@ -260,6 +260,27 @@ def test_a_replacement_that_cannot_be_is_named(pattern, by):
 
 
 @pytest.mark.parametrize(
+    ("wording", "message"),
+    [
+        (Wording(option="{txt}"), r"wordings\.lm_eval\.option: '\{txt\}'.*Did you mean 'text'"),
+        (
+            Wording(labels=["A", "B"]),
+            r"wordings\.lm_eval\.labels has 2 labels .*quiz/train/0 has 3 options\. Give it 3",
+        ),
+    ],
+)
+def test_a_wording_that_cannot_list_the_options_is_named(wording, message):
+    with pytest.raises(ConfigError, match=rf"task quiz: {message}"):
+        one(task(wordings={"lm_eval": wording}), row())
+
+
+def test_a_row_without_the_blank_of_its_wording_is_named_before_it_is_asked():
+    found = one(task(wordings={"lm_eval": Wording(blank="_")}), row("No blank"))
+    with pytest.raises(DataError, match=r"quiz/train/0 has no blank '_'.*wordings\.lm_eval\.blank of task quiz"):
+        STYLES[Style.lm_eval].check(found)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"options": None}, "needs options"),
