@@ -13,6 +13,8 @@ import struct
 import subprocess
 import sys
 import time
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
 from itertools import combinations
 from pathlib import Path
 
@@ -36,7 +38,7 @@ from mixlora.evaluation.sandbox import (
     require,
     seccomp,
 )
-from mixlora.evaluation.sandbox.boxed.values import decode, encode
+from mixlora.evaluation.sandbox.boxed.values import UNFIT, decode, encode
 from mixlora.tasks.example import Example
 from mixlora.tasks.parse import Reader
 
@@ -102,6 +104,7 @@ PLAIN = [
         b"\xff",
         bytearray(b"a"),
     ),
+    *(date(2024, 2, 29), clock(1, 2, 3, 4), datetime(2024, 2, 29, 12, tzinfo=UTC), timedelta(-1, 2, 3)),
     *([1, [2, (3,)]], {1, "a"}, frozenset({(1, 2)}), {(1, 2): [None], "k": {}}, range(1, 9, 2), int, ValueError),
 ]
 
@@ -345,6 +348,18 @@ for call, kind in ((boom, KeyError), (leave, Exception)):
 
 
 @boxed
+def test_tests_that_give_a_program_what_cannot_travel_are_named_and_never_pass(box, capsys):
+    """Whatever they catch."""
+    tests = "try:\n    assert f(lambda x: x, 1) == 1\nexcept Exception:\n    pass\n"
+    example = Example(id="t/test/7", task="t", question="?", answer="", tests=tests, entry_point="f")
+    fine = dataclasses.replace(example, id="t/test/8", tests="assert f(int, 1) == 1")
+    first, second = judge_code([example, fine], [["def f(g, x): return g(x)"]] * 2)
+    assert first["samples"][0]["verdict"] == "failed: " + UNFIT + ": a function cannot be sent to the other process"
+    assert (first["pass@1"], second["pass@1"]) == (0, 1)
+    assert "1 of 2 rows of task t, which no program can pass: t/test/7" in capsys.readouterr().out
+
+
+@boxed
 def test_helpers_of_a_prompt_serve_the_tests_unspoilt(box):
     prompt = 'def double(x):\n    return 2 * x\n\ndef f(x):\n    """Halve."""\n'
     row = {
@@ -383,6 +398,7 @@ def test_a_prefix_that_is_no_program_stands_in_the_answer_alone():
     assert problem_of(example).context.strip() == ""
 
 
+@boxed
 def test_the_tests_have_the_imports_that_they_use_and_no_others(box):
     """What a reference needs for itself may not be there for the tests, and must not be where a program begins."""
     code = (
