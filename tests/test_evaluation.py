@@ -521,6 +521,15 @@ def test_a_model_says_how_many_tokens_it_was_made_for_or_nothing():
     assert base.window(SimpleNamespace(config=config)) == 256
 
 
+@pytest.mark.parametrize(("name", "asked", "length"), [
+    ("tiny", None, 2048), ("tiny", 4096, 2048), ("tiny", 512, 512), ("mpt", None, 2048),
+    ("mpt", 4096, 4096), ("mpt", 9, 9),
+])  # fmt: skip
+def test_what_is_asked_for_is_the_length_within_a_window_that_a_model_names(name, asked, length):
+    model = tiny().model if name == "tiny" else model_of(name)
+    assert replace(evaluator(max_length=asked), model=model).max_length == length
+
+
 def test_a_missing_prediction_is_an_error():
     examples = questions(3)
     predictions = [{"id": example.id} for example in reversed(examples)]

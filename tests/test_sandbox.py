@@ -281,6 +281,13 @@ def test_extraction_where_the_prompt_is_prose(reply):
     assert completion_of(reply, FREE).replace("\n\n# Test", "") == WHOLE
 
 
+def test_a_prompt_with_a_longer_name_is_not_gone_on_from():
+    """The whole function is asked for beside `add_all`; inside its body it would be nothing."""
+    beside = dataclasses.replace(ADD, prefix="def add_all(xs):\n    return sum(xs)\n\n\n")
+    assert (ADD.continues, beside.continues) == (True, False)
+    assert completion_of(WHOLE, beside) == WHOLE
+
+
 @boxed
 def test_what_is_extracted_runs(box):
     right = [name for name in REPLIES if name != "empty"]
@@ -412,11 +419,16 @@ def test_the_tests_have_the_imports_that_they_use_and_no_others(box):
     assert "not_installed" not in problem_of(dataclasses.replace(example, answer=code)).context
 
 
-def test_judgements_share_the_cpus_that_this_process_may_use(monkeypatch):
+def test_judgements_share_the_cpus_that_this_process_may_use(monkeypatch, tmp_path):
     """More at a time than that would take an honest program's seconds on the clock from it."""
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr("mixlora.evaluation.sandbox.sandbox.QUOTA", quota)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert Sandbox().workers == len(os.sched_getaffinity(0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    for text, workers in (("max 100000\n", 8), ("350000 100000\n", 3), ("50000 100000\n", 1), ("9900000 100000\n", 8)):
+        quota.write_text(text)
+        assert Sandbox().workers == workers
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Sandbox().workers == 2
 

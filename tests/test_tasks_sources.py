@@ -398,6 +398,7 @@ def test_a_split_that_a_file_does_not_have_says_how_to_name_one(own):
         ("empty.jsonl", b"", r"empty\.jsonl"),
         ("empty.csv", b"q,key\n", r"task quiz: .*empty\.csv all has no row"),
         ("long.csv", b"q,key\na,b,c\n", r"row 0 has more values"),
+        ("twice.csv", b"q,key,q\na,b,c\n", r"twice\.csv: its first line names 'q' twice\. Rename"),
         ("quote.csv", b'q,key\n"a,1\n', r"quote\.csv, line \d: no CSV"),
         ("text.parquet", b"not parquet", r"text\.parquet cannot be read as parquet"),
     ],
@@ -409,10 +410,12 @@ def test_a_damaged_own_file_is_named(tmp_path, name, content, message):
 
 
 def test_a_first_line_with_a_name_left_empty_is_a_table(tmp_path):
-    """As pandas writes one: the index has no name."""
+    """As pandas writes one: the index has no name. Spreadsheets leave several empty at the end."""
     (tmp_path / "some.csv").write_text(",q,key\n0,a,b\n1,c,d\n")
     found = own_files.read(task(path=str(tmp_path / "some.csv")), "all").rows
     assert found == [{"": "0", "q": "a", "key": "b"}, {"": "1", "q": "c", "key": "d"}]
+    (tmp_path / "some.csv").write_text("q,key,,\na,b,,\n")
+    assert own_files.read(task(path=str(tmp_path / "some.csv")), "all").rows == [{"q": "a", "key": "b", "": ""}]
 
 
 def test_a_missing_own_file_names_what_is_there(tmp_path):
