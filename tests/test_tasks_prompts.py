@@ -186,6 +186,19 @@ def test_options_leave_room_for_the_longest(tokenizer, template):
     assert len(prompt) + max(map(len, options)) == 160
 
 
+@everywhere
+def test_an_option_that_leaves_no_room_for_the_question_is_refused(tokenizer, template):
+    """It would be scored behind one token of the question, and beyond what the model may read."""
+    form = formatter(tokenizer, template)
+    long = example(question="q" * 300, options=("a", "b" * 50), gold=0)
+    frame = len(form.prompt(example(question="q", cue="")).ids)
+    longest = max(len(choice.answer_ids) for choice in form.choices(long))
+    assert len(form.choices(long, max_length=frame + longest)[0].prompt.ids) == frame
+    for room in (frame - 1, 0, -9):
+        with pytest.raises(DataError, match=rf"t/train/0: an option takes {longest} tokens.*eval\.max_length"):
+            form.choices(long, max_length=room + longest)
+
+
 def test_fingerprint_changes_with_what_decides_a_prompt_and_with_nothing_else():
     forms = [
         formatter(byte_tokenizer()),
