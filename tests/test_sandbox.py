@@ -234,6 +234,8 @@ REPLIES = {
         f"    pass\n\n\nimport math\n{WHOLE}",
     ),
     "whole with a helper": (f"def h():\n    pass\n\n{WHOLE}", f"    pass\n\n\ndef h():\n    pass\n\n{WHOLE}"),
+    "tabs": ("\tc = a\n\treturn c + b", "    c = a\n    return c + b\n"),
+    "tabs and blanks": ("    if a:\n\t\ta += 0\n    return a + b", "    if a:\n        a += 0\n    return a + b\n"),
     "carriage returns": ("    return a + b\r\n\r\nx", "    return a + b\n"),
     "one blank, then a whole": (f" Here is it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
     "one blank, words like code": (f" if you need it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
@@ -396,6 +398,19 @@ def test_rows_of_mbpp(box):
     assert judged(box, row["code"], problem_of(example)).result == "passed"
     flat = "class Node: pass\ndef height(n): return 1 + (1 if getattr(n, 'left', None) else 0)"
     assert judged(box, flat, problem_of(example)).result == "passed"
+
+
+def test_rows_of_mbpps_sanitized_set():
+    """Its task is called `prompt`, and what its tests import stands in a list."""
+    row = {
+        "task_id": 2, "prompt": " Round down. ", "code": "def down(x):\n    return x // 1",
+        "test_imports": ["import math", "import re"], "test_list": ["assert math.isclose(down(1.5), 1)"],
+    }  # fmt: skip
+    made = from_mbpp(row)
+    assert made.prompt == f"Round down.\nYour code should pass these tests:\n{row['test_list'][0]}\n"
+    assert (made.fixtures, made.context) == ("import math\nimport re", "import math\n")
+    older = from_mbpp(row | {"text": "Floor.", "test_setup_code": "import math"})
+    assert (older.prompt.partition("\n")[0], older.fixtures) == ("Floor.", "import math")
 
 
 def test_a_prefix_that_is_no_program_stands_in_the_answer_alone():

@@ -1,6 +1,7 @@
 """Laws of the formatter: what is tokenised is what is written, for training and for scoring alike."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -151,6 +152,35 @@ def test_letters_list_the_options(tokenizer, template):
     assert texts == ["A", "B"]
     assert tokenizer.decode(form.encode(QUESTION).answer_ids[: -len(form.end_ids)]).strip() == "B"
     assert len({tuple(option) for option in options}) == 2
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("style", "cue", "written"),
+    [
+        (Style.cloze, "\nAnswer:", "Which is warm?\nAnswer: the sun\n\nWhat melts?\nAnswer: ice\n\nIs it?\nAnswer:"),
+        (Style.cloze, "\nSo:\n", "Which is warm?\nSo:\nthe sun\n\nWhat melts?\nSo:\nice\n\nIs it?\nSo:"),
+        (
+            Style.letters,
+            "",
+            "Which is warm?\nA. the moon\nB. the sun\nAnswer: B\n\nWhat melts?\nA. ice\nB. iron\nAnswer: A\n\n"
+            "Is it?\nA. yes\nB. no\nAnswer:",
+        ),
+    ],
+)
+def test_solved_examples_stand_before_a_question_as_texts_with_their_answers(tokenizer, template, style, cue, written):
+    """In a chat template too, where all of it is the user's text, and the question has its cue as they have."""
+    form = formatter(tokenizer, template, style)
+    first = replace(QUESTION, cue=cue)
+    second = replace(first, question="What melts?", answer="ice", options=("ice", "iron"), gold=0)
+    asked = replace(first, question="Is it?", options=("yes", "no"))
+    text = tokenizer.decode(form.prompt(asked, shots=[first, second]).ids)
+    assert text.count(written) == 1
+    assert f"{written}\n" not in text
+    if form.layout.name == "plain":
+        assert text.removeprefix("<s>") == written
+    else:
+        assert written.rpartition("\n")[2] not in tokenizer.decode(form.prompt(asked).ids)
 
 
 @everywhere

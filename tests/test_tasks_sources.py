@@ -176,6 +176,11 @@ def test_the_first_held_out_rows_are_a_sample_of_the_whole_file():
     assert [int(example.id) for example in rest] == sorted({*range(4000)} - {*places})
 
 
+def test_of_a_large_set_no_more_than_500_rows_are_held_out():
+    rows = [Example(id=str(i), task="t", question=str(i), answer="") for i in range(10_100)]
+    assert [len(hold_out("t", some)[1]) for some in (rows[:9_980], rows[:10_000], rows)] == [499, 500, 500]
+
+
 def test_validation_rows_are_never_trained_on(folder):
     data = load(folder)["quiz"]
     assert not set(questions(data.train)) & set(questions(data.validation) + questions(data.test))
@@ -309,6 +314,17 @@ def test_thirteen_words_in_a_row_are_said_with_ids(folder):
     assert data.resembling == ["quiz/test/0"]
     assert any("1 of 4 test rows have 13 words in a row in common" in note for note in data.notes)
     assert len(data.train) == 2
+
+
+def test_a_row_that_is_trained_on_is_not_said_to_resemble_as_well(folder):
+    words = " ".join(f"w{i}" for i in range(15))
+    row = {"q": words, "o": ["a", "b"], "key": 0, "more": 0}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "me/quiz/default/train.parquet")
+    pq.write_table(pa.Table.from_pylist([row, row | {"q": words + " x"}]), folder / "me/quiz/default/test.parquet")
+    data = load(folder)["quiz"]
+    assert data.trained_on["test"] == ["quiz/test/0"]
+    assert data.resembling == ["quiz/test/1"]
+    assert any("1 of 2 test rows have 13 words" in note for note in data.notes)
 
 
 def test_programs_are_compared_with_their_questions_and_options_are_not_compared():
