@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from built import busy, composed
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -50,11 +51,13 @@ from mixlora.evaluation.generation import GENERATION_VERSION, generate, own_ends
 from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.evaluation.protocols import BY_STYLE, PROTOCOLS
 from mixlora.evaluation.report import notes
+from mixlora.evaluation.routing import expert_loads
 from mixlora.evaluation.run import Evaluator, in_order, result
 from mixlora.evaluation.sandbox import Verdict
 from mixlora.models import base, likelihood
 from mixlora.parts import Parts
 from mixlora.tasks import TaskData, fewshot
+from mixlora.tasks.collate import Row
 from mixlora.tasks.example import Example
 from mixlora.tasks.parse import Reader, examples
 from mixlora.tasks.prompts import Choice, Formatter, Prompt
@@ -521,6 +524,15 @@ def test_a_model_says_how_many_tokens_it_was_made_for_or_nothing():
     assert base.window(SimpleNamespace(config=config)) == 256
 
 
+@pytest.mark.parametrize(("name", "asked", "length"), [
+    ("tiny", None, 2048), ("tiny", 4096, 2048), ("tiny", 512, 512), ("mpt", None, 2048),
+    ("mpt", 4096, 4096), ("mpt", 9, 9),
+])  # fmt: skip
+def test_what_is_asked_for_is_the_length_within_a_window_that_a_model_names(name, asked, length):
+    model = tiny().model if name == "tiny" else model_of(name)
+    assert replace(evaluator(max_length=asked), model=model).max_length == length
+
+
 def test_a_missing_prediction_is_an_error():
     examples = questions(3)
     predictions = [{"id": example.id} for example in reversed(examples)]
@@ -538,6 +550,21 @@ def test_a_process_without_examples_has_nothing_to_do():
     """A set smaller than the number of processes leaves some of them with none."""
     for kind in (CHOICE, TEXT):
         assert evaluator()(kind, [], "") == []
+
+
+def test_loads_of_experts_count_tokens_and_no_padding():
+    """However rows share a batch: each token chooses two of the eight experts."""
+    model, _ = busy(composed("mole"))
+    rows = {
+        "long": [Row(str(n), "long", tuple(range(3, 3 + n)), (7, 8)) for n in (1, 30, 4)],
+        "short": [Row("", "short", (5, 6), (7,))],
+    }
+    one, together = (expert_loads(model, rows, Eval(batch_size=size), 0, pads=True) for size in (1, 3))
+    assert one == together
+    assert one.keys() == {"long", "short"}
+    for task_name, tokens in (("long", 35 + 6), ("short", 3)):
+        assert {sum(load) for load in one[task_name].values()} == {2 * tokens}
+        assert {len(load) for load in one[task_name].values()} == {8}
 
 
 # ---- protocols
@@ -686,6 +713,69 @@ def test_answers_that_have_no_end_are_counted_and_said():
         {"t": {"metric": "acc", "value": 0.5, "n": 4, "cut": {"replies": 3}, "protocol": {"max_new_tokens": 5}}}
     )
     assert "t: 3 answers had no end within 5 tokens (max_new_tokens of the task)" in told
+
+
+BEAMS = {"protocol": Protocol.llm_adapters}
+NUMBER = replace(TEXT, answer_kind=Answer.number, metric="flexible", stop=["\nQuestion:"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "stop", "stop_after_shots", "beams", "temperature", "new"),
+    [
+        (CHOICE, {"protocol": Protocol.generate}, [], ["\n\n"], 1, 0.0, 64),
+        (CHOICE, BEAMS, [], ["\n\n"], 4, 0.0, 32),
+        (TEXT, {}, [], ["\n\n"], 1, 0.8, 8),
+        (replace(TEXT, stop=["."]), BEAMS, ["."], [".", "\n\n"], 1, 0.8, 8),
+        (NUMBER, BEAMS, ["\nQuestion:"], ["\nQuestion:"], 1, 0.8, 8),
+    ],
+)
+def test_an_answer_is_generated_as_its_kind_is_and_as_results_say(
+    monkeypatch, kind, options, stop, stop_after_shots, beams, temperature, new
+):
+    """Options greedily, by the protocol's beams; short answers end where a next example would begin, reasoning not."""
+    seen: list[dict[str, Any]] = []
+
+    def spy(model, tokenizer, prompts, **keys):
+        seen.append(keys | {"prompts": prompts})
+        return ["#### 1"] * len(prompts)
+
+    monkeypatch.setattr("mixlora.evaluation.run.generate", spy)
+    asked = example_of("arc_easy") if kind is CHOICE else replace(example_of("arc_easy"), options=(), gold=None)
+    asked, solved = replace(asked, question="Is it? " * 100), replace(asked, id="t/train/0")
+    for shots, ends in (({}, stop), ({"t": [solved]}, stop_after_shots)):
+        scorer = evaluator(shots=shots, temperature=0.8, max_length=200, **options)
+        scorer(kind, [asked], "")
+        keys, said = seen[-1], scorer.describe(kind)
+        by = {"stop": ends, "temperature": temperature, "max_new_tokens": new}
+        assert {name: keys[name] for name in by} == {name: said[name] for name in by} == by
+        assert (keys["beams"], keys["seeds"]) == (beams, [scorer.sample_seed(asked)])
+        assert keys["ends"] == scorer.formatter.end_ids
+        assert [len(prompt) for prompt in keys["prompts"]] == [200 - new]
+
+
+def test_a_sample_is_of_its_seed_and_its_example():
+    examples = [replace(one, options=(), gold=None, answer="a") for one in questions(2)]
+    scorer = evaluator(temperature=0.9)
+    seeds = [
+        replace(scorer, seed=seed).sample_seed(one, sample) for seed in (0, 1) for one in examples for sample in (0, 1)
+    ]
+    assert len({*seeds}) == 8
+    one, again, other = (
+        [p["prediction"] for p in replace(scorer, seed=seed)(TEXT, examples, "")] for seed in (0, 0, 1)
+    )
+    assert one == again
+    assert not {*one} & {*other}
+
+
+def test_an_option_is_weighed_by_its_bytes_and_by_its_tokens():
+    """The tokenizer has a token a byte, and one more for the blank before an option."""
+    examples = [replace(one, options=("\u65e5\u672c", "a", "caf\u00e9 au lait"), gold=1) for one in questions(8)]
+    for row in evaluator(data=Data(template=Template.plain))(CHOICE, examples, ""):
+        nats, lengths, tokens = row["log_likelihoods"], [6, 1, 13], [7, 2, 14]
+        assert (row["lengths"], row["tokens"]) == (lengths, tokens)
+        for name, sizes in (("acc", [1] * 3), ("acc_norm", lengths), ("acc_token", tokens)):
+            best = max(range(3), key=lambda i: nats[i] / sizes[i])
+            assert row[name] == float(best == 1)
 
 
 def test_what_was_cut_is_counted():
@@ -844,6 +934,8 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
     with pytest.raises(ConfigError, match=r"task gsm8k: eval\.max_length allows 512 tokens.*leaves no room"):
         check("gsm8k", max_length=512)
     check("gsm8k", "boolq", max_length=600)
+    with pytest.raises(ConfigError, match=r"task gsm8k has answer_kind=number, and only options.*eval\.backend=own"):
+        harness.require({"gsm8k": task("gsm8k")}, Eval(backend=Backend.lm_eval), "hub")
     with pytest.raises(ConfigError, match="no metric acc_token, which is task boolq's"):
         harness.require({"boolq": task("boolq", metric="acc_token")}, Eval(backend=Backend.lm_eval), "hub")
     with pytest.raises(
@@ -854,6 +946,36 @@ def test_what_a_task_cannot_do_is_refused_before_anything_is_loaded():
         with pytest.raises(ConfigError, match=r"data\.template=chat, but eval\.protocol=.*Set data\.template=auto"):
             check("boolq", data=Data(template=Template.chat), **options)
     check("boolq", data=Data(template=Template.chat), protocol=Protocol.letters)
+
+
+def test_what_the_harness_scores_otherwise_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    """A group has no samples of its own, and of a text that was generated there is no log-likelihood."""
+    harness_tasks = pytest.importorskip("lm_eval.tasks")
+    pq.write_table(pa.Table.from_pylist([{"q": "Is it?", "a": "yes"}]), tmp_path / "rows.parquet")
+    body = {
+        "dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.parquet")}},
+        "test_split": "test", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}",
+    }  # fmt: skip
+    files = {
+        "choose": body | {"task": "choose", "output_type": "multiple_choice", "doc_to_choice": ["yes", "no"]},
+        "speak": body | {"task": "speak", "output_type": "generate_until"},
+        "several": {"group": "several", "task": ["choose", "speak"]},
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    manager = harness_tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr(harness_tasks, "TaskManager", lambda: manager)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def require(name: str) -> None:
+        wording = replace(CHOICE.wordings["lm_eval"], harness_task=name)
+        harness.require_data([replace(CHOICE, wordings={"lm_eval": wording})])
+
+    require("choose")
+    for name, kind in (("speak", "of output_type generate_until"), ("several", "a group"), ("chose", "no task")):
+        with pytest.raises(ConfigError, match=rf"{name} is {kind}.*tasks\.mixture\.t\.wordings\.lm_eval\.harness_task"):
+            require(name)
 
 
 def test_the_harness_is_refused_on_several_processes_before_a_model_is_loaded():

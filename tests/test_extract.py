@@ -56,6 +56,21 @@ LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
         ("The answer is the sun.", "B"),
         ("B\n\nQuestion: What is hot?\nA. ice\nB. fire", "B"),
         ("B. the sun\nA. the moon is cold", "B"),
+        ("B. the sun, because (A) the moon is cold.", "B"),
+        ("B. It cannot be (A).", "B"),
+        ("The correct answer is B. Answer A is wrong because it is cold.", "B"),
+        ("Answer B is correct. Answer A is wrong.", "B"),
+        ("Answer\nB", "B"),
+        ("The answer is B, A is wrong", "B"),
+        ("The answer is B and A is wrong", "B"),
+        ("The answer is A or B. It is warm, so the answer is B.", "B"),
+        ("B. The answer is x.", "B"),
+        ("Let me see.\n\nOptions:\nA. the moon is cold\nB. the sun\n\nAnswer: B", "B"),
+        # another question, which the model asks itself
+        ("B\n\nQuestion: What is hot?\nA. ice\nB. fire\nAnswer: A", "B"),
+        ("B. the sun\n\nQuestion: What is hot?\nA. ice\nB. fire\nAnswer: A", "B"),
+        ("the sun\n\nFire is\nA. cold\nB. hot\nAnswer: A", "B"),
+        ("I do not know.\n\nQuestion: What is hot?\nA. ice\nB. fire\nAnswer: A", None),
         # no answer
         ("A* is an algorithm, B is not", None),
         ("A. the moon\nB. the sun\nC. a stone\nD. A cat", None),
@@ -65,6 +80,13 @@ LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
         ("The answer is not (B).", None),
         ("It is not (A) or (B)", None),
         ("The answer is A. No, the answer is E.", None),
+        ("(A) is tempting, but the answer is E.", None),
+        ("The answer is A or B.", None),
+        ("The answer is (A), (B) or (C)", None),
+        ("The answer is A and B.", None),
+        ("**A** or **B**", None),
+        ("Answer A is wrong.", None),
+        ("A\nB\nC\nD", None),
         ("", None),
         ("I do not know.", None),
         ("(A) or (B)", None),
@@ -147,6 +169,16 @@ NUMBERS = [  # (text, strict, flexible)
     ("it is $ 18", None, "18"),
     ("#### - 5", "-5", "5"),
     ("5 --18", None, "18"),
+    (r"so \boxed{12,\!345}", None, "12345"),
+    ("10{,}000", None, "10000"),
+    (r"it is 1\,234\,567.5", None, "1234567.5"),
+    ("#### $1{,}234$", "1234", "1234"),
+    ("9999999800000001", None, "9999999800000001"),
+    ("9,999,999,800,000,000.00", None, "9999999800000000"),
+    ("1e20", None, "1" + "0" * 20),
+    ("999999980000000.1/0.1", None, "9999999800000001"),
+    ("99999998000000010/10", None, "9999999800000001"),
+    ("99999998000000010/4", None, "2.4999999500000004e+16"),
     ("1" * 400, None, "1" * 400),
     ("#### -" + "1" * 400, "-" + "1" * 400, "-" + "1" * 400),
 ]
@@ -206,9 +238,15 @@ def test_an_option_that_begins_with_an_article_is_not_the_letter_a():
     assert option("The answer is A rock pile", "ABC", ["A rock", "rock", "A rock pile"]) == "C"
 
 
+def test_a_letter_that_no_option_has_may_be_an_options_text():
+    assert option("The answer is X-ray", "AB", ("MRI", "X-ray")) == "B"
+    assert option("The answer is A/C unit", "AB", ("fan", "A/C unit")) == "B"
+
+
 OTHER_VALUES = (
     *("at 5:30", "1:05:30 h", "3 1/2", "12 000", "12\u202f000 km", "2 × 10^3", "10^6", "1.234,50", "12,5 %", "50 cm^2"),
     *(r"\frac{3}{4}", r"2\sqrt{3}", "5½", "3 × 10⁵", "2**10", "3^{10}", "1,00,000", "12'500"),
+    *("12{,}5", r"10\,00"),
 )
 
 
@@ -219,6 +257,7 @@ def test_a_value_that_is_not_one_number_is_known(text):
 
 PLAIN = (
     *("7", "1,234", "18 eggs", "3/4", "$1,080.", "-2.50", "#### 72", "eggs, 500 more", "Total: 5", "Rs.107", "50%"),
+    *("12{,}500", r"12,\!500"),
     *(r"\boxed{72}", "The answer is **72**.", r"72^\circ", "'18'", "x = 5", "12, 18", "(5)", "18."),
 )
 

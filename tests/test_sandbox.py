@@ -13,6 +13,8 @@ import struct
 import subprocess
 import sys
 import time
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
 from itertools import combinations
 from pathlib import Path
 
@@ -36,7 +38,7 @@ from mixlora.evaluation.sandbox import (
     require,
     seccomp,
 )
-from mixlora.evaluation.sandbox.boxed.values import decode, encode
+from mixlora.evaluation.sandbox.boxed.values import UNFIT, decode, encode
 from mixlora.tasks.example import Example
 from mixlora.tasks.parse import Reader
 
@@ -102,6 +104,7 @@ PLAIN = [
         b"\xff",
         bytearray(b"a"),
     ),
+    *(date(2024, 2, 29), clock(1, 2, 3, 4), datetime(2024, 2, 29, 12, tzinfo=UTC), timedelta(-1, 2, 3)),
     *([1, [2, (3,)]], {1, "a"}, frozenset({(1, 2)}), {(1, 2): [None], "k": {}}, range(1, 9, 2), int, ValueError),
 ]
 
@@ -231,6 +234,8 @@ REPLIES = {
         f"    pass\n\n\nimport math\n{WHOLE}",
     ),
     "whole with a helper": (f"def h():\n    pass\n\n{WHOLE}", f"    pass\n\n\ndef h():\n    pass\n\n{WHOLE}"),
+    "tabs": ("\tc = a\n\treturn c + b", "    c = a\n    return c + b\n"),
+    "tabs and blanks": ("    if a:\n\t\ta += 0\n    return a + b", "    if a:\n        a += 0\n    return a + b\n"),
     "carriage returns": ("    return a + b\r\n\r\nx", "    return a + b\n"),
     "one blank, then a whole": (f" Here is it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
     "one blank, words like code": (f" if you need it:\n```python\n{WHOLE}```", f"    pass\n\n\n{WHOLE}"),
@@ -276,6 +281,13 @@ def test_extraction_of_a_completion(name):
 )
 def test_extraction_where_the_prompt_is_prose(reply):
     assert completion_of(reply, FREE).replace("\n\n# Test", "") == WHOLE
+
+
+def test_a_prompt_with_a_longer_name_is_not_gone_on_from():
+    """The whole function is asked for beside `add_all`; inside its body it would be nothing."""
+    beside = dataclasses.replace(ADD, prefix="def add_all(xs):\n    return sum(xs)\n\n\n")
+    assert (ADD.continues, beside.continues) == (True, False)
+    assert completion_of(WHOLE, beside) == WHOLE
 
 
 @boxed
@@ -345,6 +357,18 @@ for call, kind in ((boom, KeyError), (leave, Exception)):
 
 
 @boxed
+def test_tests_that_give_a_program_what_cannot_travel_are_named_and_never_pass(box, capsys):
+    """Whatever they catch."""
+    tests = "try:\n    assert f(lambda x: x, 1) == 1\nexcept Exception:\n    pass\n"
+    example = Example(id="t/test/7", task="t", question="?", answer="", tests=tests, entry_point="f")
+    fine = dataclasses.replace(example, id="t/test/8", tests="assert f(int, 1) == 1")
+    first, second = judge_code([example, fine], [["def f(g, x): return g(x)"]] * 2)
+    assert first["samples"][0]["verdict"] == "failed: " + UNFIT + ": a function cannot be sent to the other process"
+    assert (first["pass@1"], second["pass@1"]) == (0, 1)
+    assert "1 of 2 rows of task t, which no program can pass: t/test/7" in capsys.readouterr().out
+
+
+@boxed
 def test_helpers_of_a_prompt_serve_the_tests_unspoilt(box):
     prompt = 'def double(x):\n    return 2 * x\n\ndef f(x):\n    """Halve."""\n'
     row = {
@@ -376,6 +400,19 @@ def test_rows_of_mbpp(box):
     assert judged(box, flat, problem_of(example)).result == "passed"
 
 
+def test_rows_of_mbpps_sanitized_set():
+    """Its task is called `prompt`, and what its tests import stands in a list."""
+    row = {
+        "task_id": 2, "prompt": " Round down. ", "code": "def down(x):\n    return x // 1",
+        "test_imports": ["import math", "import re"], "test_list": ["assert math.isclose(down(1.5), 1)"],
+    }  # fmt: skip
+    made = from_mbpp(row)
+    assert made.prompt == f"Round down.\nYour code should pass these tests:\n{row['test_list'][0]}\n"
+    assert (made.fixtures, made.context) == ("import math\nimport re", "import math\n")
+    older = from_mbpp(row | {"text": "Floor.", "test_setup_code": "import math"})
+    assert (older.prompt.partition("\n")[0], older.fixtures) == ("Floor.", "import math")
+
+
 def test_a_prefix_that_is_no_program_stands_in_the_answer_alone():
     example = Example(
         id="a", task="t", question="?", answer="pass", entry_point="f", prefix="def f(x):\n    for i in x:\n"
@@ -383,6 +420,7 @@ def test_a_prefix_that_is_no_program_stands_in_the_answer_alone():
     assert problem_of(example).context.strip() == ""
 
 
+@boxed
 def test_the_tests_have_the_imports_that_they_use_and_no_others(box):
     """What a reference needs for itself may not be there for the tests, and must not be where a program begins."""
     code = (
@@ -396,11 +434,16 @@ def test_the_tests_have_the_imports_that_they_use_and_no_others(box):
     assert "not_installed" not in problem_of(dataclasses.replace(example, answer=code)).context
 
 
-def test_judgements_share_the_cpus_that_this_process_may_use(monkeypatch):
+def test_judgements_share_the_cpus_that_this_process_may_use(monkeypatch, tmp_path):
     """More at a time than that would take an honest program's seconds on the clock from it."""
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr("mixlora.evaluation.sandbox.sandbox.QUOTA", quota)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert Sandbox().workers == len(os.sched_getaffinity(0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    for text, workers in (("max 100000\n", 8), ("350000 100000\n", 3), ("50000 100000\n", 1), ("9900000 100000\n", 8)):
+        quota.write_text(text)
+        assert Sandbox().workers == workers
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Sandbox().workers == 2
 

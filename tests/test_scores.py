@@ -6,10 +6,13 @@ import evaluate
 import pytest
 import torch
 
-from mixlora.config.schema import Data, Eval, Task
+from mixlora.config.schema import Answer, Data, Eval, Task
 from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import protocol_of
-from mixlora.evaluation.run import result
+from mixlora.evaluation.report import print_results
+from mixlora.evaluation.run import majority, result
+from mixlora.evaluation.scores import choose, mean_and_error
+from mixlora.records import write_json, write_lines
 
 PREDICTIONS = [
     {"id": str(i), "target": i % 2, "acc": float(i < 3), "acc_norm": i / 9, "shots_cut": 0, "tokens_cut": 0}
@@ -47,3 +50,63 @@ def test_results_are_what_the_metric_says(monkeypatch):
     assert found["interval"] == list(want["interval"])
     assert found["metrics"]["acc"] == pytest.approx(0.3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_normaliser_takes_its_own_option():
+    """-2, -3 and -4 nats; -1, -1/2 and -1 a byte; -2, -3/2 and -1 a token. Of equals the first."""
+    assert choose([-2.0, -3.0, -4.0], [2, 6, 4], [1, 2, 4]) == {"acc": 0, "acc_norm": 1, "acc_token": 2}
+    assert choose([-1.0, -1.0], [1, 1], [1, 1]) == {"acc": 0, "acc_norm": 0, "acc_token": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "share"),
+    [
+        (Answer.options, [0, 1, 1, 2], 0.5),
+        (Answer.number, ["so #### 5", "#### 5.0", "#### 1,000", "it is 1000"], 0.5),
+        (Answer.text, ["Yes.", " yes", "yes!", "no"], 0.75),
+        (Answer.code, ["def f(): pass"] * 2, None),
+    ],
+)
+def test_the_guess_is_the_best_constant_answer(kind, targets, share):
+    """Of targets that count as equal, as answers do."""
+    task = Task(name="t", path="t", question="{q}", answer="a", answer_kind=kind)
+    assert majority(task, [{"target": target} for target in targets]) == share
+
+
+def scored(folder, metric, **scores):
+    """A folder with these scores of each task's questions."""
+    results = {}
+    for name, values in scores.items():
+        rows = [{"id": f"{name}/test/{i}", metric: float(value)} for i, value in enumerate(values)]
+        write_lines(folder / "predictions" / f"{name}.jsonl", rows)
+        value, stderr = mean_and_error(values)
+        found = {"metric": metric, "value": value, "stderr": stderr, "n": len(values), "majority": 0.5}
+        results[name] = found | {"trained": name != "other"}
+    write_json(folder / "results.json", results)
+
+
+def printed(folder, capsys) -> list[list[str]]:
+    """The cells of each line of the table."""
+    print_results(folder)
+    lines = capsys.readouterr().out.splitlines()
+    return [[cell.strip() for cell in line.strip("┃│").split(line[0])] for line in lines if line[:1] in ("┃", "│")]
+
+
+def test_a_run_prints_its_scores_before_and_after_and_the_paired_change(tmp_path, capsys):
+    """The mean is of the trained tasks; its error that of a sum of independent changes."""
+    scored(tmp_path, "acc", arc=[1, 1, 1, 0], other=[1, 1], piqa=[0, 1])
+    assert printed(tmp_path, capsys) == [
+        ["task", "n", "guess", "score"],
+        ["arc", "4", "50.0", "75.0 ± 25.0"],
+        ["other*", "2", "50.0", "100.0 ± 0.0"],
+        ["piqa", "2", "50.0", "50.0 ± 50.0"],
+        ["mean of trained", "6", "", "62.5"],
+    ]
+    scored(tmp_path / "before", "acc", arc=[1, 0, 0, 0], other=[0, 0], piqa=[0, 0])
+    assert printed(tmp_path, capsys) == [
+        ["task", "n", "guess", "before", "after", "change"],
+        ["arc", "4", "50.0", "25.0 ± 25.0", "75.0 ± 25.0", "+50.0 ± 28.9"],
+        ["other*", "2", "50.0", "0.0 ± 0.0", "100.0 ± 0.0", "+100.0 ± 0.0"],
+        ["piqa", "2", "50.0", "0.0 ± 0.0", "50.0 ± 50.0", "+50.0 ± 50.0"],
+        ["mean of trained", "6", "", "12.5", "62.5", "+50.0 ± 28.9"],
+    ]

@@ -108,6 +108,15 @@ def test_more_than_one_percent_is_too_much_to_skip():
         parse(task(), *[row()] * 100, *[row(key="")] * 2, on_bad_row=BadRow.skip)
 
 
+def test_one_percent_is_of_the_rows_that_where_keeps():
+    chosen = task(where={"lang": "en"})
+    good, bad, other = (row() | {"lang": "en"}, row(key="") | {"lang": "en"}, row() | {"lang": "de"})
+    found, skipped = parse(chosen, *[good] * 99, bad, on_bad_row=BadRow.skip)
+    assert (len(found), len(skipped)) == (99, 1)
+    with pytest.raises(DataError, match="1 of 99 rows are bad"):
+        parse(chosen, *[good] * 98, bad, *[other] * 100, on_bad_row=BadRow.skip)
+
+
 def test_a_known_repetition_is_kept():
     assert one(task(repeated_options=True), row(texts=("a", "b", "a"))).gold == 1
 
@@ -140,6 +149,17 @@ def test_an_empty_question_beside_a_passage_is_empty():
 def test_where_keeps_the_rows_that_match():
     found, _ = parse(task(where={"image": None}), row() | {"image": b"png"}, row() | {"image": None})
     assert [example.id for example in found] == ["quiz/train/1"]
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_what_is_empty_is_null_and_nothing_else_is(nothing):
+    """A CSV file cannot hold a null; 0 and False are values."""
+    rows = [row() | {"image": image} for image in (None, "", 0, False, "x.png")]
+    found, _ = parse(task(where={"image": nothing}), *rows, row())
+    assert [example.id.rpartition("/")[2] for example in found] == ["0", "1", "5"]
+    for wanted, place in ((0, "2"), ("x.png", "3")):
+        found, _ = parse(task(where={"image": wanted}), *rows[:3], rows[4])
+        assert [example.id.rpartition("/")[2] for example in found] == [place]
 
 
 def test_where_reads_dotted_paths():
@@ -257,6 +277,27 @@ def test_a_replacement_that_cannot_be_is_named(pattern, by):
     wording = Wording(clean=[Replacement(pattern="a"), Replacement(pattern=pattern, by=by)])
     with pytest.raises(ConfigError, match=r"task quiz: wordings\.lm_eval\.clean\[1\]"):
         one(task(wordings={"lm_eval": wording}), row())
+
+
+@pytest.mark.parametrize(
+    ("wording", "message"),
+    [
+        (Wording(option="{txt}"), r"wordings\.lm_eval\.option: '\{txt\}'.*Did you mean 'text'"),
+        (
+            Wording(labels=["A", "B"]),
+            r"wordings\.lm_eval\.labels has 2 labels .*quiz/train/0 has 3 options\. Give it 3",
+        ),
+    ],
+)
+def test_a_wording_that_cannot_list_the_options_is_named(wording, message):
+    with pytest.raises(ConfigError, match=rf"task quiz: {message}"):
+        one(task(wordings={"lm_eval": wording}), row())
+
+
+def test_a_row_without_the_blank_of_its_wording_is_named_before_it_is_asked():
+    found = one(task(wordings={"lm_eval": Wording(blank="_")}), row("No blank"))
+    with pytest.raises(DataError, match=r"quiz/train/0 has no blank '_'.*wordings\.lm_eval\.blank of task quiz"):
+        STYLES[Style.lm_eval].check(found)
 
 
 @pytest.mark.parametrize(

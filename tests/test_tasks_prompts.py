@@ -1,6 +1,7 @@
 """Laws of the formatter: what is tokenised is what is written, for training and for scoring alike."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -154,6 +155,35 @@ def test_letters_list_the_options(tokenizer, template):
 
 
 @everywhere
+@pytest.mark.parametrize(
+    ("style", "cue", "written"),
+    [
+        (Style.cloze, "\nAnswer:", "Which is warm?\nAnswer: the sun\n\nWhat melts?\nAnswer: ice\n\nIs it?\nAnswer:"),
+        (Style.cloze, "\nSo:\n", "Which is warm?\nSo:\nthe sun\n\nWhat melts?\nSo:\nice\n\nIs it?\nSo:"),
+        (
+            Style.letters,
+            "",
+            "Which is warm?\nA. the moon\nB. the sun\nAnswer: B\n\nWhat melts?\nA. ice\nB. iron\nAnswer: A\n\n"
+            "Is it?\nA. yes\nB. no\nAnswer:",
+        ),
+    ],
+)
+def test_solved_examples_stand_before_a_question_as_texts_with_their_answers(tokenizer, template, style, cue, written):
+    """In a chat template too, where all of it is the user's text, and the question has its cue as they have."""
+    form = formatter(tokenizer, template, style)
+    first = replace(QUESTION, cue=cue)
+    second = replace(first, question="What melts?", answer="ice", options=("ice", "iron"), gold=0)
+    asked = replace(first, question="Is it?", options=("yes", "no"))
+    text = tokenizer.decode(form.prompt(asked, shots=[first, second]).ids)
+    assert text.count(written) == 1
+    assert f"{written}\n" not in text
+    if form.layout.name == "plain":
+        assert text.removeprefix("<s>") == written
+    else:
+        assert written.rpartition("\n")[2] not in tokenizer.decode(form.prompt(asked).ids)
+
+
+@everywhere
 @pytest.mark.parametrize("room", [1, 7, 30])
 def test_too_long_a_question_loses_its_beginning_only(tokenizer, template, room):
     form = formatter(tokenizer, template)
@@ -184,6 +214,19 @@ def test_options_leave_room_for_the_longest(tokenizer, template):
     long = example(question="q" * 300, options=("a", "b" * 50), gold=0)
     prompt, options, _ = options_of(form, long, max_length=160)
     assert len(prompt) + max(map(len, options)) == 160
+
+
+@everywhere
+def test_an_option_that_leaves_no_room_for_the_question_is_refused(tokenizer, template):
+    """It would be scored behind one token of the question, and beyond what the model may read."""
+    form = formatter(tokenizer, template)
+    long = example(question="q" * 300, options=("a", "b" * 50), gold=0)
+    frame = len(form.prompt(example(question="q", cue="")).ids)
+    longest = max(len(choice.answer_ids) for choice in form.choices(long))
+    assert len(form.choices(long, max_length=frame + longest)[0].prompt.ids) == frame
+    for room in (frame - 1, 0, -9):
+        with pytest.raises(DataError, match=rf"t/train/0: an option takes {longest} tokens.*eval\.max_length"):
+            form.choices(long, max_length=room + longest)
 
 
 def test_fingerprint_changes_with_what_decides_a_prompt_and_with_nothing_else():

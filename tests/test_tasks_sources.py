@@ -176,6 +176,11 @@ def test_the_first_held_out_rows_are_a_sample_of_the_whole_file():
     assert [int(example.id) for example in rest] == sorted({*range(4000)} - {*places})
 
 
+def test_of_a_large_set_no_more_than_500_rows_are_held_out():
+    rows = [Example(id=str(i), task="t", question=str(i), answer="") for i in range(10_100)]
+    assert [len(hold_out("t", some)[1]) for some in (rows[:9_980], rows[:10_000], rows)] == [499, 500, 500]
+
+
 def test_validation_rows_are_never_trained_on(folder):
     data = load(folder)["quiz"]
     assert not set(questions(data.train)) & set(questions(data.validation) + questions(data.test))
@@ -248,12 +253,17 @@ def test_where_nothing_is_trained_any_more_rows_of_another_run_are_only_said(ove
 SAME = [
     ("Is it well-known?", "is it WELL known"), ("2+2", "2 + 2"), ("Cafe\u0301!", "caf\u00e9"), ("top-10", "top 10"),
     ("type-2 diabetes", "Type 2 diabetes"), ("- 3 apples", "3 apples"), ("3 \u00d7 4", "3*4"), ("a\ufe0f", "a"),
+    ("50 %", "50%"), ("Hello (world)!", "hello (world)"),
 ]  # fmt: skip
 OTHER = [
     ("What is 3 + 4?", "What is 3 - 4?"), ("3 * 4", "3 / 4"), ("3 \u00d7 4", "3 \u00f7 4"), ("x is -3", "x is 3"),
     ("a < b", "a > b"), ("x - y", "x / y"), ("$5 - $3", "$5 * $3"), ("(1) - 2", "(1) * 2"),
     ("What is x - 3?", "What is x / 3?"), ("2x - y", "2x + y"), ("2x - 3", "2x / 3"), ("17 % 5", "17 * 5"),
     ("\u0915\u0940", "\u0915\u093e"),  # two vowel signs on one letter
+    ("What is 5!?", "What is 5?"), ("n!", "n"), ("(3 + 2)!", "(3 + 2)"), ("5% of 20", "5 of 20"), ("C#", "C"),
+    ("a != b", "a = b"),
+    ("\u221a9", "9"), ("A \u222a B", "A \u2229 B"), ("\U0001f600", "\U0001f622"), ("I \u2764 it", "I \U0001f622 it"),
+    ("...", "?!"),
 ]  # fmt: skip
 
 
@@ -304,6 +314,17 @@ def test_thirteen_words_in_a_row_are_said_with_ids(folder):
     assert data.resembling == ["quiz/test/0"]
     assert any("1 of 4 test rows have 13 words in a row in common" in note for note in data.notes)
     assert len(data.train) == 2
+
+
+def test_a_row_that_is_trained_on_is_not_said_to_resemble_as_well(folder):
+    words = " ".join(f"w{i}" for i in range(15))
+    row = {"q": words, "o": ["a", "b"], "key": 0, "more": 0}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "me/quiz/default/train.parquet")
+    pq.write_table(pa.Table.from_pylist([row, row | {"q": words + " x"}]), folder / "me/quiz/default/test.parquet")
+    data = load(folder)["quiz"]
+    assert data.trained_on["test"] == ["quiz/test/0"]
+    assert data.resembling == ["quiz/test/1"]
+    assert any("1 of 2 test rows have 13 words" in note for note in data.notes)
 
 
 def test_programs_are_compared_with_their_questions_and_options_are_not_compared():
@@ -393,6 +414,7 @@ def test_a_split_that_a_file_does_not_have_says_how_to_name_one(own):
         ("empty.jsonl", b"", r"empty\.jsonl"),
         ("empty.csv", b"q,key\n", r"task quiz: .*empty\.csv all has no row"),
         ("long.csv", b"q,key\na,b,c\n", r"row 0 has more values"),
+        ("twice.csv", b"q,key,q\na,b,c\n", r"twice\.csv: its first line names 'q' twice\. Rename"),
         ("quote.csv", b'q,key\n"a,1\n', r"quote\.csv, line \d: no CSV"),
         ("text.parquet", b"not parquet", r"text\.parquet cannot be read as parquet"),
     ],
@@ -404,10 +426,12 @@ def test_a_damaged_own_file_is_named(tmp_path, name, content, message):
 
 
 def test_a_first_line_with_a_name_left_empty_is_a_table(tmp_path):
-    """As pandas writes one: the index has no name."""
+    """As pandas writes one: the index has no name. Spreadsheets leave several empty at the end."""
     (tmp_path / "some.csv").write_text(",q,key\n0,a,b\n1,c,d\n")
     found = own_files.read(task(path=str(tmp_path / "some.csv")), "all").rows
     assert found == [{"": "0", "q": "a", "key": "b"}, {"": "1", "q": "c", "key": "d"}]
+    (tmp_path / "some.csv").write_text("q,key,,\na,b,,\n")
+    assert own_files.read(task(path=str(tmp_path / "some.csv")), "all").rows == [{"q": "a", "key": "b", "": ""}]
 
 
 def test_a_missing_own_file_names_what_is_there(tmp_path):

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mixlora.console import say
 from mixlora.evaluation.sandbox import Problem, Sandbox, Verdict, completion_of, pass_at_k
+from mixlora.evaluation.sandbox.boxed.values import UNFIT
 from mixlora.evaluation.sandbox.problem import imports_for, standing
 from mixlora.evaluation.sandbox.scores import KS
 from mixlora.tasks.example import Example
+from mixlora.tasks.overlap import listed
 
 
 def judge_code(examples: Sequence[Example], replies: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -17,7 +20,17 @@ def judge_code(examples: Sequence[Example], replies: Sequence[Sequence[str]]) ->
     with Sandbox() as box:
         verdicts = iter(box.judge(asked))
     judged = [[next(verdicts) for _ in some] for some in programs]
+    tell_unfit(examples, judged)
     return [prediction(*parts) for parts in zip(examples, replies, programs, judged, strict=True)]
+
+
+def tell_unfit(examples: Sequence[Example], judged: Sequence[Sequence[Verdict]]) -> None:
+    """Name the rows that count against every model, for their own tests cannot work."""
+    unfit = f"failed: {UNFIT}"
+    ids = [e.id for e, some in zip(examples, judged, strict=True) if any(v.result.startswith(unfit) for v in some)]
+    if ids:
+        rows = f"{len(ids)} of {len(examples)} rows of task {examples[0].task}"
+        say(f"Note: {UNFIT} (docs/tasks.md) in {rows}, which no program can pass: {listed(ids)}. Leave them out")
 
 
 def prediction(

@@ -4,47 +4,74 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-EXTRACTION_VERSION = 4  # raised by one whenever the same text would be read as another answer
+EXTRACTION_VERSION = 5  # raised by one whenever the same text would be read as another answer
 
 # ---- options
 
+# A base model talks on with another question: one that says so, or lines in one paragraph of which a later one is "A. "
+# (not under a heading, which ends in a colon: there the options of this question are weighed).
+NEXT = r"\n\s*Question:|\n\s*\n(?:.+\n)*.*[^:\s][ \t]*\nA\. "
 BETWEEN = r"[\s:(\[*_\"']*"  # **Answer:** B
+LETTER = r"(?:(?:option|choice)\s+[(\[*_\"']*)?([A-Z])(?!'?[A-Za-z0-9])"
 STATED = (
-    rf"(?:\\boxed\{{(?:\\text\{{)?|answer(?![a-z]){BETWEEN}(?:is{BETWEEN})?"
-    rf"|(?:correct|right|best) (?:option|choice)[*_]*\s*(?:is|:){BETWEEN})"
-    r"(?:(?:option|choice)\s+[(\[*_\"']*)?([A-Z])(?!'?[A-Za-z0-9])"
+    rf"(?:\\boxed\{{(?:\\text\{{)?|answer(?![a-z])(?:{BETWEEN}is|[\s*_]*:){BETWEEN}"
+    rf"|(?:correct|right|best) (?:option|choice)[*_]*\s*(?:is|:){BETWEEN}){LETTER}"
 )
+CALLED = rf"answer(?![a-z]){BETWEEN}{LETTER}(?!\s+(?:is|was)(?:n't| not| wrong| incorrect| false)\b)"
 BRACKETED = r"[(\[]([A-Z])[)\]]"
 ALONE = r"\s*(?:[Oo]ption|[Cc]hoice)?\s*[(\[*\"']*([A-Za-z])[)\]*\"'.:,]*\s*"
 ANSWERED = r"\banswer\s*(?:is|:)\s*([^\n]+)"
-# "A, B and C ..." begins a list; "A, I think" and "D, A cat" do not.
-LEADING = (
-    r"\s*[(\[*\"']*([A-Z])\s*(?:[.:)\]]+\**|\*\*|\n"
-    r"|,(?!\s*(?:and |or )?[A-HJ-Z](?:\s*[,.:)]|\s+(?:and|or)\b|\s*$)))"
+LEADING = r"\s*[*\"']*([A-Z])\s*(?:[.:)\]]+\**|\*\*|\n|,)"
+# What makes a letter the first of a list: "A or B", "A, B and C ..."; not "A, I think", "D, A cat", "B and A is wrong".
+MORE = (
+    r"[)\]*_\"']*\s*(?:(?:or\b|/)\s*[(\[*_\"']*[A-HJ-Z](?![\w'])"
+    r"|(?:,\s*(?:and |or )?|and )[(\[*_\"']*[A-HJ-Z](?:[)\]*_\"']*\s*[,.:)]|\s+(?:and|or)\b|\s*$))"
 )
 
 
 def option(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The letter that an answer gives, or the letter of the option whose text it is.
 
-    In this order: a letter and nothing else, in either case; "answer is B", the last where there are several; a letter
-    that the answer begins with, unless the options are said again; the one letter in brackets; the text of one option,
-    alone or after "answer is". Two letters without such a sign are no answer. "The answer is A rock" is the option
-    "A rock" where there is one.
+    In this order: a letter alone in the first line, in either case; "answer is B", the last where there are several,
+    or else "answer B"; a letter that the answer begins with, unless the options are said again; the one letter in
+    brackets; the text of one option, alone or after "answer is". Two letters without such a sign are no answer, nor
+    are "the answer is A or B" and a letter that no option has. "The answer is A rock" is the option "A rock" where
+    there is one. What follows in a next question is not read.
     """
-    found = re.fullmatch(ALONE, text)
-    if found and found[1].upper() in labels:
-        return found[1].upper()
-    stated = [m for m in re.finditer(STATED, text, re.IGNORECASE) if m[1].isupper() or is_last_word(m, text)]
-    stated = [m for m in stated if m[1] != "I" or "I" in labels]  # "the answer I gave"
-    if stated and (letter := stated[-1][1].upper()) in labels:
-        return named(text[stated[-1].start(1) :], labels, options) or letter
+    text = re.split(NEXT, text.strip(), maxsplit=1)[0]
+    again = said_again(text, labels)
+    first = re.fullmatch(ALONE, text.partition("\n")[0])
+    if first and first[1].upper() in labels and not again:
+        return first[1].upper()
+    stated = statements(STATED, text, labels) or statements(CALLED, text, labels)
+    if stated:
+        letter, listed = stated[-1][1], goes_on(stated[-1], text)
+        if letter.upper() in labels and not listed:
+            return named(text[stated[-1].start(1) :], labels, options) or letter.upper()
+        if listed or letter.isupper():
+            return spelled_out(text, labels, options)
     begins = re.match(LEADING, text)
-    if begins and begins[1] in labels and not said_again(text, labels) and not bracketed(text, labels) - {begins[1]}:
+    if begins and begins[1] in labels and not again and not goes_on(begins, text):
         return begins[1]
-    letters = bracketed(text, labels)
+    letters = set(re.findall(BRACKETED, text)) & set(labels)
     if letters:
         return letters.pop() if len(letters) == 1 and not re.search(rf"\bnot\s+{BRACKETED}", text) else None
+    return spelled_out(text, labels, options)
+
+
+def statements(pattern: str, text: str, labels: Sequence[str]) -> "list[re.Match[str]]":
+    """Where a letter is said to be the answer. "The answer I gave" says so only where I is a label."""
+    found = (m for m in re.finditer(pattern, text, re.IGNORECASE) if m[1].isupper() or is_last_word(m, text))
+    return [m for m in found if m[1] != "I" or "I" in labels]
+
+
+def goes_on(letter: "re.Match[str]", text: str) -> bool:
+    """Whether the letter begins a list of letters."""
+    return re.match(MORE, text[letter.end(1) :]) is not None
+
+
+def spelled_out(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """The letter of the one option whose text this is, alone or after "answer is"."""
     said = {fold(text), *(fold(m[1]) for m in re.finditer(ANSWERED, text, re.IGNORECASE))}
     same = [label for label, one in zip(labels, options, strict=True) if fold(one) in said]
     return same[0] if len(same) == 1 else None
@@ -62,10 +89,6 @@ def named(text: str, labels: Sequence[str], options: Sequence[str]) -> str | Non
 def said_again(text: str, labels: Sequence[str]) -> bool:
     """Whether the options are listed once more: the first lines begin with the first letters."""
     return [m[1] for m in re.finditer(rf"(?m)^{LEADING}", text)][:2] == [*labels[:2]]
-
-
-def bracketed(text: str, labels: Sequence[str]) -> set[str]:
-    return set(re.findall(BRACKETED, text)) & set(labels)
 
 
 def is_last_word(match: "re.Match[str]", text: str) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mixlora.config.schema import Eval, Protocol, Split, Task
+from mixlora.config.schema import Answer, Eval, Protocol, Split, Task
 from mixlora.errors import ConfigError, DataError, first_line
 from mixlora.evaluation.scores import finite
 from mixlora.tasks import hub
@@ -31,6 +31,11 @@ def require(tasks: dict[str, Task], options: Eval, source: str) -> None:
     if source != "hub":  # results would name the rows of the one and be scores of the other
         raise ConfigError(f"eval.backend=lm_eval with data.source={source}. {OWN_DATA}, or data.source=hub")
     for name, task in tasks.items():
+        if not task.train_only and task.answer_kind is not Answer.options:
+            raise ConfigError(
+                f"eval.backend=lm_eval: task {name} has answer_kind={task.answer_kind.value}, and only options are "
+                "scored there. Leave the task out, or use eval.backend=own"
+            )
         if not task.train_only and harness_task(task) is None:
             raise ConfigError(
                 f"eval.backend=lm_eval: task {name} does not say what the harness calls it. "
@@ -58,12 +63,32 @@ def require(tasks: dict[str, Task], options: Eval, source: str) -> None:
 
 
 def require_data(tasks: Iterable[Task]) -> None:
-    """The harness's data sets, read before a model is loaded. Raises DataError: not here, and not to be had."""
+    """The harness's tasks and their data sets, read before a model is loaded.
+
+    Raises:
+        ConfigError: one that the harness does not have, a group of tasks, or one that is not scored by options.
+        DataError: not here, and not to be had.
+    """
     from lm_eval.tasks import TaskManager
 
+    manager, named = TaskManager(), {harness_task(task): task for task in tasks}
+    for name, task in named.items():
+        if name not in manager.all_subtasks:
+            raise unlike(task, "a group of tasks" if name in manager.all_tasks else "no task that it has")
     require_hub()
     with of_the_hub():
-        TaskManager().load([harness_task(task) for task in tasks])
+        found = manager.load([*named])["tasks"]
+    for name, task in named.items():
+        if found[name].OUTPUT_TYPE != "multiple_choice":
+            raise unlike(task, f"of output_type {found[name].OUTPUT_TYPE}")
+
+
+def unlike(task: Task, kind: str) -> ConfigError:
+    return ConfigError(
+        f"eval.backend=lm_eval: {harness_task(task)} is {kind} in the harness, and task {task.name} needs a single one "
+        f"of output_type multiple_choice. Mend tasks.mixture.{task.name}.wordings.lm_eval.harness_task, or use "
+        "eval.backend=own"
+    )
 
 
 def require_hub() -> None:

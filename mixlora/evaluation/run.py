@@ -63,9 +63,9 @@ class Evaluator:
 
     @cached_property
     def max_length(self) -> int:
-        """Tokens of prompt and answer: what was asked for, within the model's window."""
-        most = window(self.model) or USUAL_WINDOW
-        return min(most, self.options.max_length or most)
+        """Tokens of prompt and answer: what was asked for, within the model's window where it names one."""
+        asked, most = self.options.max_length, window(self.model)
+        return min(most or asked or USUAL_WINDOW, asked or most or USUAL_WINDOW)
 
     def __call__(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """One prediction an example, in their order, the same on every rank; each rank works on its share.

@@ -2,6 +2,8 @@
 
 import math
 import re
+from decimal import Decimal
+from fractions import Fraction
 
 # Digits with commas between them only where thousands stand; a fraction needs a digit on both sides of the slash.
 DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?!\w))?"
@@ -17,23 +19,31 @@ BEFORE = re.compile(
 )
 AFTER = re.compile(r"\^\{?-?\d|[½⅓⅔¼¾²³⁰-⁹]|\*\*\d|['’]\d")
 MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
+TEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d)")
+EXACT = 1e15  # up to here every whole number is a float
+
+
+def plain(text: str) -> str:
+    """With one sign for minus and one for thousands."""
+    return TEX_COMMA.sub(",", text.translate(MINUS))
 
 
 def strict_number(text: str) -> str | None:
     """The number after the first `####`, as GSM8K's answers end; None where there is none."""
-    found = STRICT.search(text.translate(MINUS))
+    found = STRICT.search(plain(text))
     return canonical_number(found[1]) if found else None
 
 
 def last_number(text: str) -> str | None:
     """The last number anywhere: 1,234 and $18 and 3/4 and -2.50 count, a unit after it does not matter."""
-    found = NUMBER.findall(text.translate(MINUS))
+    found = NUMBER.findall(plain(text))
     return canonical_number(found[-1]) if found else None
 
 
 def more_than_a_number(text: str) -> str | None:
     """The end of an answer whose last number, which `last_number` takes for the whole, is a part of another value."""
-    found = [*NUMBER.finditer(text.translate(MINUS))]
+    text = plain(text)
+    found = [*NUMBER.finditer(text)]
     if not found:
         return None
     before, after = text[: found[-1].start()], text[found[-1].end() :]
@@ -41,10 +51,15 @@ def more_than_a_number(text: str) -> str | None:
 
 
 def canonical_number(text: str) -> str:
-    """One spelling for equal numbers: "1,234.50" -> "1234.5", "3/4" -> "0.75"."""
-    plain = re.sub(r"[,$\s]", "", text)
-    above, _, below = plain.partition("/")
-    value = float(above) / float(below) if below and float(below) else float(above)
+    """One spelling for equal numbers: "1,234.50" -> "1234.5", "3/4" -> "0.75". Fractions are compared as floats are,
+    whole numbers exactly."""
+    digits = re.sub(r"[,$\s]", "", text)
+    above, _, below = digits.partition("/")
+    below = below if below and float(below) else "1"
+    value = float(above) / float(below)
     if not math.isfinite(value):  # hundreds of digits
-        return plain
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+        return digits
+    if max(abs(float(above)), abs(value)) >= EXACT:
+        exact = Fraction(Decimal(above)) / Fraction(Decimal(below))
+        return str(exact.numerator) if exact.denominator == 1 else repr(float(exact))
+    return str(int(value)) if value == int(value) else repr(value)

@@ -1,9 +1,9 @@
 """Rows that are both trained on and scored.
 
 exact      the same question with the same options or with the same right answer, but for case, punctuation (not the
-           signs between numbers) and the order of the options; what "the same question" means is the task's `identity`.
-           In the public sets: OpenBookQA 15 test and 8 validation rows, CoLA 19, ARC-Easy 4 and 1, PIQA 4, MBPP 3,
-           SST-2 2, ARC-Challenge 1, BoolQ 1.
+           signs of numbers, nor pictures) and the order of the options; what "the same question" means is the task's
+           `identity`. In the public sets: OpenBookQA 15 test and 8 validation rows, CoLA 19, ARC-Easy 4 and 1, PIQA 4,
+           MBPP 3, SST-2 2, ARC-Challenge 1, BoolQ 1.
 resembling 13 words in a row in common (question; for code, question and program), as contamination studies count.
            Stock phrases and shared passages resemble too, so it is only said. In the public sets: 53 test rows of
            MBPP, 16 of ARC-Easy and 6 of ARC-Challenge (trained on both), 3 of GSM8K, 415 of MedQA (stock phrases).
@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from mixlora.tasks.example import Example
 
 WORD = re.compile(r"\w+")
-# A word; a sign that is no punctuation; - * / % between numbers or letters that stand alone, and - before a number.
+# A word; a sign that is no punctuation; - * / % between numbers or letters that stand alone, and - before a number; the
+# ! and % of a number, and the ! and # of such a letter (n!, C#).
 ASKED = re.compile(
-    r"\w+|[+=<>^≤≥≠]|(?:(?<=[\d)\]])|(?<=\d[a-z])|(?<=\b[a-z])) ?[-*/%](?= ?(?:[$(\[]?\d|[a-z]\b))|(?<![\w)])-(?=\d)"
+    r"\w+|!=|[+=<>^≤≥≠]|(?:(?<=[\d)\]])|(?<=\d[a-z])|(?<=\b[a-z])) ?[-*/%](?= ?(?:[$(\[]?\d|[a-z]\b))|(?<![\w)])-(?=\d)"
+    r"|(?:(?<=\d)|(?<=\d\)))!|(?<=\d) ?%|(?<=\b[a-z])[!#]"
 )
 SIGNS = str.maketrans("×÷−·", "*/-*")
 LISTED = 5
@@ -44,21 +46,24 @@ def keys(example: Example) -> tuple[bytes, ...]:
 
 
 def folded(text: str) -> str:
-    """Words in small letters, and the signs that make another question of the same numbers."""
+    """Words in small letters, and the signs that make another question of the same words; a text without either as it
+    is."""
     pattern, text = ASKED, text.lower()
     if not text.isascii():
         pattern, text = asked_with_marks(), unicodedata.normalize("NFC", text).translate(SIGNS)
-    return " ".join(map(str.strip, pattern.findall(text)))
+    return " ".join(map(str.strip, pattern.findall(text))) or text.strip()
 
 
 @functools.cache
 def asked_with_marks() -> re.Pattern[str]:
-    """ASKED for scripts whose vowels are marks beside a letter, which are no part of a word to Python."""
-    every = map(chr, range(sys.maxunicode + 1))
-    marks = "".join(
-        c for c in every if unicodedata.category(c).startswith("M") and "VARIATION" not in unicodedata.name(c)
-    )
-    return re.compile(ASKED.pattern.replace(r"\w", rf"[\w{marks}]", 1))
+    """ASKED for scripts whose vowels are marks beside a letter, which are no part of a word to Python, and for symbols:
+    of mathematics and pictures."""
+    kinds = defaultdict(list)
+    for character in map(chr, range(sys.maxunicode + 1)):
+        kinds[unicodedata.category(character)].append(character)
+    marks = "".join(c for kind in ("Mn", "Mc", "Me") for c in kinds[kind] if "VARIATION" not in unicodedata.name(c))
+    symbols = "".join(c for c in kinds["Sm"] + kinds["So"] if not c.isascii())
+    return re.compile(ASKED.pattern.replace(r"\w", rf"[\w{marks}]", 1) + f"|[{symbols}]")
 
 
 class Runs:

@@ -11,6 +11,7 @@ data.source says.
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,9 +97,13 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            names = reader.fieldnames or ()
             rows = [{k: v for k, v in row.items() if v is not None} for row in reader]
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from None
+    twice = [name for name, number in Counter(names).items() if name and number > 1]
+    if twice:
+        raise DataError(f"{path}: its first line names {', '.join(map(repr, twice))} twice. Rename one of the columns")
     long = next((i for i, row in enumerate(rows) if None in row), None)  # the key of what has no name
     if long is not None:
         raise DataError(f"{path}, row {long} has more values than the first line has names. Quote texts with commas")

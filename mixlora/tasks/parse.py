@@ -16,6 +16,7 @@ from mixlora.tasks.template import BadField, Template, columns, template, text_a
 
 PUBLISHED = tuple(style.value for style in (Style.llm_adapters, Style.moe_peft, Style.lm_eval))
 MOST_BAD = 0.01  # of the rows may be skipped
+OF_OPTION = ("number", "label", "text")  # what wordings say of an option
 # (texts, labels) of a row's options; the answer names one of the labels.
 OptionReader = Callable[[Mapping[str, Any]], tuple[list[str], Sequence[Any]]]
 
@@ -105,6 +106,7 @@ class Reader:
         group = tuple(sorted(self.group(row).splitlines())) if self.group else ()
         if self.options is not None:
             texts, labels, gold = self.choice(row)
+            self.require_labels(len(texts), id)
             return Example(
                 id=id,
                 task=task.name,
@@ -145,6 +147,16 @@ class Reader:
             raise BadField(self.task.answer, f"{value!r} is none of the {len(texts)} options' labels {list(labels)}")
         return tuple(texts), tuple(known), known.index(spelled(value))
 
+    def require_labels(self, number: int, id: str) -> None:
+        """Raises ConfigError where a wording has fewer labels than a row has options."""
+        for style, wording in self.wordings.items():
+            labels = wording.keys.labels
+            if labels and len(labels) < number:
+                raise ConfigError(
+                    f"task {self.task.name}: wordings.{style}.labels has {len(labels)} labels {labels}, and {id} has "
+                    f"{number} options. Give it {number}"
+                )
+
     def text_answer(self, row: Mapping[str, Any]) -> str:
         name, contains = self.task.answer, self.task.answer_contains
         text = text_at(row, name)
@@ -179,6 +191,9 @@ def worded(task: Task) -> dict[str, Worded]:
         place = f"task {task.name}: wordings.{style}"
         question = template(keys.question, f"{place}.question") if keys.question is not None else None
         option = template(keys.option, f"{place}.option") if keys.option is not None else None
+        for path in option.paths if option else ():
+            if path not in OF_OPTION:
+                raise ConfigError(f"{place}.option: '{{{path}}}' is nothing of an option. {suggest(path, OF_OPTION)}")
         found[style] = Worded(keys, question, option, cleaner(keys.clean, f"{place}.clean"))
     return found
 

@@ -131,6 +131,9 @@ class Formatter:
 
         The prompt leaves room for the longest option within `max_length`; solved examples (`shots`) go before it while
         they fit.
+
+        Raises:
+            DataError: an option leaves no room for the question.
         """
         turns = self.style.turns(example)
         asked = {turn: self.layout.parts(turn.question, turn.cue) for turn in turns}
@@ -140,10 +143,16 @@ class Formatter:
             # The last token of an option is never read, so the harness gives its place to the prompt.
             rooms = [max_length + 1 - len(ids) for ids in answers]
         fitted = functools.lru_cache(lambda question, cue, room: self.fitted(Turn(question, cue, ""), shots, room))
-        return [
+        choices = [
             Choice(fitted(turn.question, turn.cue, room), tuple(ids), turn.answer, turn.length)
             for turn, room, ids in zip(turns, rooms, answers, strict=True)
         ]
+        if any(room is not None and len(c.prompt.ids) > room for c, room in zip(choices, rooms, strict=True)):
+            raise DataError(
+                f"{example.id}: an option takes {max(map(len, answers))} tokens, which leaves no room for the question "
+                f"in {max_length}. Raise eval.max_length where the model allows it, or leave the row out"
+            )
+        return choices
 
     def label_tokens(
         self, example: Example, *, max_length: int | None = None, shots: Sequence[Example] = ()

@@ -89,6 +89,10 @@ class Published(Cloze):
 
     chats = False
 
+    def check(self, example: Example) -> None:
+        """Raises what asking would."""
+        self.turns(example)
+
     def worded(self, example: Example) -> Worded:
         """Raises ConfigError where the task has no such wording."""
         if self.name.value not in example.wordings:
@@ -138,7 +142,12 @@ class Harness(Published):
         options = map(self.worded(example).clean, example.options)
         if keys.blank is None:
             return [Turn(text, keys.cue, option, len(option)) for option in options]
-        before, _, after = text.partition(keys.blank)
+        before, blank, after = text.partition(keys.blank)
+        if not blank:
+            raise DataError(
+                f"{example.id} has no blank {keys.blank!r} for its options. Mend the row, or wordings.lm_eval.blank of "
+                f"task {example.task}"
+            )
         return [Turn(before + o, "", after.strip(), len(before + o)) for o in options]
 
 

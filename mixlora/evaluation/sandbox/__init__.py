@@ -23,11 +23,13 @@ What it does not cover: a bug in the kernel or in bubblewrap; side channels of t
 many files the private folder holds (the CPU limit bounds it: about 1 KiB of kernel memory each); a candidate that
 knows the tests by heart. Nor does it promise fairness: a sample may use all of its CPU seconds.
 
-What a plain value is: None, bool, numbers (also complex, Fraction, Decimal), str, bytes, list, tuple, set, frozenset,
-dict and its views, deque, range, built-in types, and iterators of up to 100,000 values, nested up to 200 deep, 4 MiB as
-JSON. A subclass arrives as its base. Any other object stays in the candidate, and the tests hold a number for it, which
-they may pass to another call; its attributes and its equality with another object are not theirs to see. Changes that
-the candidate makes to an argument do not travel back. Honest programs cannot start processes or use packages.
+What a plain value is: None, bool, numbers (also complex, Fraction, Decimal), dates and times, str, bytes, list, tuple,
+set, frozenset, dict and its views, deque, range, built-in types, and iterators of up to 100,000 values, nested up to
+200 deep, 4 MiB as JSON. A subclass arrives as its base. Any other object stays in the candidate, and the tests hold a
+number for it, which they may pass to another call; its attributes and its equality with another object are not theirs
+to see. Changes that the candidate makes to an argument do not travel back, and the tests' own objects do not travel at
+all: tests that pass a function fail every candidate, and the verdict says so. Honest programs cannot start processes
+or use packages.
 
 With `accept_unsandboxed=True` there are still two processes, plain values and limits, but no box; results say so.
 """

@@ -24,7 +24,7 @@ KEYWORD = r"(return|yield|raise|assert|if|for|while|with|try|import|from|del|glo
 STATEMENT = re.compile(rf" ({KEYWORD}|[a-z_][\w.\[\], ]*=[^=])")
 BEGINS = re.compile(rf"{DEFINITION.pattern}|{IMPORT.pattern}|{ASSIGNMENT.pattern}|{KEYWORD}|[\w.]+\(")
 CONTINUED = re.compile(r"[)\]}]|\"\"\"|'''")  # the end of a bracket or text that began above
-COMPLETION_VERSION = 4  # raised by one whenever the same reply would become another program
+COMPLETION_VERSION = 5  # raised by one whenever the same reply would become another program
 BODY = "    pass\n\n\n"
 
 

@@ -27,7 +27,7 @@ class Problem:
     @property
     def continues(self) -> bool:
         """Whether a completion starts inside the body of the function, as HumanEval's do."""
-        return f"def {self.entry_point}" in self.prefix
+        return re.search(rf"\bdef {re.escape(self.entry_point)}\b", self.prefix) is not None
 
 
 def from_humaneval(row: Mapping[str, Any]) -> Problem:

@@ -1,11 +1,13 @@
 """The sandbox as its users see it: a context manager that judges completions, and the probe that runs first."""
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 from mixlora.errors import SandboxError
 from mixlora.evaluation.sandbox import relay
@@ -16,6 +18,7 @@ from mixlora.evaluation.sandbox.problem import Problem
 TIMEOUT = 5.0  # CPU seconds; canonical solutions of HumanEval need 1 at most
 WALL_FACTOR = 4.0  # seconds on the clock for each CPU second, for an honest program on a busy machine
 START_ATTEMPTS = 3
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds in so many, as a container sees its own
 
 PROBE = '''
 def breached(folder):
@@ -133,7 +136,11 @@ class Sandbox:
 
 
 def own_cpus() -> int:
+    """CPUs for each rank of this machine: those that a process may run on, within the quota of its container."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        quota, period = map(int, QUOTA.read_text().split())
+        cpus = min(cpus, quota // period)
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

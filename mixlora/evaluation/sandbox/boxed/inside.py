@@ -17,13 +17,17 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from .values import LARGEST_FRAME, Remote, decode, encode
+from .values import LARGEST_FRAME, UNFIT, Remote, decode, encode
 
 Program = dict[str, Any]  # role, context, source, entry_point, limits
 
 
 class CandidateError(Exception):
     """An exception of the candidate that is not one of Python's own, or that must not end the checker."""
+
+
+class Unsendable(BaseException):
+    """The tests give the candidate what cannot travel. Not an Exception, which tests may expect and catch."""
 
 
 class Port:
@@ -142,7 +146,10 @@ class Checker:
 
     def ask(self, target: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call -> the candidate's value, or its exception raised here."""
-        call = {"to": target, "args": encode(args), "kwargs": encode(kwargs)}
+        try:
+            call = {"to": target, "args": encode(args), "kwargs": encode(kwargs)}
+        except (TypeError, ValueError) as error:
+            raise Unsendable(f"{UNFIT}: {error}") from error
         self.port.send(b"C", json.dumps(call).encode())
         kind, payload = self.port.receive()
         if kind == b"E":
@@ -174,7 +181,7 @@ def exception_of(told: dict[str, str]) -> Exception:
 
 def reason(error: BaseException, tests: str) -> str:
     """Why the tests failed, for a person; an assertion without a message is named by its line of the tests."""
-    if isinstance(error, CandidateError):
+    if isinstance(error, CandidateError | Unsendable):
         return str(error)
     if str(error):
         return f"{type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ from typing import Any
 DEEPEST = 200  # levels of nesting in a value
 LONGEST_ITERATOR = 100_000
 LARGEST_FRAME = 4 << 20  # bytes
+UNFIT = "the tests give the program what cannot travel"  # no fault of the program, and none can pass
 EXACT = 1 << 4096  # a larger int travels in hex: Python refuses decimal ints of more than 4300 digits
 
 
@@ -71,12 +72,16 @@ def drained(iterator: Iterator[Any]) -> list[Any]:
     return parts
 
 
-def exotic(value: Any) -> list[str] | None:
+def exotic(value: Any) -> list[Any] | None:
     """Numbers and dates of the standard library, recognised without importing their modules."""
     name = f"{type(value).__module__}.{type(value).__name__}"
-    return [name, str(value)] if name in ("fractions.Fraction", "decimal.Decimal") else None
+    if name == SPAN:
+        return [name, value.days, value.seconds, value.microseconds]
+    return [name, str(value)] if name in (*NUMBERS, *DATES) else None
 
 
+NUMBERS, SPAN = ("fractions.Fraction", "decimal.Decimal"), "datetime.timedelta"
+DATES = ("datetime.date", "datetime.time", "datetime.datetime")
 BUILTIN_TYPES = {kind: name for name, kind in vars(builtins).items() if isinstance(kind, type)}
 # tag, type, what to send; subclasses before their bases, and a subclass that is not named arrives as its base
 CONTAINERS: tuple[tuple[str, type, Callable[[Any], Iterable[Any]]], ...] = (
@@ -117,9 +122,10 @@ def decode(node: Any, remote: Callable[[int | str], Any]) -> Any:
         return getattr(builtins, tag).fromhex(parts[0])
     if tag in ("range", "complex"):
         return getattr(builtins, tag)(*parts)
-    if tag in ("fractions.Fraction", "decimal.Decimal"):
+    if tag in (*NUMBERS, *DATES, SPAN):
         module, name = tag.split(".")
-        return getattr(__import__(module), name)(str(parts[0]))
+        kind = getattr(__import__(module), name)
+        return kind(*parts) if tag == SPAN else (kind.fromisoformat if tag in DATES else kind)(str(parts[0]))
     if tag == "type" and parts[0] in BUILTIN_TYPES.values():
         return getattr(builtins, parts[0])
     if tag == "ref":
