@@ -101,6 +101,19 @@ def test_the_page_shows_what_the_run_has(study):
     assert "no gates" in report.run_page(folder_of(study, "lora"))
 
 
+def test_whether_a_gate_collapsed_goes_by_what_it_said_of_itself(tmp_path):
+    """An option that is left out has no trace in the configuration; without one all experts might be used by all."""
+    method = {"num_experts": 8, "top_k": None, "gate": {"kind": "entropy"}}
+    write_json(tmp_path / "config.yaml", {"method": method})
+    loads = {"a": {"model.layers.0.gate": [9, 0, 0, 0, 0, 0, 0, 0]}}
+    for file, says in (
+        ({"least_experts": {"model.layers.0.gate": 1}, "loads": loads}, "COLLAPSED"),
+        (loads, "No gate leaves a choice"),  # of an earlier version
+    ):
+        write_json(tmp_path / "routing.json", file)
+        assert says in report.run_page(tmp_path)
+
+
 @pytest.mark.full
 def test_a_report_is_the_same_twice(study, tmp_path):
     folder = folder_of(study, "mole")

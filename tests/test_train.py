@@ -79,6 +79,10 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
     assert record["parameters"]["activated"] <= record["parameters"]["trainable"]
     assert (record["packed"], record["chunked_head"], record["torch_compile"]) == (True, True, False)
     assert set(record["computed"]) == {"fused"}
+    routing, gated = json.loads((folder / "routing.json").read_text()), folder.name == "smora"
+    assert set(routing["least_experts"].values()) == ({8} if gated else set())
+    assert set(routing["loads"]) == ({"arc_easy", "arc_challenge"} if gated else set())
+    assert all(set(of) == set(routing["least_experts"]) for of in routing["loads"].values())
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
     for place in (folder, folder / "before"):
         results = json.loads((place / "results.json").read_text())
