@@ -179,6 +179,9 @@ OUT_OF_RANGE = {
     "train.weight_decay=-0.1": "train.weight_decay must be",
     "train.micro_batch_size=9": "train.micro_batch_size=9 is more than train.per_device_train_batch_size=8",
     "slurm.signal_delay_s=600": "queued again without end. Lower it to 540",
+    "slurm.mem_gb=0": "slurm.mem_gb must be at least 0.001, got 0",
+    "slurm.mem_gb=nan": "slurm.mem_gb must be at least 0.001, got nan",
+    "train.max_tokens=511": "train.max_tokens must be at least 512, got 511",
 }
 
 
