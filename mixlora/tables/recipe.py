@@ -165,6 +165,11 @@ def find(name: str) -> Path:
     raise ConfigError(f"There is no recipe '{name}'. {suggest(name, names())}")
 
 
+def name_of(folder: Path) -> str:
+    """What `find` finds the folder by."""
+    return folder.name if folder.parent in folders() else str(folder)
+
+
 def load(name: str) -> Recipe:
     """Read and check a recipe.
 
