@@ -545,6 +545,18 @@ def test_the_rate_is_chosen_on_validation_with_the_first_seed(tmp_path):
     assert all(study.is_open(g) for g in study.groups if g != group)
 
 
+@pytest.mark.parametrize(("load_best", "chosen"), [("false", 1e-3), ("true", 1e-4)])
+def test_the_rate_is_chosen_by_the_score_of_the_adapter_that_is_kept(tmp_path, load_best, chosen):
+    study = study_in(tmp_path, overrides=["train.eval_steps=1", f"train.load_best={load_best}"])
+    study.recipe.learning_rates = [1e-4, 1e-3]
+    group = Group("tiny", "arc", "lora")
+    for rate, validation in ((1e-4, (0.9, 0.1)), (1e-3, (0.2, 0.5))):
+        folder = write_run(study, Point(group, 0, rate), SCORES)
+        lines = [{"step": step, "validation_mean": mean} for step, mean in enumerate(validation, start=1)]
+        write_lines(folder / "metrics.jsonl", lines)
+    assert study.rate(group) == chosen
+
+
 def tried(study: Study, method: str, rate: float, validation: float | None, **changes: Any) -> None:
     """A run that chooses the rate: with a validation score, or failed."""
     point = Point(Group("tiny", "arc", method), 0, rate)
