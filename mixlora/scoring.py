@@ -16,7 +16,7 @@ from mixlora import ranks
 from mixlora.config import load as configs
 from mixlora.config.schema import Backend
 from mixlora.console import say
-from mixlora.evaluation.routing import expert_loads
+from mixlora.evaluation.routing import expert_loads, least_experts
 from mixlora.evaluation.run import Evaluator, digest, marked, result, scorer
 from mixlora.failpoints import reach
 from mixlora.gates import gates_of
@@ -156,7 +156,8 @@ class Scoring:
         }
 
     def routing(self) -> dict[str, Any]:
-        """Where the tokens of some scored examples went, those that are no longer than a training row can be."""
+        """Where the tokens of some scored examples went, those that are no longer than a training row can be, and how
+        many experts of each gate they use at the least."""
         most, fits = self.config.train.max_length, self.parts.formatter.fits
         found = {}
         for name, data in self.parts.evaluated.items() if gates_of(self.loaded.model) else ():
@@ -165,7 +166,8 @@ class Scoring:
                 found[name] = rows
         with evaluating(self.loaded.model):
             pad_id, pads = int(self.loaded.tokenizer.pad_token_id), self.evaluator.score_options.pads
-            return expert_loads(self.loaded.model, found, self.config.eval, pad_id, pads=pads)
+            loads = expert_loads(self.loaded.model, found, self.config.eval, pad_id, pads=pads)
+        return {"least_experts": least_experts(self.loaded.model, self.config.method), "loads": loads}
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,19 @@ def test_an_a_that_all_share_is_active_whole():
     model = llama(1)
     attach(model, gated(factors=Factors.shared_a, target_modules=["q_proj"], top_k=1))
     assert count(model)["trainable"] == 2 * 16 + 4 * 2 * 16 + 4 * 16
+    assert count(model)["activated"] == 2 * 16 + 1 * 2 * 16 + 4 * 16
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("factors", list(Factors))
+def test_a_block_activates_k_experts_of_its_three_linears_and_its_one_router(k, factors):
+    model = llama(1)
+    values = {"scope": Scope.feed_forward, "target_modules": "feed-forward", "factors": factors, "top_k": k}
+    attach(model, gated(**values))
+    of_A, of_B = 2 * (16 + 16 + 24), 2 * (24 + 24 + 16)  # gate, up, down
+    shared = factors is Factors.shared_a
+    assert count(model)["trainable"] == (1 if shared else 4) * of_A + 4 * of_B + 4 * 16
+    assert count(model)["activated"] == (1 if shared else k) * of_A + k * of_B + 4 * 16
 
 
 # ---- patterns over the layers

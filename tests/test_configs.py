@@ -16,7 +16,7 @@ from mixlora.checks import ATTENTIONS, check, check_dtypes, check_training
 from mixlora.config import load
 from mixlora.config.explain import leaves
 from mixlora.config.overrides import normalise
-from mixlora.config.schema import Config, Model
+from mixlora.config.schema import Config, Launch, Model
 from mixlora.errors import ConfigError, DataError
 from mixlora.models import base
 
@@ -118,6 +118,32 @@ def test_what_does_not_change_a_result_does_not_change_the_folder(tmp_path):
         assert load.run_folder(composed("method=lora", "tasks=arc", change)).name != load.run_folder(one).name
 
 
+HARMLESS = {
+    "output_root": "x", "run_dir": "x", "resume": "x", "dry_run": True, "rank_timeout": 9, "tracker": "wandb",
+    "report": False, "train.save_steps": 7, "train.save_total_limit": 7, "train.logging_steps": 7,
+    "train.torch_compile": True, "train.micro_batch_size": 2, "model.gradient_checkpointing": True,
+    "method.compute": "lean", "eval.batch_size": 4, "eval.batch_tokens": 99,
+}  # fmt: skip
+OF_A_SWEEP = {"launcher": "slurm", "jobs": 3, "processes": 2, "accelerate": "ddp", "slurm.time_min": 99}
+
+
+@pytest.mark.parametrize("key", [*HARMLESS, *OF_A_SWEEP])
+def test_each_key_that_the_page_calls_harmless_changes_no_name(key):
+    values = OmegaConf.create(load.plain(composed("method=mole", "tasks=arc")))
+    before = load.config_of(values)
+    OmegaConf.update(values, key, (HARMLESS | OF_A_SWEEP)[key], force_add=False)
+    after = load.config_of(values)
+    assert after != before
+    assert load.digest(after) == load.digest(before)
+
+
+def test_the_page_names_each_harmless_key():
+    page = (CONFIGS.parent / "docs" / "runs.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^What is not part of the name(.*?)\n\n", page, flags=re.DOTALL | re.MULTILINE)
+    assert {name.partition("=")[0] for name in re.findall(r"`([^`]+)`", listed)} == HARMLESS.keys()
+    assert {key.partition(".")[0] for key in OF_A_SWEEP} == Launch.__dataclass_fields__.keys()
+
+
 def test_no_enum_is_lost_between_a_run_folder_and_the_next_reader(tmp_path):
     config = composed("method=smora", "tasks=commonsense", "data.style=letters")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(load.plain(config)), encoding="utf-8")
@@ -179,6 +205,9 @@ OUT_OF_RANGE = {
     "train.weight_decay=-0.1": "train.weight_decay must be",
     "train.micro_batch_size=9": "train.micro_batch_size=9 is more than train.per_device_train_batch_size=8",
     "slurm.signal_delay_s=600": "queued again without end. Lower it to 540",
+    "slurm.mem_gb=0": "slurm.mem_gb must be at least 0.001, got 0",
+    "slurm.mem_gb=nan": "slurm.mem_gb must be at least 0.001, got nan",
+    "train.max_tokens=511": "train.max_tokens must be at least 512, got 511",
 }
 
 
@@ -234,9 +263,9 @@ def test_a_sweep_does_not_mix_names_of_models_with_paths():
 
 
 def test_a_key_that_came_later_does_not_rename_the_runs_of_before():
-    mixture = load.decisive(composed("method=lora", "tasks=humaneval"))["tasks"]["mixture"]
-    assert "fixtures" in mixture["mbpp"]
-    assert "fixtures" not in mixture["humaneval"]
+    for tasks, key, has in (("humaneval", "fixtures", {"mbpp"}), ("commonsense", "group", {"winogrande"})):
+        mixture = load.decisive(composed("method=lora", f"tasks={tasks}"))["tasks"]["mixture"]
+        assert {name for name, task in mixture.items() if key in task} == has < mixture.keys()
 
 
 def test_a_text_of_a_configuration_is_a_text(tmp_path):

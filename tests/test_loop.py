@@ -21,6 +21,7 @@ from mixlora.training import checkpoint, loop
 from mixlora.training.loop import Trainer
 from mixlora.training.recompute import enable_gradient_checkpointing
 from mixlora.training.schedule import factor
+from mixlora.training.tally import Tally
 
 GATED = Method(
     name="a", r=2, num_experts=4, top_k=2, gate={"kind": "balanced", "bias_rate": 0.01}, adapter_dtype=Dtype.float64
@@ -160,6 +161,22 @@ def test_rows_of_a_forward_may_be_fewer_than_those_of_a_device(tmp_path):
         assert again.totals.micro_batch_size == size
 
 
+def test_packs_keep_within_their_tokens_and_change_no_gradient(tmp_path):
+    """As few of them as do; where micro-batches are smaller, within as much less."""
+    tokens, want = sum(map(len, rows(0, 8))), gradients(trainer(tmp_path))
+    for most in (30, 15, tokens):
+        made = trainer(tmp_path, max_tokens=most)
+        lengths = [sum(batch.lengths) for batch in made.batches(1)]
+        assert max(lengths) <= most
+        assert sum(lengths) == tokens
+        assert len(lengths) <= tokens // most + 1
+        torch.testing.assert_close(gradients(made), want, rtol=1e-6, atol=1e-12)
+    halves = trainer(tmp_path, max_tokens=30, micro_batch_size=2)
+    assert [batch.ids for batch in halves.batches(1)] == [
+        batch.ids for batch in trainer(tmp_path, max_tokens=15).batches(1)
+    ]
+
+
 def test_where_memory_runs_out_on_several_ranks_the_message_names_what_the_run_goes_on_with(tmp_path, monkeypatch):
     made = trainer(tmp_path, method=BLOCKS)
     monkeypatch.setattr(made, "accelerator", SimpleNamespace(num_processes=2))
@@ -178,12 +195,45 @@ def test_gates_move_once_a_step_by_all_micro_batches(tmp_path):
     assert all(math.isclose(float(t.abs().max()), 0.01, rel_tol=1e-5) for t in biases.values())
 
 
-def test_an_aux_loss_reaches_the_router_and_is_logged_without_its_coefficient(tmp_path):
-    plain, with_aux = gradients(trainer(tmp_path)), trainer(tmp_path, aux={"load_balance": {"coef": 0.5}})
-    _, _, values = with_aux.gradients(1)
-    assert values["load_balance"] > 0.9  # 1 is balanced
-    got = torch.cat([p.grad.flatten() for p in with_aux.parameters])
-    assert not torch.allclose(got, plain, rtol=1e-3)
+def test_an_aux_loss_is_the_mean_over_micro_batches_and_adds_its_coefficient_times_its_gradient(tmp_path):
+    """It is logged without its coefficient."""
+    aux = {"load_balance": {"coef": 0.5}, "router_z": {"coef": 0.02}}
+    plain, made = gradients(trainer(tmp_path, packing=False)), trainer(tmp_path, packing=False, aux=aux)
+    _, _, values = made.gradients(1)
+    got, batches = torch.cat([p.grad.flatten() for p in made.parameters]), made.batches(1)
+    assert len(batches) == 2
+    means = dict.fromkeys(aux, 0.0)
+    for batch in batches:
+        given = {"attention_mask": batch.attention_mask_BS, "position_ids": batch.position_ids_BS}
+        made.model(input_ids=batch.input_ids_BS, **given)
+        routings = gates.popped(made.gates)
+        means = {name: mean + made.aux[name](routings, batch.mask_BS) / 2 for name, mean in means.items()}
+    for name, mean in means.items():
+        assert float(values[name]) == pytest.approx(mean.item(), rel=1e-6)
+    whole = sum(options["coef"] * means[name] for name, options in aux.items())
+    want = torch.autograd.grad(whole, made.parameters, materialize_grads=True)
+    want = torch.cat([g.flatten() for g in want])
+    torch.testing.assert_close(got - plain, want, rtol=0, atol=1e-5)  # LLaMA's norm computes in float32
+    assert want.abs().max() > 0.1
+
+
+def test_dropout_is_another_in_each_step_micro_batch_and_process_and_the_same_again(tmp_path, monkeypatch):
+    method = dataclasses.replace(LORA, lora_dropout=0.5, adapter_dtype=Dtype.float64)
+    made = trainer(tmp_path, method=method)
+    batch, count = made.batches(1)[0], torch.tensor(1.0)
+
+    def gradient(step: int, i: int, process: int = 0, seed: int = 0) -> tuple[float, ...]:
+        made.seed = seed
+        with monkeypatch.context() as patched:
+            patched.setattr(Accelerator, "process_index", process)
+            made.micro_batch(step, i, [batch] * 2, count)
+        found = torch.cat([p.grad.flatten() for p in made.parameters])
+        made.optimizer.zero_grad()
+        return tuple(found.tolist())
+
+    places = [(1, 0), (2, 0), (1, 1), (1, 0, 1), (1, 0, 0, 1)]
+    assert len({gradient(*place) for place in places}) == len(places)
+    assert gradient(*places[0]) == gradient(*places[0])
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -225,6 +275,15 @@ def test_time_and_memory_are_of_all_processes_that_trained_a_part(tmp_path):
     again.measure()
     assert again.totals.run_seconds < 600
     assert again.totals.peak_memory_bytes == 5
+
+
+def test_loads_are_summed_up_by_how_far_they_are_from_even():
+    """Of three gates: 1 and 3, all to one of four, and even."""
+    tally = Tally(["a"])
+    assert tally.balance() == {}
+    tally.loads = {"x": torch.tensor([1.0, 3]), "y": torch.tensor([0.0, 0, 4, 0]), "z": torch.tensor([5.0, 5])}
+    want = {"cv_mean": (1 / 2 + 3**0.5 + 0) / 3, "cv_max": 3**0.5, "idle": (0 + 3 / 4 + 0) / 3}
+    assert tally.balance() == pytest.approx(want)
 
 
 # ---- numbers that are not finite

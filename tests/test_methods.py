@@ -1,6 +1,7 @@
 """Laws that hold for every file in configs/method, on a tiny model of random weights (float64 where it says EXACT)."""
 
 import copy
+import dataclasses
 import json
 import math
 import pickle
@@ -21,6 +22,7 @@ from mixlora.adapters import files
 from mixlora.adapters.attach import adapted, attach, paths
 from mixlora.adapters.modules import GatedFeedForward, GatedLinear
 from mixlora.config.schema import Config, Method, Mixture, Model, Options, Scope, Splits, Task
+from mixlora.evaluation.routing import least_experts
 from mixlora.experiment import Experiment
 from mixlora.models import base
 from mixlora.models.likelihood import model_inputs, predicting
@@ -195,6 +197,19 @@ def test_generation_with_and_without_a_cache(name):
 
 
 # ---- what the equation says
+
+
+@pytest.mark.parametrize("name", [*METHODS, "a gate whose options are left out"])
+def test_a_router_that_is_sure_uses_the_least_experts(name):
+    config = composed(name if name in METHODS else "dynmole", *SMALL)
+    if name not in METHODS:
+        config = dataclasses.replace(config, method=dataclasses.replace(config.method, gate={"kind": "entropy"}))
+    model, _ = busy(config)
+    for gate in gates.gates_of(model).values():
+        gate.router.weight.data.mul_(1e4)
+    model(tokens(2, 9))
+    used = {name: int(routing.chosen_TE.sum(-1).min()) for name, routing in gates.pop_routings(model).items()}
+    assert least_experts(model, config.method) == used
 
 
 @every_method

@@ -81,10 +81,6 @@ def test_an_exception_wins_over_the_method_and_the_method_over_the_protocol(tmp_
         ({"seeds": [0, 0]}, "names a value twice"),
         ({"seeds": []}, "seeds is empty"),
         ({"learning_rates": [1e-3, 2e-3]}, "needs train.eval_steps in protocol"),
-        (
-            {"learning_rates": [1e-3, 2e-3], "protocol": ["train.eval_steps=5", "eval.split=validation"]},
-            "would be chosen on the rows that are shown",
-        ),
         ({"methods": {"lora": None, "mole": {"label": "lora"}}}, "two of methods have the label 'lora'"),
         ({"protocol": ["seed=3"]}, "decided by the grid"),
         ({"protocol": ["train.max_steps"]}, "Write key=value"),
@@ -123,6 +119,44 @@ def test_a_point_that_does_not_compose_names_recipe_and_point(tmp_path):
     study = Study(recipes.load(name), recipes.find(name), str(tmp_path))
     with pytest.raises(ConfigError, match=r"recipe small, tiny · arc · lroa: There is no method 'lroa'"):
         _ = study.group_configs
+
+
+def study_of(tmp_path: Path, overrides: tuple[str, ...] = (), **changes: object) -> Study:
+    name = written(tmp_path, **changes)
+    return Study(recipes.load(name), recipes.find(name), str(tmp_path), overrides)
+
+
+VALIDATION = "eval.split=validation"
+PLACES = {
+    "protocol": {"protocol": ["train.eval_steps=5", VALIDATION]},
+    "model": {"models": {"tiny": {"overrides": ["model=tiny", VALIDATION]}}},
+    "mixture": {"mixtures": {"arc": {"overrides": ["tasks=arc", VALIDATION]}}},
+    "method": {"methods": {"lora": None, "wide": {"overrides": ["method=lora", VALIDATION]}}},
+    "exception": {"exceptions": [{"where": {"method": "wide"}, "overrides": [VALIDATION]}]},
+    "command line": {},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_rate_is_not_chosen_on_the_rows_that_are_shown_wherever_the_split_is_set(tmp_path, place):
+    overrides = (VALIDATION,) if place == "command line" else ()
+    rates = {"learning_rates": [1e-3, 2e-3], "protocol": ["train.eval_steps=5"]}
+    study = study_of(tmp_path, overrides, **rates | PLACES[place])
+    with pytest.raises(ConfigError, match=r"recipe small, tiny · arc · .* would be chosen on the rows that are shown"):
+        _ = study.group_configs
+    assert study_of(tmp_path, overrides, **PLACES[place] | {"learning_rates": [1e-3]}).group_configs
+
+
+def test_a_column_that_no_mixture_scores_is_refused(tmp_path):
+    """It would stay empty after all runs; so would that of a task which is only trained on."""
+    columns = {"columns": {"arc_easy": "ARC-e", "arc_chalenge": "ARC-c"}}
+    with pytest.raises(
+        ConfigError, match=r"small: table.columns has 'arc_chalenge', .* Did you mean 'arc_challenge'\?"
+    ):
+        _ = study_of(tmp_path, table=columns).group_configs
+    trained_only = {"arc": {"overrides": ["tasks=arc", "tasks.mixture.arc_challenge.train_only=true"]}}
+    with pytest.raises(ConfigError, match="'arc_challenge', which no mixture scores"):
+        _ = study_of(tmp_path, mixtures=trained_only).group_configs
 
 
 def test_an_unknown_recipe_is_named():

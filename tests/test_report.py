@@ -1,14 +1,18 @@
 """A report holds everything in one file, says what the records say, and is the same twice."""
 
+import contextlib
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from invented_runs import right, write_run
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.legend import Legend
 from PIL import Image
 
@@ -99,6 +103,19 @@ def test_the_page_shows_what_the_run_has(study):
     assert "COLLAPSED: 4 of 4 gates" in page
     assert page.count("<svg") == page.count("<figure")
     assert "no gates" in report.run_page(folder_of(study, "lora"))
+
+
+def test_whether_a_gate_collapsed_goes_by_what_it_said_of_itself(tmp_path):
+    """An option that is left out has no trace in the configuration; without one all experts might be used by all."""
+    method = {"num_experts": 8, "top_k": None, "gate": {"kind": "entropy"}}
+    write_json(tmp_path / "config.yaml", {"method": method})
+    loads = {"a": {"model.layers.0.gate": [9, 0, 0, 0, 0, 0, 0, 0]}}
+    for file, says in (
+        ({"least_experts": {"model.layers.0.gate": 1}, "loads": loads}, "COLLAPSED"),
+        (loads, "No gate leaves a choice"),  # of an earlier version
+    ):
+        write_json(tmp_path / "routing.json", file)
+        assert says in report.run_page(tmp_path)
 
 
 @pytest.mark.full
@@ -241,13 +258,63 @@ def test_of_a_sampled_program_the_first_is_shown_with_its_own_verdict_and_how_ma
     ]
 
 
-def legend_of(draw) -> list[str]:
+@contextlib.contextmanager
+def drawn(draw) -> Iterator[Axes]:
     with plots.plt.rc_context(plots.STYLE):
         made = draw()
     made.canvas.draw()
-    texts = [text.get_text() for legend in made.legends + made.axes[0].findobj(Legend) for text in legend.texts]
+    yield made.axes[0]
     plots.plt.close(made)
-    return texts
+
+
+def spans(axes: Axes) -> list[list[tuple[float, float]]]:
+    """Both ends of every error bar."""
+    bars = (bar for bar in axes.collections if isinstance(bar, LineCollection))
+    return [[(round(x, 9), round(y, 9)) for x, y in ends] for bar in bars for ends in bar.get_segments()]
+
+
+def dots(axes: Axes) -> list[tuple[float, float]]:
+    found = [dot.get_offsets().tolist() for dot in axes.collections if isinstance(dot, PathCollection)]
+    return [(round(x, 9), y) for places in found for x, y in places]
+
+
+def test_scores_are_bars_of_their_width_with_their_intervals_and_the_constant_guess():
+    """The first task on top; one without a score has no bar."""
+    after = {"a": {"value": 0.5, "interval": [0.4, 0.7], "majority": 0.25}, "b": {"value": 0.9}, "c": {"value": None}}
+    with drawn(lambda: plots.scores(after, {"a": {"value": 0.2, "interval": [0.1, 0.35]}})) as axes:
+        bars = [(round(bar.get_width(), 9), round(bar.get_y() + bar.get_height() / 2, 9)) for bar in axes.patches]
+        assert bars == [(20, 1.2), (50, 0.8), (90, -0.2)]
+        assert spans(axes) == [[(10, 1.2), (35, 1.2)], [(40, 0.8), (70, 0.8)], [(90, -0.2), (90, -0.2)]]
+        assert dots(axes) == [(25, 1)]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_rows_are_dots_at_their_means_with_lines_as_long_as_their_deviations():
+    with drawn(lambda: plots.bars(["a", "b"], [0.5, 0.25], [0.1, None], "Avg")) as axes:
+        assert dots(axes) == [(50, 1), (25, 0)]
+        assert spans(axes) == [[(40, 1), (60, 1)], [(25, 0), (25, 0)]]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_loads_are_drawn_as_shares_of_an_even_share():
+    """Of a layer the mean over gates and tasks, however long these are; of the gate that tells most each task."""
+    names = ("model.layers.0.q.gate", "model.layers.0.k.gate", "model.layers.7.q.gate")
+    loads = {
+        "a": dict(zip(names, ([100, 0], [3, 3], [4, 0, 0, 0]), strict=True)),
+        "b": dict(zip(names, ([1, 1], [7, 7], [0, 0, 0, 40]), strict=True)),
+    }
+    with drawn(lambda: plots.layer_load(loads)) as axes:
+        nothing = np.nan  # the gates of layer 0 have two experts
+        want = [[1.25, 0.75, nothing, nothing], [2, 0, 0, 2]]
+        np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), want)
+    with drawn(lambda: plots.task_load(loads)) as axes:
+        np.testing.assert_allclose(axes.images[0].get_array(), [[4, 0, 0, 0], [0, 0, 0, 4]])
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def legend_of(draw) -> list[str]:
+    with drawn(draw) as axes:
+        return [text.get_text() for legend in axes.figure.legends + axes.findobj(Legend) for text in legend.texts]
 
 
 def test_every_task_and_method_has_its_place_in_the_legend_as_it_is_spelled():
@@ -267,10 +334,7 @@ def test_lines_differ_in_dashes_where_their_colours_may_look_alike():
 
 
 def test_layers_without_a_gate_do_not_rename_the_others():
-    with plots.plt.rc_context(plots.STYLE):
-        drawn = plots.layer_load({"t": {f"model.layers.{i}.gate": [1, 3] for i in (24, 25)}})
-    drawn.canvas.draw()
-    labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
-    plots.plt.close(drawn)
+    with drawn(lambda: plots.layer_load({"t": {f"model.layers.{i}.gate": [1, 3] for i in (24, 25)}})) as axes:
+        labels = [label.get_text() for label in axes.get_yticklabels()]
     assert {"24", "25"} <= {*labels}
     assert "0" not in labels

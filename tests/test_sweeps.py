@@ -164,6 +164,28 @@ def test_the_table_of_a_sweep_holds_points_without_a_score_beside_those_of_diffe
     assert list(frame.point) == ["a", "b", "failed"]
 
 
+def test_what_a_sweeper_is_told_is_in_the_order_of_its_points(tmp_path):
+    """The summary has the best first. A mean of two tasks has an error of its own; a task that nobody trained on, none
+    of it."""
+    some = [points.Point(name, (), tmp_path / name) for name in ("low", "failed", "high")]
+    for one, values in ((some[0], (0.25, 0.5)), (some[2], (0.5, 0.75))):
+        results = {
+            task: {"metric": "acc", "value": value, "stderr": error, "n": 10}
+            for task, value, error in zip(("sums", "others"), values, (0.3, 0.4), strict=True)
+        }
+        results["extra"] = results["sums"] | {"value": 1.0, "trained": False}
+        write_json(one.folder / "run.json", {"status": "finished"})
+        write_json(one.folder / "results.json", results)
+    told = launch.returns(some, [["seed=0"], ["seed=1"], ["seed=2"]])
+    assert [(one.overrides, one.return_value) for one in told] == [
+        (["seed=0"], 0.375), (["seed=1"], None), (["seed=2"], 0.625),
+    ]  # fmt: skip
+    frame = show.summary(some, dict.fromkeys(some, "done"), ["test"] * 3)
+    assert list(frame.point) == ["high", "low", "failed"]
+    assert frame.stderr[0] == pytest.approx((0.3**2 + 0.4**2) ** 0.5 / 2)
+    assert (frame.n[0], frame.tasks[0]) == (20, "others sums")
+
+
 @pytest.mark.full
 def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(sweep, tmp_path):
     """The failing point reads a file that has no rows yet."""
@@ -221,6 +243,18 @@ def test_each_point_has_devices_of_its_own(monkeypatch, tmp_path):
     assert running.run(some, place, show.Board(some)) == {}
     seen = [running.log_path(point.folder).read_text().split()[1] for point in some]
     assert sorted(seen) == ["0,1", "0,1", "2,3", "2,3"]
+
+
+def test_points_that_run_beside_each_other_share_the_cores_with_all_their_processes(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(local, "visible_devices", list)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
+    code = "import os; print('threads', os.environ['OMP_NUM_THREADS'])"
+    monkeypatch.setattr(local, "command", pretended(code))
+    for number, (asked, each) in enumerate({(2, 3): "2", (3, 1): "4", (1, 2): "6"}.items()):
+        one, place = point(tmp_path, number), local.Local(Launch(jobs=asked[0], processes=asked[1]))
+        assert running.run([one], place, show.Board([one])) == {}
+        assert running.log_path(one.folder).read_text().split() == ["threads", each]
 
 
 def pretended(code: str):

@@ -9,6 +9,7 @@ import html
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from invented_runs import PROTOCOL, right, write_run
 from markdown_it import MarkdownIt
 
 from mixlora.config import doors
+from mixlora.config.overrides import config_dir, normalise
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.records import log_path, read_json, read_lines, read_text, write_json, write_lines
@@ -405,6 +408,40 @@ def test_tasks_whose_data_lack_rows_are_marked_and_runs_of_changed_code_otherwis
     assert r"$^{\ddagger}$" in render.latex(made)
 
 
+def test_rows_that_no_number_of_the_table_is_made_of_may_lack(tmp_path):
+    """Of runs that are left out, of cells that are, and of a task that is neither a column nor trained on."""
+    study = study_in(tmp_path)
+    trained, lacking = {"arc_easy": 9, "gsm8k": 9}, ["arc_challenge", "arc_easy", "boolq", "gsm8k"]
+    for point in points("lora"):
+        write_run(study, point, SCORES)
+    write_run(study, points("mole")[0], SCORES, rows=trained, incomplete=lacking, git_dirty=True)
+    write_run(study, points("mole")[1], SCORES, rows=trained, incomplete=lacking, task_prompts="other")
+    assert table.build(study).incomplete == set()
+    folder = write_run(study, points("mole")[0], SCORES, rows=trained, incomplete=lacking)
+    results = read_json(folder / "results.json")
+    results["arc_challenge"]["data"] = {"test": "of another file"}
+    write_json(folder / "results.json", results)
+    study.forget()
+    assert table.build(study).incomplete == {"arc_easy", "gsm8k"}
+
+
+@pytest.mark.parametrize("name", ["tiny", str(RECIPE)])
+def test_the_command_for_what_is_not_there_makes_the_same_study(tmp_path, capsys, name):
+    overrides = ['data.source="a b"', "train.max_steps=2", r'tasks.mixture.arc_easy.question="a \"b\", c\\"']
+    study = show.study_of(name, str(tmp_path / "my runs, 1"), overrides)
+    made = show.show(study, doors.Format.md, None)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Run what is not there yet: "))
+    python, m, module, *argv = shlex.split(line.partition(": ")[2])
+    assert (python, m, module) == ("python", "-m", "mixlora.reproduce")
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        options = typed(doors.Reproduce, compose("reproduce", overrides=normalise(argv)))
+    again = show.study_of(options.recipe, options.output_root, options.overrides)
+    assert (again.folder, again.root, again.overrides) == (study.folder, study.root, overrides)
+    assert again.recipe == study.recipe
+    assert str(tmp_path) not in render.markdown(made)
+    assert f"recipe={name}" in argv
+
+
 def test_letters_quotes_and_greek_are_text_in_latex():
     assert render.latex_text("Łódź, Žižek, naïve, Größe") == "Łódź, Žižek, naïve, Größe"
     assert render.latex_text("“a” ‘b’ … 5 µm € Ωβμ") == (
@@ -506,6 +543,18 @@ def test_the_rate_is_chosen_on_validation_with_the_first_seed(tmp_path):
     assert study.rate(group) == 1e-4
     assert [p.rate for p in study.points() if p.group == group] == [1e-4, 1e-3, 1e-4, 1e-4]
     assert all(study.is_open(g) for g in study.groups if g != group)
+
+
+@pytest.mark.parametrize(("load_best", "chosen"), [("false", 1e-3), ("true", 1e-4)])
+def test_the_rate_is_chosen_by_the_score_of_the_adapter_that_is_kept(tmp_path, load_best, chosen):
+    study = study_in(tmp_path, overrides=["train.eval_steps=1", f"train.load_best={load_best}"])
+    study.recipe.learning_rates = [1e-4, 1e-3]
+    group = Group("tiny", "arc", "lora")
+    for rate, validation in ((1e-4, (0.9, 0.1)), (1e-3, (0.2, 0.5))):
+        folder = write_run(study, Point(group, 0, rate), SCORES)
+        lines = [{"step": step, "validation_mean": mean} for step, mean in enumerate(validation, start=1)]
+        write_lines(folder / "metrics.jsonl", lines)
+    assert study.rate(group) == chosen
 
 
 def tried(study: Study, method: str, rate: float, validation: float | None, **changes: Any) -> None:

@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mixlora
 from mixlora import evaluate, export, generate, loading, train
 from mixlora.config import load
+from mixlora.evaluation import generation
 from mixlora.models import base
 from mixlora.records import read_lines
+from mixlora.tasks.example import Example
 from mixlora.training.loop import Trainer
 
 SMALL = ("model=tiny", "data.source=sample", "train.max_steps=3", "eval.limit=6", "train.max_length=256")
@@ -38,8 +40,8 @@ def run(door, *argv: str) -> str:
     return out.getvalue()
 
 
-def trained(folder: Path, method: str) -> Path:
-    run(train, f"+method={method}", "+tasks=arc", *SMALL, f"run_dir={folder}")
+def trained(folder: Path, method: str, *more: str) -> Path:
+    run(train, f"+method={method}", "+tasks=arc", *SMALL, *more, f"run_dir={folder}")
     return folder
 
 
@@ -79,6 +81,10 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
     assert record["parameters"]["activated"] <= record["parameters"]["trainable"]
     assert (record["packed"], record["chunked_head"], record["torch_compile"]) == (True, True, False)
     assert set(record["computed"]) == {"fused"}
+    routing, gated = json.loads((folder / "routing.json").read_text()), folder.name == "smora"
+    assert set(routing["least_experts"].values()) == ({8} if gated else set())
+    assert set(routing["loads"]) == ({"arc_easy", "arc_challenge"} if gated else set())
+    assert all(set(of) == set(routing["least_experts"]) for of in routing["loads"].values())
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
     for place in (folder, folder / "before"):
         results = json.loads((place / "results.json").read_text())
@@ -171,10 +177,28 @@ def test_training_changed_the_model_that_load_gives_back(folder):
     assert not torch.equal(logits(mixlora.load(folder)), logits(untouched))
 
 
-def test_a_run_answers(folder, monkeypatch):
-    assert run(generate, f"run={folder}", "prompt=Why?", "max_new_tokens=4").endswith("\n")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("One?\nTwo?\n"))
-    assert run(generate, f"run={folder}", "max_new_tokens=1").count("\n") >= 2
+@pytest.mark.parametrize("method", ["lora", "smora"])
+def test_a_run_answers_as_its_trained_model_does_alone(tmp_path, monkeypatch, method):
+    """At a rate at which three steps turn a model of random weights round; each line of standard input by itself."""
+    folder = trained(tmp_path, method, "train.learning_rate=0.03", "train.warmup_ratio=0", "eval.before=false")
+    config = load.config_of(load.read(folder))
+    untouched, tokenizer = base.load(config.model), loading.tokenizer(folder)
+    formatter = loading.formatter(folder, tokenizer)
+
+    def answer(model, question: str) -> str:
+        prompt = formatter.prompt(Example(id="0", task="prompt", question=question, answer=""), max_length=200).ids
+        (text,) = generation.generate(
+            model, tokenizer, [prompt], max_new_tokens=6, batch_size=1, ends=formatter.end_ids
+        )
+        return text.strip()
+
+    said = run(generate, f"run={folder}", "prompt=Why is it so?", "max_new_tokens=6")
+    assert said == answer(mixlora.load(folder), "Why is it so?") + "\n"
+    assert said != answer(untouched.model, "Why is it so?") + "\n"
+    lines = ["Why is it so?", "How?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    said = run(generate, f"run={folder}", "max_new_tokens=6")
+    assert said == "".join(answer(mixlora.load(folder), line) + "\n" for line in lines)
 
 
 def test_a_run_is_scored_again_to_the_same_results(folder):

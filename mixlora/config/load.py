@@ -128,7 +128,7 @@ def check_launch(launch: Launch) -> None:
         ("jobs", launch.jobs, 1), ("processes", launch.processes, 1), ("slurm.nodes", slurm.nodes, 1),
         ("slurm.time_min", slurm.time_min, 1), ("slurm.gpus_per_node", slurm.gpus_per_node, 0),
         ("slurm.cpus_per_task", slurm.cpus_per_task, 1), ("slurm.signal_delay_s", slurm.signal_delay_s, 1),
-        ("slurm.max_requeues", slurm.max_requeues, 0),
+        ("slurm.max_requeues", slurm.max_requeues, 0), ("slurm.mem_gb", slurm.mem_gb, 0.001),
     ):  # fmt: skip
         at_least(key, value, least)
     if slurm.signal_delay_s >= 60 * slurm.time_min:

@@ -151,11 +151,13 @@ def of_one(argument: str, override: Override) -> str:
 def spelled(key: str, value: str) -> str:
     """`key=value`, in quotes where Hydra would read it as something else."""
     read = parsed(f"{key}={value}")
-    if read is not None and read.value() == value:
-        return f"{key}={value}"
-    # Hydra takes backslashes for what they are, but for those before a quote or at the end.
+    return f"{key}={value}" if read is not None and read.value() == value else f"{key}={in_quotes(value)}"
+
+
+def in_quotes(value: str) -> str:
+    """Hydra takes backslashes for what they are, but for those before a quote or at the end."""
     inside = re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + (r"\"" if found[2] else ""), value)
-    return f'{key}="{inside}"'
+    return f'"{inside}"'
 
 
 def parsed(argument: str) -> Override | None:

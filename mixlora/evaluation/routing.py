@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mixlora import gates
-from mixlora.config.schema import Eval
+from mixlora.config.schema import Eval, Method
 from mixlora.evaluation.batches import batches
 from mixlora.tasks.collate import Row, collate
 
@@ -30,3 +30,9 @@ def expert_loads(
                 totals[name] = totals[name] + found[name] if name in totals else found[name]
         loads[task] = {name: load_E.tolist() for name, load_E in totals.items()}
     return loads
+
+
+def least_experts(model: nn.Module, method: Method) -> dict[str, int]:
+    """gate -> experts that a token uses at the least. Only the gate knows: without a top_k they are one, or all."""
+    found = gates.gates_of(model).items()
+    return {name: gate.top_k or (gate.num_experts if gate.uses_every(method) else 1) for name, gate in found}

@@ -154,17 +154,18 @@ def run_notes(study: Study) -> list[str]:
         lines += [f"{run.point}, {task}: left out, {why}" for task, why in run.others.items()]
     if missing:
         total = sum(len(runs) for runs in study.final.values())
-        lines.append(
-            f"{missing} of {total} runs are not there yet: python -m mixlora.reproduce recipe={study.recipe.name}"
-        )
+        lines.append(f"{missing} of {total} runs are not there yet")
     if lacking := incomplete(study):
         lines.append(f"† the data sets of {', '.join(sorted(lacking))} lack rows of the original")
     return lines
 
 
 def incomplete(study: Study) -> set[str]:
-    """Tasks of whose data a run had not all rows."""
-    return {task for runs in study.final.values() for run in runs for task in run.record.get("incomplete", [])}
+    """Tasks of whose data a run in the table had not all rows: those that it has a cell of, or was also trained on."""
+    columns = study.recipe.table.columns
+    runs = [run for some in study.final.values() for run in some if in_table(study, run)]
+    lacking = [(run, task) for run in runs for task in run.record.get("incomplete", [])]
+    return {task for run, task in lacking if (run.scored(task) if task in columns else task in run.record["rows"])}
 
 
 def provenance_notes(study: Study) -> list[str]:

@@ -207,7 +207,7 @@ def layer_load(loads: Loads) -> Figure:
 
 def most_telling(loads: Loads) -> specialisation.Gate:
     """The gate whose choice knows most about the task."""
-    return max(specialisation.gates(loads, 1), key=lambda g: (g.information, -specialisation.layer(g.name)))
+    return max(specialisation.gates(loads, {}), key=lambda g: (g.information, -specialisation.layer(g.name)))
 
 
 def task_load(loads: Loads) -> Figure:
@@ -232,7 +232,7 @@ def heat(made: Figure, axes: Axes, values: Any, label: str, *, high: float) -> N
 def entropy_over_depth(loads: Loads) -> Figure:
     """Entropy of the load over its maximum, a point a gate and a line for the mean of a layer."""
     made, axes = figure()
-    gates = [g for g in specialisation.gates(loads, 1) if g.experts > 1]
+    gates = [g for g in specialisation.gates(loads, {}) if g.experts > 1]
     layers = specialisation.by_layer(gates)
 
     def relative(gate: specialisation.Gate) -> float:
@@ -247,7 +247,7 @@ def entropy_over_depth(loads: Loads) -> Figure:
 
 def information_over_depth(loads: Loads) -> Figure:
     made, axes = figure()
-    gates = specialisation.gates(loads, 1)
+    gates = specialisation.gates(loads, {})
     layers = specialisation.by_layer(gates)
     axes.scatter([specialisation.layer(g.name) for g in gates], [g.information for g in gates], s=9, alpha=0.5)
     axes.plot(list(layers), [float(np.mean([g.information for g in some])) for some in layers.values()], lw=1.6)

@@ -130,6 +130,9 @@ class Group:
     mixture: str
     method: str
 
+    def __str__(self) -> str:
+        return f"{self.model} · {self.mixture} · {self.method}"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -140,8 +143,8 @@ class Point:
     rate: float | None = None
 
     def __str__(self) -> str:
-        parts = [self.group.model, self.group.mixture, self.group.method, f"seed {self.seed}"]
-        return " · ".join(parts if self.rate is None else [*parts, f"rate {self.rate:g}"])
+        rate = "" if self.rate is None else f" · rate {self.rate:g}"
+        return f"{self.group} · seed {self.seed}{rate}"
 
 
 def folders() -> list[Path]:
@@ -160,6 +163,11 @@ def find(name: str) -> Path:
         if (folder / "recipe.yaml").is_file():
             return folder
     raise ConfigError(f"There is no recipe '{name}'. {suggest(name, names())}")
+
+
+def name_of(folder: Path) -> str:
+    """What `find` finds the folder by."""
+    return folder.name if folder.parent in folders() else str(folder)
 
 
 def load(name: str) -> Recipe:
@@ -204,18 +212,8 @@ def check(recipe: Recipe) -> None:
         raise ConfigError(
             "more than one of learning_rates needs train.eval_steps in protocol: the rate is chosen on validation"
         )
-    check_choice(recipe)
     check_overrides(recipe)
     check_names(recipe)
-
-
-def check_choice(recipe: Recipe) -> None:
-    """The rate must not be chosen on the rows that the table shows."""
-    if len(recipe.learning_rates) > 1 and "eval.split=validation" in merged(recipe.protocol):
-        raise ConfigError(
-            "more than one of learning_rates with eval.split=validation in protocol: the rate would be chosen on the "
-            "rows that are shown. Leave eval.split out, or give one rate"
-        )
 
 
 def check_overrides(recipe: Recipe) -> None:

@@ -46,10 +46,9 @@ def show(folder: Path, kind: str | None) -> None:
 
 
 def run_page(folder: Path) -> str:
-    record, config = optional(folder / "run.json"), config_values(folder)
-    loads = optional(folder / "routing.json")
+    record, (loads, least) = optional(folder / "run.json"), routing(folder)
     after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
-    found = specialisation.gates(loads, top_k(config))
+    found = specialisation.gates(loads, least)
     figures = [(title, caption, plots.svg(draw)) for title, caption, draw in run_figures(folder)]
     return (
         render.environment()
@@ -68,9 +67,15 @@ def run_page(folder: Path) -> str:
     )
 
 
+def routing(folder: Path) -> tuple[specialisation.Loads, dict[str, int]]:
+    """What routing.json says of a run, see `specialisation.parts`; nothing where there is none."""
+    return specialisation.parts(optional(folder / "routing.json"), top_k(config_values(folder)))
+
+
 def top_k(config: Mapping[str, Any]) -> int | list[int]:
-    """Experts that a token uses at the least, or their pattern over the layers: without a number all of them, or one
-    where the gate adds up to a share of the probability."""
+    """Experts that a token uses at the least, or their pattern over the layers, where routing.json does not tell:
+    without a number all of them, or one where the configuration shows that the gate adds up a share of the probability.
+    """
     method = config.get("method", {})
     adds_up = "top_p" in (method.get("gate") or {})
     found: int | list[int] = method.get("top_k") or (1 if adds_up else method.get("num_experts")) or 1
@@ -84,7 +89,7 @@ def trained_on(config: Mapping[str, Any]) -> str:
 
 def run_figures(folder: Path) -> list[tuple[str, str, Draw]]:
     """(title, caption, how to draw it), those that this run has something for."""
-    lines, loads = read_lines(folder / "metrics.jsonl"), optional(folder / "routing.json")
+    lines, (loads, _) = read_lines(folder / "metrics.jsonl"), routing(folder)
     after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
     found: list[tuple[str, str, Draw]] = []
     if any(result.get("value") is not None for result in after.values()):
@@ -285,7 +290,7 @@ def first_runs(study: Study) -> dict[Group, Run]:
 def group_figures(label: str, folder: Path) -> list[tuple[str, str, Draw]]:
     """What the first run of a group did to each task, and where its tokens go."""
     after, before = optional(folder / "results.json"), optional(folder / "before" / "results.json")
-    loads = optional(folder / "routing.json")
+    loads, _ = routing(folder)
     found: list[tuple[str, str, Draw]] = []
     if any(result.get("value") is not None for result in after.values()):
         caption = "first seed, 95 % intervals (Wilson)"
@@ -307,8 +312,7 @@ def readings(study: Study) -> list[tuple[str, str]]:
     """group -> the plain-words reading of its first run's gates."""
     rows = []
     for group, run in first_runs(study).items():
-        if loads := optional(run.folder / "routing.json"):
-            found = specialisation.gates(loads, top_k(config_values(run.folder)))
+        if found := specialisation.gates(*routing(run.folder)):
             rows.append((recipes.group_label(study.recipe, group), " ".join(specialisation.reading(found))))
     return rows
 

@@ -7,19 +7,17 @@ from rich.table import Table as Grid
 
 from mixlora.console import console, say
 from mixlora.errors import ConfigError
-from mixlora.records import is_there, read_json
+from mixlora.records import is_there
 from mixlora.tables import report, specialisation
-from mixlora.tables.report import preferences, top_k
-from mixlora.tables.runs import config_values
+from mixlora.tables.report import preferences
 
 
 def show(folder: Path, plots: str | None) -> None:
     """Print the numbers of every layer and their reading; write report.html, and the plots as files when asked."""
-    path = folder / "routing.json"
-    if not is_there(path):
+    if not is_there(folder / "routing.json"):
         raise ConfigError(f"{folder} has no routing.json: it is not a finished run")
-    loads = read_json(path)
-    found = specialisation.gates(loads, top_k(config_values(folder)))
+    loads, least = report.routing(folder)
+    found = specialisation.gates(loads, least)
     if found:
         console.print(layers(folder.name, found))
     for line in specialisation.reading(found):

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from mixlora.config.doors import Format
+from mixlora.config.overrides import in_quotes, spelled
 from mixlora.console import say
 from mixlora.errors import ConfigError
 from mixlora.records import is_there, log_path, read_text, write_packed, write_text
@@ -35,12 +37,21 @@ def show(study: Study, asked: Format, to: Path | None) -> table.Table:
     kinds = render.FORMATS if asked is Format.all else [asked.value]
     made = table.build(study)
     say(render.markdown(made))
+    if any(run.state == MISSING for runs in study.final.values() for run in runs):
+        say(f"Run what is not there yet: {shlex.join(command(study))}")
     folder = to or study.root / "tables" / study.recipe.name
     for kind in kinds:
         path = folder / f"table.{kind}"
         write_text(path, render.FORMATS[kind](made))
         say(f"Wrote {path}")
     return made
+
+
+def command(study: Study) -> list[str]:
+    """What runs the rest of a study. It has places of this machine, so it stands in no table."""
+    overrides = f"overrides=[{','.join(map(in_quotes, study.overrides))}]"
+    given = [spelled("recipe", recipes.name_of(study.folder)), spelled("output_root", str(study.root))]
+    return ["python", "-m", "mixlora.reproduce", *given, *([overrides] if study.overrides else [])]
 
 
 def print_pins(study: Study) -> None:

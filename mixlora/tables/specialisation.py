@@ -10,11 +10,12 @@ From a load table L [tasks, experts], the tokens of each task that chose each ex
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Loads = Mapping[str, Mapping[str, Sequence[float]]]  # routing.json: task -> gate -> load of each expert
+Loads = Mapping[str, Mapping[str, Sequence[float]]]  # task -> gate -> load of each expert
 COLLAPSED, UNEVEN = 0.15, 0.6  # of the way from top_k experts to all of them
 SPECIALISED = 0.1  # of the bits that the tasks could tell
 
@@ -101,17 +102,28 @@ def tables(loads: Loads) -> dict[str, NDArray[np.float64]]:
     return {name: np.array([of[name] for of in loads.values()], dtype=np.float64) for name in names}
 
 
-def gates(loads: Loads, top_k: int | Sequence[int]) -> list[Gate]:
+def parts(routing: Mapping[str, Any], top_k: int | Sequence[int]) -> tuple[Loads, dict[str, int]]:
+    """routing.json: the loads, and how many experts of each gate a token uses at the least.
+
+    Args:
+        top_k: what is known of the second where the file is of an earlier version and holds the loads alone: one
+            number, or a pattern that is stretched over the layers with a gate.
+    """
+    if "least_experts" in routing:
+        return routing["loads"], routing["least_experts"]
+    pattern, made = [top_k] if isinstance(top_k, int) else top_k, tables(routing)
+    depth = 1 + max(map(layer, made), default=0)
+    at_least = {name: pattern[layer(name) * len(pattern) // depth] for name in made}
+    return routing, {name: min(at_least[name], load_TE.shape[1]) for name, load_TE in made.items()}
+
+
+def gates(loads: Loads, least: Mapping[str, int]) -> list[Gate]:
     """Every gate, by layer. Empty for a method without gates.
 
     Args:
-        top_k: experts that a token uses at the least: one number, or a pattern that is stretched over the layers.
+        least: gate -> experts that a token uses at the least; one where it is not said.
     """
-    pattern = [top_k] if isinstance(top_k, int) else top_k
-    made = tables(loads)
-    depth = 1 + max(map(layer, made), default=0)
-    at_least = {name: pattern[layer(name) * len(pattern) // depth] for name in made}
-    found = [gate(name, load_TE, min(at_least[name], load_TE.shape[1])) for name, load_TE in made.items()]
+    found = [gate(name, load_TE, least.get(name, 1)) for name, load_TE in tables(loads).items()]
     return sorted(found, key=lambda g: (layer(g.name), g.name))
 
 

@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mixlora.config import explain
 from mixlora.config import load as configs
 from mixlora.config.overrides import config_dir, normalise, spelled, store_single_tasks
-from mixlora.config.schema import Config
+from mixlora.config.schema import Config, Split
+from mixlora.config.typed import suggest
 from mixlora.errors import ConfigError
 from mixlora.records import read_json
 from mixlora.tables import comparable
@@ -59,7 +60,6 @@ class Study:
         self.include_dirty = include_dirty
         self.read: dict[Point, Run] = {}
         recipes.check_overrides(dataclasses.replace(recipe, protocol=self.overrides))
-        recipes.check_choice(dataclasses.replace(recipe, protocol=[*recipe.protocol, *self.overrides]))
 
     # ---- configurations
 
@@ -87,6 +87,7 @@ class Study:
         place = None if self.config_folder is None else str(self.config_folder)
         store_single_tasks([] if place is None else [f"--config-dir={place}"])
         made = self.assembled(place) or {group: self.compose(group, place) for group in self.groups}
+        check_choice(self.recipe, made)
         check_settings(self.recipe, made)
         return made
 
@@ -95,8 +96,7 @@ class Study:
         try:
             return composed(tuple(normalise(overrides, [] if place is None else [Path(place)])), place)
         except ConfigError as error:
-            where = f"recipe {self.recipe.name}, {group.model} · {group.mixture} · {group.method}"
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(f"recipe {self.recipe.name}, {group}: {error}") from None
 
     def assembled(self, place: str | None) -> dict[Group, Config] | None:
         """Every group from a row and a column of the grid: composing takes Hydra a third of a second.
@@ -212,12 +212,28 @@ def scores(config: Config, task: str) -> bool:
     return entry is not None and not entry.train_only
 
 
+def check_choice(recipe: Recipe, made: Mapping[Group, Config]) -> None:
+    """Raise a ConfigError where the rate would be chosen on the rows that the table shows."""
+    for group, config in made.items():
+        if len(recipe.learning_rates) > 1 and config.eval.split is Split.validation:
+            raise ConfigError(
+                f"recipe {recipe.name}, {group}: more than one of learning_rates with eval.split=validation: the rate "
+                "would be chosen on the rows that are shown. Leave eval.split out, or give one rate"
+            )
+
+
 def check_settings(recipe: Recipe, made: Mapping[Group, Config]) -> None:
     """A cell has the runs of one mixture; those of two would be taken for seeds of one.
 
     Raises:
-        ConfigError: two mixtures with the same setting score the same column.
+        ConfigError: two mixtures with the same setting score the same column, or no mixture scores it.
     """
+    scored = {task for config in made.values() for task in config.tasks.mixture if scores(config, task)}
+    for task in recipe.table.columns:
+        if task not in scored:
+            raise ConfigError(
+                f"recipe {recipe.name}: table.columns has '{task}', which no mixture scores. {suggest(task, scored)}"
+            )
     by_row: dict[tuple[str, ...], list[Group]] = {}
     for group in made:
         by_row.setdefault((group.model, group.method, recipes.setting(recipe, group.mixture)), []).append(group)
