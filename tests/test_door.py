@@ -108,6 +108,8 @@ SMALL_DOORS = {
 SMALL_MISTAKES = [
     (generate, ("run=.", "promt=hi"), "no key 'promt'", "Did you mean 'prompt'?"),
     (generate, ("run=.", "prompt=hi", "max_new_tokens=abc"), "max_new_tokens", "'abc'"),
+    (generate, ("run=.", "prompt=hi", "model=tiny"), "no key 'model'", "Known: model.dtype, model.path"),
+    (export, ("run=.", "to=out", "model.dtype=bf16"), "model.dtype", "bfloat16"),
     (generate, ("run=.", "prompt=hi", "max_new_tokens=0"), "max_new_tokens must be at least 1", "got 0"),
     (generate, ("run=.", "prompt=hi", "temperature=-1"), "temperature must be at least 0", "got -1"),
     (generate, ("run=nowhere", "prompt=hi"), "run=nowhere", "Give the run folder"),
@@ -358,6 +360,23 @@ def test_a_path_may_have_letters_of_any_language_and_what_hydra_reads_stays():
     assert found == ["model=path", 'model.path="/home/jürgen/llama"'] == normalise(["model=/home/jürgen/llama"])
     kept = ["run_dir=null", "output_root=a/b", "run='a b'", "resume=x", 'prompt="quoted, already"']
     assert normalise(kept) == kept
+
+
+PLACES = ("run", "to", "run_dir", "output_root", "records", "resume", "data.source", "recipe")
+
+
+def test_a_home_is_expanded_where_a_place_is_typed(monkeypatch):
+    """A shell leaves it after most keys, and to Hydra it is no letter."""
+    monkeypatch.setenv("HOME", "/home/jürgen")
+    for typed_as in ("~/x", '"~/x"'):
+        for key in PLACES:
+            (argument,) = normalise([f"{key}={typed_as}"])
+            assert parsed(argument).value() == "/home/jürgen/x"
+    of_a_run = ["model=path", 'model.path="/home/jürgen/x"']
+    assert normalise(["model.path=~/x"]) == of_a_run == normalise(["model=~/x"])
+    assert normalise(["model.path=~/x"], of_a_run=False) == of_a_run[1:]
+    (prompt,) = normalise(["prompt=~/x"])
+    assert parsed(prompt).value() == "~/x"
 
 
 def test_a_switch_may_stand_anywhere():

@@ -71,7 +71,7 @@ def checked(argv: Sequence[str], record: type) -> list[str]:
         refuse_tasks(argv, in_ranks=record is Config)
         if MULTIRUN & set(argv):
             refuse_ranks(argv)
-        return normalise(argv)
+        return normalise(argv, of_a_run=issubclass(record, Config))
     except ConfigError as error:
         leave(error, met_by_all=True)
 
