@@ -13,10 +13,11 @@ from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mixlora import evaluate, export, generate, report, reproduce, routing, table, train
-from mixlora.config import doors, load
+from mixlora.config import cli, doors, load
 from mixlora.config.explain import leaves
 from mixlora.config.overrides import config_dir, normalise, parsed, spelled
 from mixlora.config.typed import typed
+from mixlora.errors import ConfigError
 from mixlora.models.tokenizer import byte_tokenizer
 
 ARC = ("+tasks=arc", "data.source=sample", "model=tiny")
@@ -250,6 +251,16 @@ def test_tasks_of_srun_that_know_nothing_of_each_other_are_refused(told, monkeyp
         with monkeypatch.context() as here:
             here.setenv(name, "1")
             assert "no method 'lorra'" in told(train, "+method=lorra", *ARC)[1]
+
+
+@pytest.mark.parametrize("script", ["mixlora-train", "mixlora-generate", "mixlora-lm-eval", "my.py"])
+def test_a_script_that_pip_made_is_told_its_own_module(monkeypatch, script):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys, "argv", [f"/venv/bin/{script}", "run=x"])
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    named = {"mixlora-lm-eval": "mixlora.lm_eval", "my.py": "mixlora.train"}.get(script, script.replace("-", "."))
+    with pytest.raises(ConfigError, match=rf"python -m {named} run=x\Z"):
+        cli.refuse_tasks(sys.argv[1:], in_ranks=False)
 
 
 @pytest.mark.parametrize("door", [generate, export, evaluate], ids=["generate", "export", "evaluate"])
