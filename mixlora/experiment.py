@@ -5,7 +5,7 @@ Everything that can be wrong with the configuration or the data is found before 
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,10 +52,11 @@ MENTIONED = 0.05  # share of weights that no adapter can stand beside
 
 @dataclass
 class Experiment:
-    """One configuration and the command that it came from."""
+    """One configuration, and the command and the overrides that it came from."""
 
     config: Config
     command: str
+    overrides: Sequence[str] = ()
     surroundings: dict[str, Any] = field(default_factory=dict, init=False)  # of the whole process: taken once
 
     def __post_init__(self) -> None:
@@ -434,6 +435,7 @@ class Experiment:
         values = {
             "status": status,
             "command": self.command,
+            "overrides": list(self.overrides),
             "config_sha256": configs.digest(self.config),
             "method": self.config.method.name,
             "model": self.config.model.name,
