@@ -6,7 +6,7 @@ from functools import partial
 from importlib import metadata
 
 from mixlora import environment, gates, losses
-from mixlora.config.load import digest, require_quantizer, run_folder
+from mixlora.config.load import digest, require_folder, require_quantizer, run_folder
 from mixlora.config.schema import Config, Dtype, Model, Quantization, Scope, Tracker
 from mixlora.config.typed import suggest
 from mixlora.environment import switched_on, world_size
@@ -43,6 +43,7 @@ def check(config: Config) -> None:
             "Set aux_loss=none, or choose a method with a gate"
         )
     protocols.check(config)
+    require_folder(config.model)
     require_quantizer(config.model)
     check_attention(config.model)
     if config.train.torch_compile and config.model.gradient_checkpointing:

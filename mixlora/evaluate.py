@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
+from mixlora.config import load
 from mixlora.config.cli import door
 from mixlora.config.doors import Evaluate, run_folder
 from mixlora.config.typed import literal
@@ -13,7 +14,6 @@ OF_TRAINING = frozenset({"train", "method", "aux_loss", "dry_run", "resume", "tr
 def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from mixlora.config import load
     from mixlora.errors import ConfigError
 
     run = None if cfg.run is None else str(cfg.run)
@@ -29,6 +29,8 @@ def main(cfg: DictConfig) -> None:
     else:
         composed.method.name = "base"
     config = load.config_of(composed)
+    if run is not None and ("model" not in given or "model.path" in given):
+        load.require_trust(config.model, run, {*given})
     from mixlora.reevaluation import reevaluate
 
     reevaluate(config, run, config.run_dir if "run_dir" in given else None)
@@ -42,8 +44,7 @@ def laid_over(run: DictConfig, composed: DictConfig, keys: list[str]) -> DictCon
     """
     if {"model", "model.path"} <= {*keys}:
         keys = [key for key in keys if key != "model"]
-        for origin in ("package", "gguf_file", "random", "revision"):
-            run.model[origin] = None
+        run.model.update(load.NO_OTHER_ORIGIN)
     for key in keys:
         OmegaConf.update(run, key, literal(OmegaConf.select(composed, key)), merge=False, force_add=True)
     return run

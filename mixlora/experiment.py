@@ -5,7 +5,7 @@ Everything that can be wrong with the configuration or the data is found before 
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,10 +52,11 @@ MENTIONED = 0.05  # share of weights that no adapter can stand beside
 
 @dataclass
 class Experiment:
-    """One configuration and the command that it came from."""
+    """One configuration, and the command and the overrides that it came from."""
 
     config: Config
     command: str
+    overrides: Sequence[str] = ()
     surroundings: dict[str, Any] = field(default_factory=dict, init=False)  # of the whole process: taken once
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ class Experiment:
             f"{time.monotonic() - began:.1f} s, peak memory {peak:.2f} GiB. Nothing was trained or written"
         )
 
-    def agreed_checkpoint(self, loaded: base.Base) -> Path | None:
+    def agreed_checkpoint(self, loaded: base.Known) -> Path | None:
         """Where training goes on from; refused, before anything is scored or written, if it is of another run."""
         path = ranks.agree(self.find_checkpoint() if self.parts.accelerator.is_main_process else None)
         if path is not None:
@@ -208,7 +209,7 @@ class Experiment:
             "Use the old values, or set run_dir to a new folder"
         )
 
-    def load(self) -> tuple[base.Base, dict[str, Wrapper]]:
+    def load(self) -> tuple[base.Known, dict[str, Wrapper]]:
         """The base model, and the adapter that fits it: what cannot fit is said before anything is scored or written.
 
         The adapter begins the same for one seed, whatever was computed before.
@@ -218,7 +219,7 @@ class Experiment:
         if config.train.torch_compile:
             compiled.require_compiler(self.parts.accelerator.device)
         say(f"Loading {config.model.name} ...")
-        loaded = base.load(config.model, device=self.parts.accelerator.device, tokenizer=self.parts.tokenizer)
+        loaded = base.load(config.model, device=self.parts.accelerator.device, tokenizer=self.parts.tokenizer).known()
         if config.train.torch_compile:
             compiled.require_layers(loaded.model)
         require_way(loaded.model, config.train)
@@ -241,7 +242,7 @@ class Experiment:
         require_one_dtype(adapter.values(), self.parts.accelerator.num_processes)
         return loaded, adapter
 
-    def train_and_score(self, loaded: base.Base, adapter: Mapping[str, Wrapper], began: float) -> None:
+    def train_and_score(self, loaded: base.Known, adapter: Mapping[str, Wrapper], began: float) -> None:
         config = self.config
         if config.eval.before:
             self.scoring(loaded).evaluate_base(anew=self.start_from is None or self.elsewhere is not None)
@@ -267,7 +268,7 @@ class Experiment:
                 self.report()
             print_results(self.folder)
 
-    def attach(self, loaded: base.Base, adapter: Mapping[str, Wrapper]) -> dict[str, int]:
+    def attach(self, loaded: base.Known, adapter: Mapping[str, Wrapper]) -> dict[str, int]:
         """Put the adapter into the model; its numbers of parameters."""
         config = self.config
         place(loaded.model, adapter)
@@ -282,11 +283,11 @@ class Experiment:
         )
         return sizes
 
-    def scoring(self, loaded: base.Base) -> Scoring:
+    def scoring(self, loaded: base.Known) -> Scoring:
         """Of the model as it is now: what it can do is looked at once, with the adapter in it or without."""
         return Scoring(self.parts, loaded, lambda place: self.watch.at(place))
 
-    def trainer(self, loaded: base.Base, scoring: Scoring, began: float) -> Trainer:
+    def trainer(self, loaded: base.Known, scoring: Scoring, began: float) -> Trainer:
         made = Trainer(
             model=loaded.model,
             aux=self.losses,
@@ -434,6 +435,7 @@ class Experiment:
         values = {
             "status": status,
             "command": self.command,
+            "overrides": list(self.overrides),
             "config_sha256": configs.digest(self.config),
             "method": self.config.method.name,
             "model": self.config.model.name,
@@ -450,7 +452,7 @@ class Experiment:
         }
         write_json(self.folder / "run.json", values | dict(outcome or {}))
 
-    def outcome(self, loaded: base.Base, sizes: Mapping[str, int], trainer: Trainer) -> dict[str, Any]:
+    def outcome(self, loaded: base.Known, sizes: Mapping[str, int], trainer: Trainer) -> dict[str, Any]:
         """What a finished run was made with, and what it took."""
         trainer.measure()
         drawn, totals = self.parts.plan.drawn(), trainer.totals

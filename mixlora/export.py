@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     from mixlora.models.base import use_cache
     from mixlora.records import whole_folder
 
-    model, method, _ = loading.looked_up(run)
+    model, method, _ = loading.looked_up(run, options.model)
     if method.gate is not None:
         raise ConfigError(
             f"method '{method.name}' has gates, which weigh the experts for each token anew: no single weight, and no "
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
             f"the base of {run} is {model.quantization.value}, and what is merged would be rounded once more. Keep the "
             f"adapter (merge=false, or mixlora.load('{run}')), or train with model.quantization=none"
         )
-    loaded = loading.load(run)
+    loaded = loading.load(run, now=options.model)
     if options.merge:
         files.merge(loaded.model)
         use_cache(loaded.model, True)

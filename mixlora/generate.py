@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     from mixlora.remedies import ANSWERING, FITTING, with_remedies
 
     with with_remedies(run, FITTING):
-        loaded = loading.load(run, device=str(accelerator() or "cpu"))
+        loaded = loading.load(run, str(accelerator() or "cpu"), options.model)
     with with_remedies(run, ANSWERING):
         texts = answers(loaded, loading.formatter(run, loaded.tokenizer), options)
     for text in texts:

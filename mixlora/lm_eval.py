@@ -5,6 +5,7 @@ so its own `lm_eval` command cannot know this one.) Every switch of the harness 
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ def main() -> int:
 def run_harness() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("this command needs lm-evaluation-harness: pip install 'lm_eval>=0.4.13'")
+    if not sys.stderr.isatty():  # bars of a model that is loaded; the harness's own stay
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     register()
     from lm_eval.__main__ import cli_evaluate
 
@@ -38,9 +41,18 @@ def mixture_lm_class() -> type:
     from lm_eval.models.huggingface import HFLM
 
     class MixtureLM(HFLM):
-        """A run folder of mixlora: base model, adapter and gates."""
+        """A run folder of mixlora: base model, adapter and gates. What may be said of the base model is what
+        `mixlora.load` takes."""
 
-        def __init__(self, run: str = "", device: str | None = None, **options: Any):
+        def __init__(
+            self,
+            run: str = "",
+            device: str | None = None,
+            dtype: str | None = None,
+            model_path: str | None = None,
+            trust_remote_code: bool = False,
+            **options: Any,
+        ):
             if not run:
                 raise ConfigError("say which run: --model mixlora --model_args run=FOLDER")
             import torch
@@ -51,7 +63,8 @@ def mixture_lm_class() -> type:
             # The harness asks for a GPU unless it is told otherwise.
             here = str(base.accelerator() or "cpu")
             place = here if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
-            loaded = loading.load(Path(run), device=place)
+            now = loading.model_now(model_path, dtype, trust_remote_code)
+            loaded = loading.load(Path(os.path.expanduser(run)), place, now)
             super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, device=place, **options)
 
     return MixtureLM

@@ -1,7 +1,9 @@
 """From a folder on disk to the model that was trained in it."""
 
 import dataclasses
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mixlora.adapters import files
 from mixlora.adapters.attach import adapter_tensors, place, prepared
 from mixlora.config import load as configs
+from mixlora.config.doors import ModelNow
 from mixlora.config.overrides import config_dir
 from mixlora.config.schema import Config, Data, Method, Model
 from mixlora.config.typed import typed
@@ -19,13 +22,13 @@ from mixlora.models import base
 from mixlora.tasks.prompts import Formatter
 
 
-def load(folder: Path, device: str = "cpu") -> base.Base:
+def load(folder: Path, device: str = "cpu", now: ModelNow | None = None) -> base.Base:
     """Base model with the adapter attached and its tensors loaded, in evaluation mode.
 
     Raises:
         ConfigError, CheckpointError, DataError: naming what is missing or does not fit.
     """
-    model, method, adapter_folder = looked_up(folder)
+    model, method, adapter_folder = looked_up(folder, now)
     loaded = base.load(for_device(model, device), device=device)
     if adapter_folder == run_of(folder):  # no configuration but the adapter's own
         method = files.without_excluded(folder, method, loaded.model, model)
@@ -54,8 +57,8 @@ def run_of(folder: Path) -> Path:
     return folder.parent if inside else folder
 
 
-def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return base.load_tokenizer(described(folder)[0])
+def tokenizer(folder: Path, now: ModelNow | None = None) -> PreTrainedTokenizerBase:
+    return base.load_tokenizer(as_it_is_now(described(folder)[0], folder, now or ModelNow()))
 
 
 def formatter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Formatter:
@@ -77,12 +80,41 @@ def described(folder: Path) -> tuple[Model, Method, Path]:
     return dataclasses.replace(model, revision=revision or model.revision), method, folder
 
 
-def looked_up(folder: Path) -> tuple[Model, Method, Path]:
-    """The same, with how the base of an adapter keeps its weights, which the adapter does not say."""
+def looked_up(folder: Path, now: ModelNow | None = None) -> tuple[Model, Method, Path]:
+    """The same, with what the caller says of the base model, and how the base of an adapter keeps its weights, which
+    the adapter does not say."""
     model, method, adapter_folder = described(folder)
+    model = as_it_is_now(model, folder, now or ModelNow())
     if adapter_folder == run_of(folder) and model.path is not None:
         model = dataclasses.replace(model, quantization=base.stored(model))
     return model, method, adapter_folder
+
+
+def as_it_is_now(model: Model, folder: Path, now: ModelNow) -> Model:
+    """The base model that a folder names, with what the caller says of it.
+
+    Raises:
+        ConfigError: there is no such folder, or `folder` asks for code of others and the caller does not.
+    """
+    if now.path is not None:
+        model = dataclasses.replace(model, path=now.path, **configs.NO_OTHER_ORIGIN)
+    if now.dtype is not None:
+        model = dataclasses.replace(model, dtype=now.dtype)
+    configs.require_folder(model)
+    if now.trust_remote_code:
+        return dataclasses.replace(model, trust_remote_code=True)
+    configs.require_trust(model, folder)
+    return model
+
+
+def model_now(path: str | Path | None, dtype: Any, trust_remote_code: bool) -> ModelNow:
+    """What Python says of a base model; a dtype by its name, or torch's own."""
+    said = {
+        "path": None if path is None else os.path.expanduser(path),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "trust_remote_code": trust_remote_code,
+    }
+    return typed(ModelNow, said)
 
 
 def model_of(origin: str) -> Model:

@@ -54,7 +54,7 @@ def scored(parts: "Rescored", folder: Path, trained: Path | None, watch: ranks.W
     config, device = parts.config, parts.accelerator.device
     parts.tell_notes()
     parts.require_prerequisites()
-    model = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer)
+    model = base.load(loading.for_device(config.model, device), device=device, tokenizer=parts.tokenizer).known()
     ranks.require_same("base model's weights", model.sha256)
     adapter = {} if trained is None else loading.attached(model.model, config.method, config.model)
     if trained is not None:

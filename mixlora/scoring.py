@@ -48,7 +48,7 @@ class Scoring:
     """
 
     parts: Parts
-    loaded: base.Base
+    loaded: base.Known
     at: Callable[[str], None] = lambda place: None
 
     def __post_init__(self) -> None:

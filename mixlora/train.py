@@ -11,6 +11,8 @@ from mixlora.environment import world_size
 
 @door("train")
 def main(cfg: DictConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
     from mixlora.config.load import config_of, refuse_launcher
 
     config = config_of(cfg)
@@ -20,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     check_run(config, world_size=world_size())
     from mixlora.experiment import Experiment  # and transformers, datasets, accelerate only then
 
-    Experiment(config, command(sys.argv)).run()
+    Experiment(config, command(sys.argv), HydraConfig.get().overrides.task).run()
 
 
 def command(argv: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from built import METHODS, built, composed, tokens
+from built import METHODS, built, composed, disturb, tokens
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from mixlora import gates
 from mixlora.adapters import files, targets
-from mixlora.adapters.attach import adapted, attach, count
+from mixlora.adapters.attach import adapted, attach, count, detach
 from mixlora.adapters.modules import Fused
 from mixlora.config.schema import Factors, Method, Model, Scope
 from mixlora.errors import ConfigError
@@ -50,8 +50,7 @@ def sizes_with(model: nn.Module, method: Method) -> dict[str, int]:
     """The counts with `method` attached; the model is left as it was."""
     attach(model, method)
     found = count(model)
-    for name, wrapper in adapted(model).items():
-        model.set_submodule(name, wrapper.base_layer)
+    detach(model)
     return found
 
 
@@ -283,8 +282,21 @@ def test_a_mistake_is_named_and_changes_nothing(values, message):
 def test_a_second_adapter_is_refused():
     model = llama()
     attach(model, gated())
-    with pytest.raises(ConfigError, match="carries an adapter already"):
+    with pytest.raises(ConfigError, match=r"carries an adapter already.*mixlora\.adapters\.attach\.detach"):
         attach(model, gated())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_adapter_is_taken_off_again(name):
+    model, ids = llama().eval(), tokens(2, 9) % 32
+    before, modules = model(ids).logits, dict(model.named_modules())
+    for _ in range(2):
+        disturb(attach(model, composed(name).method))
+        assert not torch.equal(model.eval()(ids).logits, before)
+        assert detach(model) is model
+        assert dict(model.named_modules()) == modules
+        assert torch.equal(model(ids).logits, before)
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 # ---- other families

@@ -172,7 +172,8 @@ def test_an_attention_that_a_model_does_not_have_is_refused_with_one_that_it_has
     base.load(dataclasses.replace(mamba, attn_implementation="eager"))
 
 
-def test_an_error_without_a_message_is_named_by_its_kind():
+def test_an_error_without_a_message_is_named_by_its_kind(monkeypatch):
+    monkeypatch.setattr(base.online, "problem", lambda: None)
     with pytest.raises(ConfigError, match="could not be loaded: ImportError"), base.named_errors(Model(name="a")):
         raise ImportError
     at_x = base.named_errors(Model(name="a", path="x"))

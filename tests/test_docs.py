@@ -4,8 +4,10 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,6 +16,7 @@ from mixlora import tasks
 from mixlora.config import load
 from mixlora.config.overrides import MULTIRUN, config_dir, normalise, parsed, store_single_tasks
 from mixlora.config.schema import Options, Task
+from mixlora.models.tokenizer import byte_tokenizer
 from mixlora.tables import recipe
 
 ROOT = Path(__file__).parents[1]
@@ -97,12 +100,30 @@ def test_a_mixture_of_ones_own_is_composed(tmp_path):
     assert {name: task.weight for name, task in found.mixture.items()} == {"arc_easy": 1.0, "mine": 2.0}
 
 
-def test_an_adapter_is_attached_to_ones_own_model():
-    (text,) = [text for text in blocks("docs/python.md", "python") if "attach(" in text]
-    config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-    names = {"model": LlamaForCausalLM(config)}
-    exec(text, names)
-    assert {name.rpartition(".")[0].split(".")[-1] for name in names["adapter"]} == {"delta", "router"}
+def test_an_adapter_is_attached_to_ones_own_model_trained_saved_and_loaded(tmp_path, monkeypatch):
+    """The code of the page, block after block, with folders that are there."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained("base")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained("base")
+    first, adapted, trained, saved = blocks("docs/python.md", "python")
+    names = {"model": LlamaForCausalLM.from_pretrained("base")}
+    exec(adapted, names)
+    before = {name: tensor.clone() for name, tensor in names["adapter"].items()}
+    assert {name.rpartition(".")[2] for name in before} == {"A_RD", "B_RO", "weight", "bias_E"}
+    names["optimizer"] = torch.optim.AdamW([t for t in names["adapter"].values() if t.requires_grad])
+    names["batches"] = [tokenizer(["Why?", "Because."], padding=True, return_tensors="pt") for _ in range(2)]
+    for batch in names["batches"]:
+        batch["labels"] = batch["input_ids"]
+    exec(trained, names)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in names["adapter"].items())
+    exec(saved.replace("OWNER/NAME", "base"), names)
+    (run,) = set(re.findall(r'"(runs/[^"]+)"', first))
+    read: dict[str, Any] = {}
+    exec(first.replace(run, "mine"), read)
+    ids = names["batches"][0]["input_ids"]
+    assert torch.equal(read["model"](ids).logits, names["model"].eval()(ids).logits)
 
 
 def test_every_key_of_a_task_stands_on_its_page():

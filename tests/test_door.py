@@ -13,10 +13,11 @@ from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mixlora import evaluate, export, generate, report, reproduce, routing, table, train
-from mixlora.config import doors, load
+from mixlora.config import cli, doors, load
 from mixlora.config.explain import leaves
 from mixlora.config.overrides import config_dir, normalise, parsed, spelled
 from mixlora.config.typed import typed
+from mixlora.errors import ConfigError
 from mixlora.models.tokenizer import byte_tokenizer
 
 ARC = ("+tasks=arc", "data.source=sample", "model=tiny")
@@ -108,6 +109,8 @@ SMALL_DOORS = {
 SMALL_MISTAKES = [
     (generate, ("run=.", "promt=hi"), "no key 'promt'", "Did you mean 'prompt'?"),
     (generate, ("run=.", "prompt=hi", "max_new_tokens=abc"), "max_new_tokens", "'abc'"),
+    (generate, ("run=.", "prompt=hi", "model=tiny"), "no key 'model'", "Known: model.dtype, model.path"),
+    (export, ("run=.", "to=out", "model.dtype=bf16"), "model.dtype", "bfloat16"),
     (generate, ("run=.", "prompt=hi", "max_new_tokens=0"), "max_new_tokens must be at least 1", "got 0"),
     (generate, ("run=.", "prompt=hi", "temperature=-1"), "temperature must be at least 0", "got -1"),
     (generate, ("run=nowhere", "prompt=hi"), "run=nowhere", "Give the run folder"),
@@ -250,6 +253,16 @@ def test_tasks_of_srun_that_know_nothing_of_each_other_are_refused(told, monkeyp
             assert "no method 'lorra'" in told(train, "+method=lorra", *ARC)[1]
 
 
+@pytest.mark.parametrize("script", ["mixlora-train", "mixlora-generate", "mixlora-lm-eval", "my.py"])
+def test_a_script_that_pip_made_is_told_its_own_module(monkeypatch, script):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys, "argv", [f"/venv/bin/{script}", "run=x"])
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    named = {"mixlora-lm-eval": "mixlora.lm_eval", "my.py": "mixlora.train"}.get(script, script.replace("-", "."))
+    with pytest.raises(ConfigError, match=rf"python -m {named} run=x\Z"):
+        cli.refuse_tasks(sys.argv[1:], in_ranks=False)
+
+
 @pytest.mark.parametrize("door", [generate, export, evaluate], ids=["generate", "export", "evaluate"])
 def test_the_other_doors_refuse_what_is_no_run_folder(told, door, tmp_path):
     extra = {generate: ["prompt=hello"], export: ["to=out"], evaluate: []}[door]
@@ -358,6 +371,23 @@ def test_a_path_may_have_letters_of_any_language_and_what_hydra_reads_stays():
     assert found == ["model=path", 'model.path="/home/jürgen/llama"'] == normalise(["model=/home/jürgen/llama"])
     kept = ["run_dir=null", "output_root=a/b", "run='a b'", "resume=x", 'prompt="quoted, already"']
     assert normalise(kept) == kept
+
+
+PLACES = ("run", "to", "run_dir", "output_root", "records", "resume", "data.source", "recipe")
+
+
+def test_a_home_is_expanded_where_a_place_is_typed(monkeypatch):
+    """A shell leaves it after most keys, and to Hydra it is no letter."""
+    monkeypatch.setenv("HOME", "/home/jürgen")
+    for typed_as in ("~/x", '"~/x"'):
+        for key in PLACES:
+            (argument,) = normalise([f"{key}={typed_as}"])
+            assert parsed(argument).value() == "/home/jürgen/x"
+    of_a_run = ["model=path", 'model.path="/home/jürgen/x"']
+    assert normalise(["model.path=~/x"]) == of_a_run == normalise(["model=~/x"])
+    assert normalise(["model.path=~/x"], of_a_run=False) == of_a_run[1:]
+    (prompt,) = normalise(["prompt=~/x"])
+    assert parsed(prompt).value() == "~/x"
 
 
 def test_a_switch_may_stand_anywhere():

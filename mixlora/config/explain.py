@@ -65,6 +65,8 @@ def override_key(error: BaseException) -> str | None:
 def near(key: str, record: type = Config) -> str:
     """The nearest full key of `record`, by spelling or by initials (train.lr is train.learning_rate); else a list."""
     keys = list(leaves(record))
+    if inside := [full for full in keys if full.startswith(f"{key}.")]:
+        return suggest("", inside)
     section, _, name = key.rpartition(".")
     if section in OPEN:
         return f"An option that the YAML of this {OPEN[section]} does not show is added: +{key}=..."

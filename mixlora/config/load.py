@@ -5,8 +5,9 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def config_of(composed: DictConfig) -> Config:
         ConfigError: an unknown key, a wrong type, a combination that cannot be.
     """
     config = typed(Config, composed)
+    expand_home(config)
     check_launch(config)
     check_model(config.model)
     check_method(config.method)
@@ -52,6 +54,14 @@ def config_of(composed: DictConfig) -> Config:
     if config.train.max_steps is None and config.train.epochs is None:
         config.train.epochs = 1.0
     return config
+
+
+def expand_home(config: Config) -> None:
+    """`~` in what a file gives as a place: `overrides.normalise` has read what was typed."""
+    places = ((config, "output_root"), (config, "run_dir"), (config, "resume"), (config.data, "source"))
+    for record, key in (*places, (config.model, "path")):
+        if (place := getattr(record, key)) is not None:
+            setattr(record, key, os.path.expanduser(place))
 
 
 def read(run_folder: str | Path) -> DictConfig:
@@ -157,17 +167,50 @@ def refuse_launcher(config: Config, argv: Sequence[str]) -> None:
 
 
 def check_model(model: Model) -> None:
-    """A path that can only be a folder's must be one; a hub id is `owner/name`. Only what is read from there may be
-    quantised."""
-    path = model.path
-    if path and (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).expanduser().is_dir():
-        raise ConfigError(f"model.path={path}: there is no such folder. Give a folder or a hub id, OWNER/NAME")
+    """Only what is read from a path may be quantised. To look for a package within another would run the other."""
+    if model.package is not None and not model.package.isidentifier():
+        raise ConfigError(f"model.package={model.package}: a package that ships weights has a name without dots")
     if model.quantization is not Quantization.none and (model.random is not None or model.gguf_file is not None):
         origin = "a GGUF file" if model.random is None else "random numbers"
         raise ConfigError(
             f"model.quantization={model.quantization.value} is for weights of a hub id or a folder, and those of model="
             f"{model.name} come from {origin}. Set model.quantization=none, or choose a model with a model.path"
         )
+
+
+def require_folder(model: Model) -> None:
+    """A path that can only be a folder's must be one; a hub id is `owner/name`. Asked where the model is to be read:
+    whose folder has moved, its run can be looked at all the same."""
+    path = os.path.expanduser(model.path or "")
+    if path and (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).is_dir():
+        raise ConfigError(
+            f"model.path={path}: there is no such folder. Give a folder or a hub id, OWNER/NAME (model_path in Python)"
+        )
+
+
+# Of a model that lies in model.path now.
+NO_OTHER_ORIGIN: dict[str, Any] = dict.fromkeys(("package", "gguf_file", "random", "revision"))
+
+
+def require_trust(model: Model, folder: str | Path, given: Set[str] = frozenset()) -> None:
+    """Raise a ConfigError where a folder asks for code from outside: that of a model's repository, or a kernel of the
+    hub. Its reader decides that, and not its writer.
+
+    Args:
+        given: the keys that the reader has given.
+    """
+    if model.trust_remote_code and "model.trust_remote_code" in given:
+        return
+    asked = {
+        "model.trust_remote_code": "true" if model.trust_remote_code else None,
+        "model.attn_implementation": model.attn_implementation if "/" in model.attn_implementation else None,
+    }
+    for key, value in asked.items():
+        if value is not None and key not in given:
+            raise ConfigError(
+                f"{folder} has {key}={value}, which runs code from outside, and a folder does not decide that. If you "
+                "trust it, say so: model.trust_remote_code=true (in Python or model_args trust_remote_code=True)"
+            )
 
 
 def quantizer(model: Model) -> tuple[str, ...]:

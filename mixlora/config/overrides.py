@@ -4,6 +4,7 @@ Hydra itself allows either `+method=x` (no default) or `method=x` (a default), n
 known groups before Hydra looks, so both spellings work, in sweeps too.
 """
 
+import os
 import re
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -46,16 +47,19 @@ def config_dirs(argv: Sequence[str]) -> list[Path]:
     return folders
 
 
-def normalise(argv: Sequence[str], more_folders: Sequence[Path] = ()) -> list[str]:
-    """`+method=x` -> `method=x`; `model=owner/name` and `model.path=...` -> `model=path model.path=...`.
+def normalise(argv: Sequence[str], more_folders: Sequence[Path] = (), *, of_a_run: bool = True) -> list[str]:
+    """`+method=x` -> `method=x`; `model=owner/name` and `model.path=...` -> `model=path model.path=...`; `~` -> a path.
 
     Args:
         more_folders: with configs, besides ours and those that --config-dir names.
+        of_a_run: whether a run's configuration is composed, of groups.
 
     Raises:
         ConfigError: a sweep over hub ids or folders and over names of configs/model.
     """
     argv = [quoted(argument) for argument in argv]
+    if not of_a_run:
+        return switches_first(argv)
     keys = {argument.lstrip("+").partition("=")[0] for argument in argv}
     folders = [*config_dirs(argv), *more_folders]
     out = [one for argument in argv for one in respelled(argument, keys, folders)]
@@ -111,6 +115,9 @@ def quoted(argument: str) -> str:
     path Hydra's grammar knows the letters of English alone."""
     key, _, value = argument.partition("=")
     read = parsed(argument)
+    place = value if read is None else read.value()
+    if key.lstrip("+") in PATHS | {"model"} and isinstance(place, str) and place.startswith("~"):
+        return spelled(key, os.path.expanduser(place))
     if key.lstrip("+") == "prompt" and value and not (read is not None and value[0] in "'\"" and value[-1] == value[0]):
         return spelled(key, literal(value))
     if read is None and value:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from mixlora import online
 from mixlora.config.schema import Answer, Eval, Protocol, Split, Task
 from mixlora.errors import ConfigError, DataError, first_line
 from mixlora.evaluation.scores import finite
-from mixlora.tasks import hub
 from mixlora.tasks.example import Example
 
 OWN_DATA = (
@@ -92,8 +92,8 @@ def unlike(task: Task, kind: str) -> ConfigError:
 
 
 def require_hub() -> None:
-    if not hub.offline() and (problem := hub.unreachable(hub.endpoint(), hub.PATIENCE)):
-        raise DataError(f"eval.backend=lm_eval: {hub.endpoint()} cannot be reached ({problem}). {OWN_DATA}")
+    if problem := online.problem():
+        raise DataError(f"eval.backend=lm_eval: {problem}. {OWN_DATA}")
 
 
 @contextmanager

