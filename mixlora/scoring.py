@@ -28,7 +28,7 @@ from mixlora.records import (
     disk_error,
     read_json,
     read_lines,
-    sync_folder,
+    sync,
     write_bytes,
     write_json,
     write_lines,
@@ -228,7 +228,7 @@ def share_results(source: Path, target: Path) -> None:
     try:
         copy_results(source, partial)
         partial.rename(target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise disk_error(target, error) from None

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixlora.errors import CheckpointError
+from mixlora.errors import CheckpointError, ConfigError
+from mixlora.records import owned, partial_of
 from mixlora.training import checkpoint
 from mixlora.training.checkpoint import Checkpoint
 
@@ -97,6 +98,15 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path, monkeypatch):
     assert checkpoint.damage(tmp_path / "step-1") is None
 
 
+def test_nothing_is_saved_into_a_folder_that_was_taken_away(tmp_path):
+    folder = tmp_path / "run"
+    with owned(folder):
+        shutil.rmtree(folder)
+        with pytest.raises(ConfigError, match="removed, moved or begun anew"):
+            checkpoint.save(folder / "checkpoints", made(1))
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "null", '{"state.json": {}}', "{"])
 def test_a_manifest_that_does_not_name_every_file_is_none(tmp_path, text):
     path = checkpoint.save(tmp_path, made(1))
@@ -125,7 +135,7 @@ def test_everything_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert ("sync", tmp_path.name) in done  # where the folder of checkpoints itself stands
     for name in (*sorted(checkpoint.FILES), "manifest.json"):
         at = done.index(("name", name))
-        assert done[at - 1] == ("sync", f".{name}.{os.getpid()}.tmp")
+        assert done[at - 1] == ("sync", partial_of(Path(name)).name)
         assert done[at + 1][0] == "sync"
         assert at < len(done) - 2
 

@@ -22,7 +22,7 @@ from mixlora import ranks
 from mixlora.adapters.files import require_same_tensors
 from mixlora.errors import CheckpointError
 from mixlora.failpoints import reach
-from mixlora.records import read_json, read_lines, sync_folder, write_bytes, write_json, write_lines
+from mixlora.records import read_json, read_lines, require_own, sync, write_bytes, write_json, write_lines
 
 MANIFEST = "manifest.json"
 FILES = {"adapter.safetensors", "optimizer.safetensors", "state.json"}
@@ -42,9 +42,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `folder/step-N` beside its name, then rename it."""
     final = folder / f"step-{checkpoint.step}"
     partial = folder / f"step-{checkpoint.step}.tmp-{os.getpid()}"
+    require_own(folder)
     clean(folder)
     partial.mkdir(parents=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     try:
         reach("checkpoint.adapter")
         write_bytes(partial / "adapter.safetensors", save_safetensors(on_cpu(checkpoint.adapter)))
@@ -58,7 +59,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
-        sync_folder(folder)
+        sync(folder)
         reach("checkpoint.after_rename")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
