@@ -50,9 +50,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(partial, path)
         sync(path.parent)
     except OSError as error:
+        raise disk_error(path, error) from None
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise disk_error(path, error) from None
 
 
 def partial_of(path: Path) -> Path:
