@@ -148,7 +148,7 @@ class Experiment:
         if path is not None:
             same_origin(path, checkpoint.read(path).state["origin"], self.origin(loaded.sha256))
             if self.config.train.load_best:
-                checkpoint.require_best(path)
+                checkpoint.require_best(path, self.run_of(path) / "best")
         return path
 
     def write_config(self) -> None:
@@ -175,8 +175,15 @@ class Experiment:
     @property
     def elsewhere(self) -> Path | None:
         """The run folder of the checkpoint that this run goes on from, where it is another one."""
-        theirs = None if self.start_from is None else self.start_from.resolve().parents[1]
-        return None if theirs == self.folder.resolve() else theirs
+        theirs = self.folder if self.start_from is None else self.run_of(self.start_from)
+        return None if theirs == self.folder else theirs
+
+    def run_of(self, path: Path) -> Path:
+        """The run folder of a checkpoint: this one's, whose checkpoints may be a link to another disk, or another."""
+        own = (self.folder / "checkpoints").resolve()
+        if own in (path.parent.resolve(), path.resolve().parent):
+            return self.folder
+        return (path.absolute() if path.parent.name == "checkpoints" else path.resolve()).parents[1]
 
     @contextmanager
     def failure_recorded(self) -> Iterator[None]:
@@ -349,10 +356,10 @@ class Experiment:
             for change in changes(saved.state.get("made_with", {}), trainer.made_with):
                 say(f"Going on with {change}: {self.what_differs(change)} of a run in one piece")
             if trainer.main and self.elsewhere is not None:
-                checkpoint.adopt(path, self.folder, with_best=self.config.train.load_best)
+                checkpoint.adopt(path, self.elsewhere, self.folder, with_best=self.config.train.load_best)
             ranks.wait_for_rank_0()
             trainer.restore(saved)
-            trainer.resumed_from = str(path.resolve()) if path == self.asked_for else saved.state.get("resumed_from")
+            trainer.resumed_from = checkpoint.marks(path) if path == self.asked_for else saved.state.get("resumed_from")
             start = saved.step
             say(f"Going on after step {start}")
         elif trainer.main:
@@ -381,6 +388,8 @@ class Experiment:
     def find_checkpoint(self) -> Path | None:
         """Where to go on from; whatever is damaged is named."""
         folder, best = self.folder / "checkpoints", self.folder / "best"
+        checkpoint.require_there(folder)
+        checkpoint.require_there(best)
         path, wrong = checkpoint.newest(folder, best if self.config.train.load_best else None)
         if self.asked_for is not None and (path is None or not checkpoint.went_on_from(path, self.asked_for)):
             return self.asked_for

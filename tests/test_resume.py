@@ -179,6 +179,24 @@ def test_a_damaged_checkpoint(configs, whole, half):
     assert_same(contents(half), contents(whole))
 
 
+def test_checkpoints_that_are_a_link_to_another_disk_are_the_runs_own(configs, whole, half, tmp_path):
+    disk, metrics = tmp_path / "disk" / "ckpt", (half / "metrics.jsonl").read_text()
+    (half / "checkpoints").rename(tmp_path / "kept")
+    (half / "checkpoints").symlink_to(disk)
+    done = train(configs, half, *METHOD)
+    assert done.returncode == 4, done.stdout
+    assert f"checkpoints is a link to {disk}, which is not there" in done.stderr
+    assert (half / "metrics.jsonl").read_text() == metrics
+    disk.parent.mkdir()
+    (tmp_path / "kept").rename(disk)
+    done = train(configs, half, *METHOD)
+    assert done.returncode == 0, done.stderr
+    assert "Going on after step 4" in done.stdout
+    ours, theirs = contents(half), contents(whole)
+    del ours["names"], theirs["names"]  # those behind a link are not listed
+    assert_same(ours, theirs)
+
+
 @pytest.mark.full
 def test_where_no_checkpoint_is_whole_the_run_starts_over(configs, whole, half):
     for path in (half / "checkpoints").iterdir():
