@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -871,12 +872,42 @@ def test_shared_scores_appear_whole_and_the_first_stay(monkeypatch, tmp_path):
 
 def test_what_a_killed_run_left_of_its_shared_scores_goes(tmp_path):
     shared = tmp_path / "base" / "tiny"
-    old, young = (shared.parent / f".tiny.here.{number}.tmp" for number in (1, 2))
-    for folder in (old, young):
+    old, young, others = (shared.parent / f".{name}.tmp" for name in ("tiny.here.1", "tiny.here.2", "tiny-2.here.1"))
+    for folder in (old, young, others):
         folder.mkdir(parents=True)
-    os.utime(old, (0, 0))
+    for folder in (old, others):
+        os.utime(folder, (0, 0))
+    gone = shared.parent / ".tiny.here.3.tmp"
+    gone.symlink_to(tmp_path / "removed by another process")
     scoring.share_results(scores(tmp_path / "1", 0.1), shared)
-    assert set(shared.parent.iterdir()) == {shared, young}
+    assert set(shared.parent.iterdir()) == {shared, young, others, gone}
+
+
+def test_scores_that_cannot_be_shared_end_no_run_and_a_part_of_them_is_not_left(monkeypatch, tmp_path):
+    said: list[str] = []
+    monkeypatch.setattr(scoring, "say", said.append)
+    (tmp_path / "file").touch()
+    mine, shared, write = scores(tmp_path / "1", 0.1), tmp_path / "base" / "tiny", scoring.write_json
+    scoring.share_results(mine, tmp_path / "file" / "tiny")
+
+    def loses(path: Path, values: object) -> None:
+        shutil.rmtree(path.parent)
+        write(path, values)
+
+    monkeypatch.setattr(scoring, "write_json", loses)
+    scoring.share_results(mine, shared)
+    assert not shared.exists()
+    for line, why in zip(said, ("file is a file, not a folder", "another process removed"), strict=True):
+        assert line.startswith("The base model's scores are not shared with other runs: ")
+        assert why in line
+
+
+def test_results_go_before_the_predictions_that_they_are_of(tmp_path):
+    """Where a second evaluation is killed, results.json must not stand beside predictions of another."""
+    scores(tmp_path, 0.1)
+    scored = scoring.Scored(tmp_path, "digest")
+    assert scored.begin() == []
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_scores_are_shared_by_runs_of_the_same_weights_on_the_same_kind_of_device():
