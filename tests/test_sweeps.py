@@ -1,6 +1,7 @@
 """Sweeps: all points are checked first, each has its devices, none is run twice, a failure stands alone."""
 
 import copy
+import errno
 import io
 import os
 import re
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -258,6 +261,25 @@ def test_a_run_that_ends_well_somewhere_else_has_failed(monkeypatch, tmp_path):
     assert run_one(monkeypatch, tmp_path, "pass") is None
 
 
+def test_a_disk_that_does_not_answer_for_a_while_ends_no_sweep_and_fails_no_point(monkeypatch, tmp_path):
+    looks = Counter()
+
+    def stale(look: Callable[[Path], bool]) -> Callable[[Path], bool]:
+        def at(folder: Path) -> bool:
+            looks[look] += 1
+            if looks[look] % 3:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return look(folder)
+
+        return at
+
+    for look in (points.finished, points.in_use):
+        monkeypatch.setattr(points, look.__name__, stale(look))
+    assert run_one(monkeypatch, tmp_path / "a", "pass") is None
+    said = run_one(monkeypatch, tmp_path / "b", "import sys; print('mixlora: no such data'); sys.exit(3)")
+    assert str(said) == "exit status 3 (data): no such data"
+
+
 @pytest.mark.parametrize("end", ["running", "finished"])
 @pytest.mark.parametrize("found", ["before it is started", "by the process that was started"])
 def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, found, end):
@@ -282,7 +304,7 @@ def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, found,
     late = found == "by the process that was started"
     if late:
         looks = iter([False, False])
-        monkeypatch.setattr(local, "in_use", lambda folder: next(looks, None) is None and in_use(folder))
+        monkeypatch.setattr(points, "in_use", lambda folder: next(looks, None) is None and in_use(folder))
     said = run_one(monkeypatch, tmp_path, code)
     assert seen.count("runs elsewhere") >= 3
     assert running.log_path(folder).exists() is late
@@ -328,10 +350,12 @@ def test_a_terminal_that_is_closed_lets_the_points_save(monkeypatch, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said_before_any_point_starts(sweep, tmp_path):
     (tmp_path / "file").write_text("")
-    status, said = sweep("-m", "method=lora", "seed=0,1", "output_root=file/runs")
-    assert status == 2
-    assert "file is a file, not a folder. Set output_root" in said
-    assert "Running" not in said
+    long = 300 * "x"
+    for root, why in (("file/runs", "file is a file, not a folder"), (long, "cannot be read (file name too long)")):
+        status, said = sweep("-m", "method=lora", "seed=0,1", f"output_root={root}")
+        assert status == 2
+        assert f"{why}. Set output_root" in said
+        assert "Running" not in said
 
 
 def test_a_sweep_that_hydra_refuses_leaves_nothing(sweep, tmp_path):

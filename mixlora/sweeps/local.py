@@ -12,7 +12,6 @@ from pathlib import Path
 from mixlora.config.schema import Launch
 from mixlora.console import say
 from mixlora.errors import ConfigError
-from mixlora.records import in_use
 from mixlora.sweeps.points import Point
 from mixlora.sweeps.processes import Machine, command, spawn, threads
 
@@ -37,10 +36,10 @@ class Local:
         return bool(self.free)
 
     def knows(self, point: Point) -> bool:
-        return in_use(point.folder)
+        return bool(point.in_use)
 
     def start(self, point: Point, log: Path) -> "Process":
-        if in_use(point.folder):  # a second process would load its model beside it only to be turned away
+        if point.in_use:  # a second process would load its model beside it only to be turned away
             return Process(self, point, None, self.taken(devices_of_owner(point.folder)))
         group = self.free.pop(0)
         shared = {} if group else threads(len(self.groups) * self.launch.processes)
@@ -92,7 +91,7 @@ class Process:
                 return None
             status = ended
             self.release()
-        if status and in_use(self.point.folder):
+        if status and self.point.in_use is not False:
             self.state = "runs elsewhere"
             return None
         self.release()
