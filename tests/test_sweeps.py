@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.text import Text
 from tiny_runs import task_folder
 
-from mixlora import scoring, train
+from mixlora import scoring, signals, train
 from mixlora.checks import check_run
 from mixlora.config import load
 from mixlora.config.overrides import config_dir, left_to_points
@@ -346,6 +346,29 @@ def test_a_terminal_that_is_closed_lets_the_points_save(monkeypatch, tmp_path):
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_of_runs_that_are_stopped_those_that_did_not_save_are_listed(monkeypatch, tmp_path):
+    """By status, and where a launcher ends with 1 whatever its ranks did, by the run's last word."""
+    ends = {"0": (143, ""), "1": (5, "mixlora: no space left"), "2": (1, f"mixlora: saved; {signals.GOES_ON}")}
+    code = (
+        "import os, signal, time; from pathlib import Path; folder = Path(sys.argv[1])\n"
+        f"status, word = {ends}[folder.name]\n"
+        "signal.signal(15, lambda *_: (os.write(1, word.encode()), os._exit(status)))\n"
+        "folder.with_suffix('.ready').touch()\n"
+        "while len([*folder.parent.glob('*.ready')]) < 3: time.sleep(0.1)\n"
+        "os.kill(os.getppid(), 15) if folder.name == '0' else None; time.sleep(60)"
+    )
+    monkeypatch.setattr(local, "command", pretended(f"import sys\n{code}"))
+    some = [point(tmp_path, i) for i in range(3)]
+    with pytest.raises(Interrupted) as stopped:
+        running.run(some, local.Local(Launch(jobs=3)), show.Board(some))
+    said = str(stopped.value).splitlines()
+    assert said[1:] == [
+        "1 of 3 ended otherwise:",
+        "  seed=1: exit status 5: no space left",
+        f"    log: {running.log_path(some[1].folder)}",
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_any_point_starts(sweep, tmp_path):
@@ -734,6 +757,13 @@ def test_the_queue_is_asked_for_who_one_is_not_for_who_one_says_one_is(monkeypat
     queue_that_says(monkeypatch, tmp_path, "")
     slurm.Queue().look()
     assert f"--user {os.getuid()} " in (tmp_path / "asked").read_text()
+
+
+def test_a_name_in_the_queue_that_is_no_utf_8_ends_no_sweep(monkeypatch, tmp_path):
+    queue_that_says(monkeypatch, tmp_path, "")
+    name = slurm.job_name(point(tmp_path, 0).folder)
+    (tmp_path / "jobs").write_bytes(b"7|RUNNING|None|caf\xe9\n8|RUNNING|None|" + name.encode() + b"\n")
+    assert slurm.Queue().find(point(tmp_path, 0).folder) == "8"
 
 
 def test_a_job_that_found_another_run_at_its_point_waits_for_it(monkeypatch, tmp_path):

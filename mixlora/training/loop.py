@@ -162,7 +162,7 @@ class Trainer:
                     stop = stop or any_rank_is_told_to_stop(seen)
                 if stop:
                     number = seen[0] if seen else signal.SIGTERM
-                    raise Interrupted(f"saved after step {step}; the same command goes on from there", number)
+                    raise Interrupted(f"saved after step {step}; {signals.GOES_ON} from there", number)
         return self.totals
 
     def step(self, step: int, seen: Sequence[int] = ()) -> tuple[dict[str, Any], bool]:
