@@ -23,7 +23,7 @@ from mixlora.checks import check, check_training
 from mixlora.config import load as configs
 from mixlora.config.schema import Config, Tracker
 from mixlora.console import bar, say
-from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError
+from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError, ResourceError
 from mixlora.evaluation.report import print_results
 from mixlora.failpoints import reach
 from mixlora.models import base, compiled
@@ -105,13 +105,16 @@ class Experiment:
         return finished_as(self.folder, configs.digest(self.config), self.parts.accelerator.num_processes)
 
     def show(self) -> None:
-        """The results of a finished run, and its report where a kill came between the two."""
+        """The results of a finished run, and its report where a kill came between the two and it can be written."""
+        print_results(self.folder)
         page, record = self.folder / "report.html", self.folder / "run.json"
         old = page.is_file() and page.stat().st_mtime_ns < record.stat().st_mtime_ns  # made while the run went on
         if self.config.report and (old or not page.is_file()):
-            with owned(self.folder):
-                self.report()
-        print_results(self.folder)
+            try:
+                with owned(self.folder):
+                    self.report()
+            except (ConfigError, ResourceError, OSError) as error:
+                say(f"report.html was not made: {error}")
 
     def report(self) -> None:
         from mixlora.tables.report import run_report  # matplotlib: no process should wait for it before it trains
@@ -270,9 +273,11 @@ class Experiment:
             reach("finish")
             write_json(self.folder / "routing.json", loads)
             self.record("finished", self.outcome(loaded, sizes, trainer))
-            if self.config.report:
-                self.report()
-            print_results(self.folder)
+            try:
+                if self.config.report:
+                    self.report()
+            finally:
+                print_results(self.folder)
 
     def attach(self, loaded: base.Base, adapter: Mapping[str, Wrapper]) -> dict[str, int]:
         """Put the adapter into the model; its numbers of parameters."""

@@ -137,6 +137,15 @@ def test_a_run_that_failed_or_is_not_done_yet_has_a_page_that_says_so(study, tmp
     assert "is not finished" not in report.run_page(folder_of(study, "mole"))
 
 
+def test_a_run_that_cannot_be_written_to_says_so_with_a_remedy_that_there_is(study, monkeypatch, capsys):
+    folder = folder_of(study, "mole")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != folder)
+    for module in (report, routing):
+        with pytest.raises(ConfigError, match=r"cannot be written to, and its report stands in it\. Copy it"):
+            module.show(folder, None)
+    assert "collapsed" in capsys.readouterr().out.lower()  # the numbers, all the same
+
+
 def test_plots_are_files_on_request(study, tmp_path):
     figures = report.run_figures(folder_of(study, "mole"))[:2]
     for kind, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
