@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.legend import Legend
 from PIL import Image
 
 from mixlora import compare
-from mixlora.errors import ConfigError
+from mixlora.errors import ConfigError, ResourceError
 from mixlora.records import read_json, write_json, write_lines
 from mixlora.tables import plots, report, routing, show, table
 from mixlora.tables import recipe as recipes
@@ -155,6 +156,17 @@ def test_plots_are_files_on_request(study, tmp_path):
     alike = [(title, "", figures[0][2]) for title in ("LoRA", "LoRA+", "(LoRA)")]
     names = [path.name for path in report.write_plots(alike, tmp_path / "alike", "png")]
     assert names == ["lora.png", "lora-2.png", "lora-3.png"]
+
+
+def test_a_plot_for_which_the_disk_has_no_room_leaves_the_old_one(study, tmp_path, monkeypatch):
+    path = tmp_path / "scores.png"
+    path.write_text("old")
+    monkeypatch.setattr("mixlora.failpoints.seen", Counter())
+    monkeypatch.setenv("MIXLORA_FAIL", "write:full")
+    with pytest.raises(ResourceError, match="no space left"):
+        plots.write(report.run_figures(folder_of(study, "mole"))[0][2], path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(("loss_on", "says"), [("answer", "the answer tokens"), ("all", "all tokens, those of the")])

@@ -458,6 +458,16 @@ def test_kept_records_name_no_place_of_the_machine(tmp_path):
     )
 
 
+def test_records_do_not_overwrite_the_runs_that_they_are_of(tmp_path):
+    study = study_in(tmp_path / "runs")
+    folder = write_run(study, points("lora")[0], {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 1.0]})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for place in (study.root, folder, folder / "kept", tmp_path / "kept" / ".." / "runs"):
+        with pytest.raises(ConfigError, match="is where the runs are, which would be overwritten. Name another"):
+            show.keep_records(study, place)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_path_is_hidden_where_it_is_one_and_not_inside_other_words():
     hidden = {"/data": "D", "/data/hub": "hub", "/home/a b/runs": "runs"}
     for text, want in (
