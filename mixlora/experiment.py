@@ -197,13 +197,13 @@ class Experiment:
         except Exception as error:
             ended = isinstance(error, Interrupted) or ranks.is_lost(error)
             if self.parts.accelerator.is_main_process and not ended:
-                self.record_failure(str(error) or type(error).__name__)
+                self.record_failure(str(error) or type(error).__name__, getattr(error, "status", 1))
             raise
 
-    def record_failure(self, message: str) -> None:
+    def record_failure(self, message: str, exit_status: int | None = None) -> None:
         with contextlib.suppress(MixloraError, OSError):  # the disk may be what failed
             if not finished(self.folder):
-                self.record("failed", {"message": message})
+                self.record("failed", {"message": message, "exit_status": exit_status})
 
     def same_configuration(self) -> None:
         """Refuse a folder that another configuration began."""

@@ -168,7 +168,9 @@ def finished_as(run_folder: Path, config_sha256: str, world_size: int) -> bool:
         record = read_json(run_folder / "run.json")
     except OSError as error:
         what = str(error.strerror).lower()
-        raise ConfigError(f"{run_folder} cannot be read ({what}). Set output_root or run_dir to a folder of yours") from None
+        raise ConfigError(
+            f"{run_folder} cannot be read ({what}). Set output_root or run_dir to a folder of yours"
+        ) from None
     if record.get("config_sha256") != config_sha256:
         raise ConfigError(f"{run_folder} holds a finished run of another configuration. Set run_dir to a new folder")
     before = record.get("world_size", world_size)

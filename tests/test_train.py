@@ -147,7 +147,7 @@ def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_pa
             run(train, *argv)
     assert stopped.value.code == 5
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["status"] == "failed"
+    assert (record["status"], record["exit_status"]) == ("failed", 5)
     assert record["message"] in capsys.readouterr().err
     run(train, *argv)
     record = json.loads((tmp_path / "run.json").read_text())

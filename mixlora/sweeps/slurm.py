@@ -167,7 +167,9 @@ class Queue:
         shown = ["squeue", "--all", "--noheader", "--user", str(os.getuid()), "--format", "%i|%T|%r|%j"]
         env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
         try:
-            said = subprocess.run(shown, env=env, capture_output=True, text=True, errors="replace", check=True, timeout=120).stdout
+            said = subprocess.run(
+                shown, env=env, capture_output=True, text=True, errors="replace", check=True, timeout=120
+            ).stdout
         except FileNotFoundError:
             raise ConfigError(
                 "launcher=slurm: there is no squeue here. Start the sweep on a node of the cluster"

@@ -207,7 +207,7 @@ def require_best(path: Path, best: Path) -> None:
 
 
 def require_there(folder: Path) -> None:
-    """Raise a CheckpointError where `folder` is a link to another disk that is not there: what lies there is not lost."""
+    """Raise a CheckpointError where `folder` is a link to a disk that is not there: what lies there is not lost."""
     if folder.is_symlink() and not folder.exists():
         raise CheckpointError(
             f"{folder} is a link to {os.readlink(folder)}, which is not there. Put that back, or remove the link to "
