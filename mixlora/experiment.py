@@ -23,7 +23,7 @@ from mixlora.checks import check, check_training
 from mixlora.config import load as configs
 from mixlora.config.schema import Config, Tracker
 from mixlora.console import bar, say
-from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError
+from mixlora.errors import CheckpointError, ConfigError, Interrupted, MixloraError, ResourceError
 from mixlora.evaluation.report import print_results
 from mixlora.failpoints import reach
 from mixlora.models import base, compiled
@@ -106,13 +106,16 @@ class Experiment:
         return finished_as(self.folder, configs.digest(self.config), self.parts.accelerator.num_processes)
 
     def show(self) -> None:
-        """The results of a finished run, and its report where a kill came between the two."""
+        """The results of a finished run, and its report where a kill came between the two and it can be written."""
+        print_results(self.folder)
         page, record = self.folder / "report.html", self.folder / "run.json"
         old = page.is_file() and page.stat().st_mtime_ns < record.stat().st_mtime_ns  # made while the run went on
         if self.config.report and (old or not page.is_file()):
-            with owned(self.folder):
-                self.report()
-        print_results(self.folder)
+            try:
+                with owned(self.folder):
+                    self.report()
+            except (ConfigError, ResourceError, OSError) as error:
+                say(f"report.html was not made: {error}")
 
     def report(self) -> None:
         from mixlora.tables.report import run_report  # matplotlib: no process should wait for it before it trains
@@ -149,7 +152,7 @@ class Experiment:
         if path is not None:
             same_origin(path, checkpoint.read(path).state["origin"], self.origin(loaded.sha256))
             if self.config.train.load_best:
-                checkpoint.require_best(path)
+                checkpoint.require_best(path, self.run_of(path) / "best")
         return path
 
     def write_config(self) -> None:
@@ -176,8 +179,15 @@ class Experiment:
     @property
     def elsewhere(self) -> Path | None:
         """The run folder of the checkpoint that this run goes on from, where it is another one."""
-        theirs = None if self.start_from is None else self.start_from.resolve().parents[1]
-        return None if theirs == self.folder.resolve() else theirs
+        theirs = self.folder if self.start_from is None else self.run_of(self.start_from)
+        return None if theirs == self.folder else theirs
+
+    def run_of(self, path: Path) -> Path:
+        """The run folder of a checkpoint: this one's, whose checkpoints may be a link to another disk, or another."""
+        own = (self.folder / "checkpoints").resolve()
+        if own in (path.parent.resolve(), path.resolve().parent):
+            return self.folder
+        return (path.absolute() if path.parent.name == "checkpoints" else path.resolve()).parents[1]
 
     @contextmanager
     def failure_recorded(self) -> Iterator[None]:
@@ -188,13 +198,13 @@ class Experiment:
         except Exception as error:
             ended = isinstance(error, Interrupted) or ranks.is_lost(error)
             if self.parts.accelerator.is_main_process and not ended:
-                self.record_failure(str(error) or type(error).__name__)
+                self.record_failure(str(error) or type(error).__name__, getattr(error, "status", 1))
             raise
 
-    def record_failure(self, message: str) -> None:
+    def record_failure(self, message: str, exit_status: int | None = None) -> None:
         with contextlib.suppress(MixloraError, OSError):  # the disk may be what failed
             if not finished(self.folder):
-                self.record("failed", {"message": message})
+                self.record("failed", {"message": message, "exit_status": exit_status})
 
     def same_configuration(self) -> None:
         """Refuse a folder that another configuration began."""
@@ -264,9 +274,11 @@ class Experiment:
             reach("finish")
             write_json(self.folder / "routing.json", loads)
             self.record("finished", self.outcome(loaded, sizes, trainer))
-            if self.config.report:
-                self.report()
-            print_results(self.folder)
+            try:
+                if self.config.report:
+                    self.report()
+            finally:
+                print_results(self.folder)
 
     def attach(self, loaded: base.Known, adapter: Mapping[str, Wrapper]) -> dict[str, int]:
         """Put the adapter into the model; its numbers of parameters."""
@@ -350,10 +362,10 @@ class Experiment:
             for change in changes(saved.state.get("made_with", {}), trainer.made_with):
                 say(f"Going on with {change}: {self.what_differs(change)} of a run in one piece")
             if trainer.main and self.elsewhere is not None:
-                checkpoint.adopt(path, self.folder, with_best=self.config.train.load_best)
+                checkpoint.adopt(path, self.elsewhere, self.folder, with_best=self.config.train.load_best)
             ranks.wait_for_rank_0()
             trainer.restore(saved)
-            trainer.resumed_from = str(path.resolve()) if path == self.asked_for else saved.state.get("resumed_from")
+            trainer.resumed_from = checkpoint.marks(path) if path == self.asked_for else saved.state.get("resumed_from")
             start = saved.step
             say(f"Going on after step {start}")
         elif trainer.main:
@@ -382,6 +394,8 @@ class Experiment:
     def find_checkpoint(self) -> Path | None:
         """Where to go on from; whatever is damaged is named."""
         folder, best = self.folder / "checkpoints", self.folder / "best"
+        checkpoint.require_there(folder)
+        checkpoint.require_there(best)
         path, wrong = checkpoint.newest(folder, best if self.config.train.load_best else None)
         if self.asked_for is not None and (path is None or not checkpoint.went_on_from(path, self.asked_for)):
             return self.asked_for

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from mixlora import signals
 from mixlora.config.cli import door
 from mixlora.config.doors import Export, run_folder
 from mixlora.config.schema import Quantization
@@ -17,6 +18,11 @@ def main(cfg: DictConfig) -> None:
     run, to = run_folder(options.run), Path(options.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"to={to} is {'not empty' if to.is_dir() else 'a file'}. Name a new folder")
+    with signals.raised():  # what is half written goes
+        exported(options, run, to)
+
+
+def exported(options: Export, run: Path, to: Path) -> None:
     from mixlora import loading
     from mixlora.adapters import files
     from mixlora.adapters.attach import adapter_tensors
@@ -41,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         use_cache(loaded.model, True)
         ends = {*own_ends(loaded.model, loaded.tokenizer), *loading.formatter(run, loaded.tokenizer).end_ids}
         loaded.model.generation_config.eos_token_id = sorted(ends)
-        with whole_folder(to) as partial:
+        with whole_folder(to, last="config.json") as partial:
             loaded.model.save_pretrained(partial)
             loaded.tokenizer.save_pretrained(partial)
     else:

@@ -23,6 +23,8 @@ from mixlora.failpoints import reach
 # A folder that is not there, or in which nothing may be made.
 NO_PLACE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 LOCK_SECONDS = 1.0  # that a lock is tried for
+REQUEUED_SECONDS = 60.0  # the same in a requeued job: the node that it left may still be ending its processes
+OWN: dict[Path, TextIO] = {}  # folders that this process owns, with their open lock files
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,8 +33,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace `path` by `data` in one step.
+
+    Raises:
+        ConfigError: it lies in a folder that this process owned, and does no more.
+    """
+    partial = partial_of(path)
     try:
+        require_own(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             file.write(data)
@@ -40,28 +48,40 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
+        raise disk_error(path, error) from None
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise disk_error(path, error) from None
+
+
+def partial_of(path: Path) -> Path:
+    """Where `path` is written before it gets its name: two machines may write to one disk."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `path` (empty, or not there) once all is written; else nothing is left."""
+def whole_folder(path: Path, *, last: str = "") -> Iterator[Path]:
+    """A folder to write into that becomes `path` (empty, or not there) once all is written; else nothing is left.
+
+    Args:
+        last: the file without which nobody takes the folder for whole. An empty `path` is filled file by file.
+    """
     path = path.resolve()
     there = path.is_dir()  # it may be another disk, or the one folder here that may be written to: it stays itself
-    partial = (path if there else path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    partial = partial_of(path / path.name if there else path)
     try:
         partial.mkdir(parents=True)
         yield partial
+        for part in (*partial.rglob("*"), partial):
+            sync(part)
         if there:
-            for entry in partial.iterdir():
+            for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == last):
                 os.replace(entry, path / entry.name)
         else:
             os.replace(partial, path)
-        sync_folder(path if there else path.parent)
+        sync(path if there else path.parent)
     except OSError as error:
         raise disk_error(path, error) from None
     except Exception as error:
@@ -72,9 +92,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """A rename is on disk only when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """A file's content, or a folder's names, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -139,11 +159,18 @@ def finished_as(run_folder: Path, config_sha256: str, world_size: int) -> bool:
     """Whether the run of this configuration, on so many processes, has come to its end.
 
     Raises:
-        ConfigError: another configuration's has, in this folder, or that of other processes, whose batches are others.
+        ConfigError: another configuration's has, in this folder, or that of other processes, whose batches are others;
+            or the folder cannot be read.
     """
-    if not finished(run_folder):
-        return False
-    record = read_json(run_folder / "run.json")
+    try:
+        if not finished(run_folder):
+            return False
+        record = read_json(run_folder / "run.json")
+    except OSError as error:
+        what = str(error.strerror).lower()
+        raise ConfigError(
+            f"{run_folder} cannot be read ({what}). Set output_root or run_dir to a folder of yours"
+        ) from None
     if record.get("config_sha256") != config_sha256:
         raise ConfigError(f"{run_folder} holds a finished run of another configuration. Set run_dir to a new folder")
     before = record.get("world_size", world_size)
@@ -235,6 +262,7 @@ def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
 
 def append_line(path: Path, row: Any) -> None:
     try:
+        require_own(path)
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
@@ -244,14 +272,18 @@ def append_line(path: Path, row: Any) -> None:
 def sync_file(path: Path) -> None:
     """What was appended is on disk before anything relies on it."""
     if path.is_file():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
 
 
 def remove_strays(folder: Path) -> None:
     """Remove what killed processes left beside the files that they were writing."""
     for stray in folder.rglob(".*.tmp"):
-        stray.unlink(missing_ok=True)
+        if "evaluations" in stray.relative_to(folder).parts:  # of processes that own folders there
+            continue
+        if stray.is_dir():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            stray.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -266,14 +298,39 @@ def owned(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = locked(path)
     except OSError as error:
-        raise disk_error(folder, error) from None
+        raise disk_error(path, error) from None
+    OWN[folder] = lock
     try:
         lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         lock.flush()
         yield
     finally:
-        path.unlink(missing_ok=True)
+        del OWN[folder]
+        if is_open_as(lock, path):
+            path.unlink(missing_ok=True)
         lock.close()
+
+
+def require_own(path: Path) -> None:
+    """Refuse to write into a folder that was taken away under its owner: another process may have begun it anew.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    for folder, lock in [*OWN.items()]:  # another thread may be letting go of one
+        if path.is_relative_to(folder) and not is_open_as(lock, folder / ".lock"):
+            raise ConfigError(
+                f"{folder} was removed, moved or begun anew while this process was at work in it: nothing more is "
+                "written there. Start the command again, with run_dir set to another folder where it is in use"
+            )
+
+
+def is_open_as(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def in_use(folder: Path) -> bool:
@@ -307,7 +364,7 @@ def lock_or_say(lock: IO[Any], kind: int, folder: Path) -> None:
 
 def locked(path: Path) -> TextIO:
     """The lock file, open and locked. Somebody who only looks has it for a moment, so it is tried for a while."""
-    until = time.monotonic() + LOCK_SECONDS
+    until = time.monotonic() + (REQUEUED_SECONDS if "SLURM_RESTART_COUNT" in os.environ else LOCK_SECONDS)
     while True:
         lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  closing it lets go of the lock
         try:
@@ -321,9 +378,10 @@ def locked(path: Path) -> TextIO:
             owner = lock.read().strip()
             lock.close()
             raise ConfigError(
-                f"{path.parent} is in use by another run: {owner}. Wait for it, or set run_dir to another folder"
+                f"{path.parent} is in use by another run, which has locked {path}: {owner}. Wait for it, or set "
+                "run_dir to another folder"
             ) from None
-        if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+        if is_open_as(lock, path):
             lock.truncate(0)
             return lock
         lock.close()  # its owner finished and took the file away between our two calls

@@ -1,6 +1,7 @@
 """Score a trained run or a bare base model again: what `python -m mixlora.evaluate` does."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation.report import print_results
 from mixlora.models import base
 from mixlora.parts import Parts, loaded
-from mixlora.records import require_place
+from mixlora.records import owned, require_place
 from mixlora.remedies import with_remedies
 from mixlora.scoring import Scoring
 from mixlora.tasks import TaskData
@@ -59,8 +60,10 @@ def scored(parts: "Rescored", folder: Path, trained: Path | None, watch: ranks.W
     adapter = {} if trained is None else loading.attached(model.model, config.method, config.model)
     if trained is not None:
         files.load(trained, adapter)
-    Scoring(parts, model, watch.at).evaluate(folder, "score", base.fingerprint(adapter))
-    if parts.accelerator.is_main_process:
+    scoring, main = Scoring(parts, model, watch.at), parts.accelerator.is_main_process
+    with owned(folder) if main else nullcontext():
+        scoring.evaluate(folder, "score", base.fingerprint(adapter))
+    if main:
         print_results(folder)
         say(f"Wrote {folder}")
 

@@ -1,11 +1,10 @@
 """A run's scores: of the base model, on validation rows while it trains, at the end; and where its tokens went."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
-import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from mixlora import ranks
 from mixlora.config import load as configs
 from mixlora.config.schema import Backend
 from mixlora.console import say
+from mixlora.errors import ConfigError, ResourceError
 from mixlora.evaluation.routing import expert_loads, least_experts
 from mixlora.evaluation.run import Evaluator, digest, marked, result, scorer
 from mixlora.failpoints import reach
@@ -25,10 +25,10 @@ from mixlora.models.likelihood import evaluating
 from mixlora.parts import Parts
 from mixlora.provenance import version
 from mixlora.records import (
-    disk_error,
+    partial_of,
     read_json,
     read_lines,
-    sync_folder,
+    sync,
     write_bytes,
     write_json,
     write_lines,
@@ -197,6 +197,7 @@ class Scored:
             self.write(whole)
         else:
             self.forget()
+            (self.folder / "results.json").unlink(missing_ok=True)  # they are of the predictions that go now
         return list(whole)
 
     def add(self, name: str) -> None:
@@ -222,17 +223,32 @@ def copy_results(source: Path, target: Path) -> None:
 
 
 def share_results(source: Path, target: Path) -> None:
-    """`copy_results` for other runs to read: all at once, and what the first of several runs left stays."""
-    for stray in target.parent.glob(".*.tmp"):
-        if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
-            shutil.rmtree(stray, ignore_errors=True)
-    partial = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """`copy_results` for other runs to read: all at once, and what the first of several runs left stays.
+
+    Where they cannot be shared that is said: the others then score for themselves.
+    """
+    partial = partial_of(target)
     try:
+        remove_old_partials(target)
         copy_results(source, partial)
+        if predictions_in(partial) != predictions_in(source):  # another run took it for a stray meanwhile
+            raise FileNotFoundError(errno.ENOENT, "another process removed a part of them")
         partial.rename(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise disk_error(target, error) from None
+        sync(target.parent)
+    except (OSError, ConfigError, ResourceError) as error:
+        if getattr(error, "errno", None) not in (errno.ENOTEMPTY, errno.EEXIST):
+            say(f"The base model's scores are not shared with other runs: {error}")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_old_partials(target: Path) -> None:
+    """Of this target alone: how long those of others take is not known here."""
+    for stray in target.parent.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes them as well
+            if stray.name.startswith(f".{target.name}.") and time.time() - stray.stat().st_mtime > STRAY_SECONDS:
+                shutil.rmtree(stray, ignore_errors=True)
+
+
+def predictions_in(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "predictions").glob("*.jsonl")}

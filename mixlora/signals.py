@@ -13,6 +13,7 @@ from mixlora.errors import Interrupted
 BOTH = (signal.SIGINT, signal.SIGTERM)
 # A launcher passes on to its ranks what the terminal has already sent them: that is one signal, not two.
 ECHO_SECONDS = 2.0
+GOES_ON = "the same command goes on"  # in the last word of every run that was interrupted
 LAUNCHED = "MIXLORA_LAUNCHED"  # set for the runs of a sweep, which passes its signals on to them
 
 
@@ -21,7 +22,7 @@ def raised() -> Iterator[None]:
     """Raise `Interrupted` where the signal finds the process."""
 
     def stop(number: int, frame: Any) -> None:
-        raise Interrupted("interrupted; nothing that was finished is lost, the same command goes on", number)
+        raise Interrupted(f"interrupted; nothing that was finished is lost, {GOES_ON}", number)
 
     with handled(stop):
         yield

@@ -1,5 +1,6 @@
 """A checkpoint is whole or it is not one."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixlora.errors import CheckpointError
+from mixlora.errors import CheckpointError, ConfigError
+from mixlora.records import owned, partial_of
 from mixlora.training import checkpoint
 from mixlora.training.checkpoint import Checkpoint
 
@@ -97,6 +99,85 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path, monkeypatch):
     assert checkpoint.damage(tmp_path / "step-1") is None
 
 
+def test_nothing_is_saved_into_a_folder_that_was_taken_away(tmp_path):
+    folder = tmp_path / "run"
+    with owned(folder):
+        shutil.rmtree(folder)
+        with pytest.raises(ConfigError, match="removed, moved or begun anew"):
+            checkpoint.save(folder / "checkpoints", made(1))
+    assert not folder.exists()
+
+
+def test_what_cannot_be_removed_now_counts_no_more_and_goes_later(tmp_path, monkeypatch):
+    """NFS keeps a file that somebody has open under another name, in its folder."""
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, made(step))
+
+    def held(path: Path, ignore_errors: bool = False) -> None:
+        (path / "manifest.json").rename(path / ".nfs0001")
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", held)
+        checkpoint.prune(tmp_path, 2)
+        checkpoint.forget_after(tmp_path, 2)
+        assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-2"]
+    checkpoint.prune(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-2"]
+
+
+def test_a_disk_that_lets_nothing_go_does_not_end_a_run(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path / "checkpoints", made(step))
+    checkpoint.save(tmp_path / "best", made(1))
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        checkpoint.prune(tmp_path / "checkpoints", 2)
+        checkpoint.prune_best(tmp_path / "best", tmp_path / "checkpoints")
+    assert [len(checkpoint.steps(tmp_path / name)) for name in ("checkpoints", "best")] == [3, 1]
+    checkpoint.prune(tmp_path / "checkpoints", 2)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-2", "step-3"}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_one_that_cannot_be_read_is_named_and_the_one_before_is_used_and_none_is_lost(tmp_path, monkeypatch, number):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, made(step))
+    unread, read = {tmp_path / "step-2" / "state.json"}, Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path in unread:
+            raise OSError(number, os.strerror(number))  # read() names no file
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    found, wrong = checkpoint.newest(tmp_path)
+    assert found == tmp_path / "step-1"
+    assert wrong == [f"{tmp_path / 'step-2'} cannot be read ({os.strerror(number).lower()})"]
+    unread.add(tmp_path / "step-1" / "manifest.json")
+    with pytest.raises(CheckpointError, match=r"step-1 cannot be read \(.*\)\. Make it readable, or remove"):
+        checkpoint.require_some(tmp_path)  # before all are forgotten
+
+
+def test_a_run_that_was_sent_back_knows_it_after_a_move_too(tmp_path):
+    asked = checkpoint.save(tmp_path / "run", made(1))
+    state = {"resumed_from": checkpoint.marks(asked)}
+    later = checkpoint.save(tmp_path / "run", Checkpoint(2, made(2).adapter, {}, state))
+    other = checkpoint.save(tmp_path / "other", made(1, best=1))
+    assert checkpoint.went_on_from(later, asked)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    asked, later = moved / asked.name, moved / later.name
+    assert checkpoint.went_on_from(later, asked)
+    assert not checkpoint.went_on_from(later, other)
+    shutil.rmtree(asked)  # pruned: it is known by its place
+    assert not checkpoint.went_on_from(later, asked)
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "null", '{"state.json": {}}', "{"])
 def test_a_manifest_that_does_not_name_every_file_is_none(tmp_path, text):
     path = checkpoint.save(tmp_path, made(1))
@@ -125,7 +206,7 @@ def test_everything_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert ("sync", tmp_path.name) in done  # where the folder of checkpoints itself stands
     for name in (*sorted(checkpoint.FILES), "manifest.json"):
         at = done.index(("name", name))
-        assert done[at - 1] == ("sync", f".{name}.{os.getpid()}.tmp")
+        assert done[at - 1] == ("sync", partial_of(Path(name)).name)
         assert done[at + 1][0] == "sync"
         assert at < len(done) - 2
 
@@ -158,11 +239,11 @@ def test_another_run_takes_over_the_best_adapter_and_the_metrics(tmp_path):
     path = checkpoint.save(theirs / "checkpoints", made(5, best=3))
     (theirs / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(CheckpointError, match=r"names a best adapter, and .*step-3 is not there"):
-        checkpoint.adopt(path, ours, with_best=True)
+        checkpoint.adopt(path, theirs, ours, with_best=True)
     checkpoint.save(theirs / "best", made(3))
-    checkpoint.adopt(path, ours, with_best=True)
+    checkpoint.adopt(path, theirs, ours, with_best=True)
     assert (ours / "metrics.jsonl").read_text() == '{"step": 1}\n'
     assert checkpoint.damage(ours / "best" / "step-3") is None
     shutil.copytree(path, tmp_path / "backup" / "deep" / "step-5")
-    checkpoint.adopt(tmp_path / "backup" / "deep" / "step-5", ours, with_best=False)
+    checkpoint.adopt(tmp_path / "backup" / "deep" / "step-5", tmp_path / "backup", ours, with_best=False)
     assert (ours / "metrics.jsonl").read_text() == '{"step": 1}\n'  # no lines beside a copy: ours are not lost

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixlora.compare import main
-from mixlora.evaluation.report import mean_cells
+from mixlora.evaluation.report import cells, mean_cells
 from mixlora.records import read_json, read_lines, write_json, write_lines
 from mixlora.tables.paired import compare, mcnemar, sign_flips
 from mixlora.tables.statistics import holm
@@ -156,6 +156,22 @@ def test_other_examples_and_missing_predictions_are_refused(tmp_path, capsys):
 def test_all_pairs_of_equal_runs_show_no_difference(tmp_path):
     folders = [write(tmp_path / name, [0, 1, 1]) for name in "abc"]
     assert all(compare(a, b)[0].p == 1 for a, b in combinations(folders, 2))
+
+
+def test_a_change_is_said_only_where_all_its_predictions_are_there(tmp_path):
+    after = write(tmp_path, [1, 1, 1], stderr=0.1, majority=0.5)
+    before = write(tmp_path / "before", [0, 1, 0], stderr=0.1, majority=0.5)
+
+    def changes() -> set[str]:
+        results = [read_json(folder / "results.json") for folder in (after, before)]
+        return {cells(tmp_path, "arc", *(found["arc"] for found in results))[-1], mean_cells(tmp_path, *results)[-1]}
+
+    assert changes() == {"+66.7 ± 33.3"}
+    path = before / "predictions" / "arc.jsonl"
+    write_lines(path, read_lines(path)[1:])
+    assert changes() == {"–"}
+    path.unlink()
+    assert changes() == {"–"}
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "recipes" / "learning").glob("*/")), ids=lambda path: path.name)

@@ -229,6 +229,17 @@ def test_a_text_that_yaml_takes_for_a_truth_value_is_refused(keys):
         load.config_of(OmegaConf.create(values))
 
 
+@pytest.mark.parametrize("key", ["tasks.name", "tasks.mixture"])
+def test_a_name_of_a_task_that_would_be_a_folder_is_refused(key):
+    values = load.plain(composed("method=lora", "tasks=arc"))
+    if key == "tasks.name":
+        values["tasks"]["name"] = "my/mix"
+    else:
+        values["tasks"]["mixture"]["my/mix"] = values["tasks"]["mixture"].pop("arc_easy")
+    with pytest.raises(ConfigError, match=f"{key}: 'my/mix' cannot be the name of a file.*Leave the / out"):
+        load.config_of(OmegaConf.create(values))
+
+
 def test_padding_is_not_counted_where_there_is_none():
     """MoLA's own loss counts it, so that loss brings padded rows."""
     assert not composed("method=mola", "tasks=arc", "aux_loss=load_balance_layer_sum").train.packing

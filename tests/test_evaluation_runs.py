@@ -21,7 +21,7 @@ from mixlora.evaluation.harness import Harness
 from mixlora.experiment import Experiment
 from mixlora.models import base
 from mixlora.parts import Parts
-from mixlora.records import read_json, read_lines
+from mixlora.records import owned, read_json, read_lines
 from mixlora.reevaluation import reevaluate
 from mixlora.scoring import Scoring
 from mixlora.tables.paired import compare
@@ -71,6 +71,14 @@ def test_a_run_that_is_scored_again_gives_the_same(run):
         assert read_lines(again / "predictions" / f"{name}.jsonl") == read_lines(run / "predictions" / f"{name}.jsonl")
     assert read_json(again / "results.json") == read_json(run / "results.json")
     assert all(pair.p == 1 and not pair.won and not pair.lost for pair in compare(run, again))
+
+
+def test_two_processes_do_not_score_into_one_folder(run):
+    folder = score_again(run, limit=2)
+    before = (folder / "results.json").read_bytes()
+    with owned(folder), pytest.raises(ConfigError, match=r"in use by another run.*set run_dir to another folder"):
+        score_again(run, limit=2)
+    assert (folder / "results.json").read_bytes() == before
 
 
 def test_the_base_model_is_scored_once_for_all_seeds_of_a_sweep(run):

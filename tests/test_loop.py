@@ -340,6 +340,19 @@ def test_bad_steps_are_counted_across_an_interruption(tmp_path, monkeypatch):
         again.run(6)
 
 
+def test_a_kill_while_a_run_goes_back_leaves_no_checkpoint_whose_lines_are_gone(tmp_path, monkeypatch):
+    made = trainer(tmp_path)
+    made.run()
+    left: list[list[str]] = []
+
+    def note(path, rows):
+        left.append([saved.name for saved in checkpoint.steps(tmp_path / "checkpoints")])
+
+    monkeypatch.setattr(loop, "write_lines", note)
+    made.restore(checkpoint.read(tmp_path / "checkpoints" / "step-6"))
+    assert left == [["step-6"]]
+
+
 # ---- schedules
 
 
@@ -412,7 +425,7 @@ def test_going_on_in_another_folder_keeps_the_best_adapter(tmp_path):
     whole, again = trainer(tmp_path / "whole", **job), trainer(tmp_path / "again", **job)
     whole.run()
     path = tmp_path / "whole" / "checkpoints" / "step-6"
-    checkpoint.adopt(path, tmp_path / "again", with_best=True)
+    checkpoint.adopt(path, tmp_path / "whole", tmp_path / "again", with_best=True)
     again.restore(checkpoint.read(path))
     assert again.run(6).best_step == 2
     for made in (whole, again):

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -67,7 +69,8 @@ def test_a_living_owner_is_respected_and_a_dead_one_is_not(tmp_path):
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"mine\n"
     lock = tmp_path / ".lock"
-    with pytest.raises(ConfigError, match=f'"pid": {owner.pid}'), records.owned(tmp_path):
+    said = rf'locked {lock}: {{"pid": {owner.pid}, "host": "{socket.gethostname()}"'
+    with pytest.raises(ConfigError, match=said), records.owned(tmp_path):
         pass
     owner.kill()
     owner.communicate()
@@ -77,11 +80,39 @@ def test_a_living_owner_is_respected_and_a_dead_one_is_not(tmp_path):
     assert not lock.exists()
 
 
-def test_strays_go(tmp_path):
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "begun anew"])
+def test_a_folder_that_was_taken_away_is_written_by_nobody_but_its_new_owner(tmp_path, again):
+    folder = tmp_path / "run"
+    with records.owned(folder):
+        shutil.rmtree(folder)
+        if again:
+            folder.mkdir()
+            (folder / ".lock").touch()
+        for write in (records.write_json, records.append_line):
+            with pytest.raises(ConfigError, match=r"run was removed, moved or begun anew"):
+                write(folder / "x", {"by": "the old"})
+    assert [path.name for path in tmp_path.rglob("*")] == (["run", ".lock"] if again else [])
+
+
+def test_a_job_that_was_requeued_waits_for_the_node_that_it_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LOCK_SECONDS", 0.1)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with open(tmp_path / ".lock", "wb") as dying:
+        fcntl.flock(dying, fcntl.LOCK_EX)
+        threading.Timer(0.5, fcntl.flock, (dying, fcntl.LOCK_UN)).start()
+        with records.owned(tmp_path):
+            pass
+
+
+def test_strays_go_but_those_of_an_evaluation_that_may_be_running(tmp_path):
     records.write_json(tmp_path / "a" / "x.json", {"n": 1})
-    (tmp_path / "a" / ".x.json.77.tmp").write_text("{")
+    running = tmp_path / "evaluations" / "b" / ".y.json.here.78.tmp"
+    for stray in (tmp_path / "a" / ".x.json.here.77.tmp", running):
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_text("{")
+    (tmp_path / ".merged.here.79.tmp").mkdir()
     records.remove_strays(tmp_path)
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.json"]
+    assert {p.name for p in tmp_path.rglob("*") if not p.is_dir() or p.name[0] == "."} == {"x.json", running.name}
 
 
 def test_a_full_disk_says_so(tmp_path):
@@ -141,6 +172,32 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert ([path.name for path in empty.iterdir()], empty.stat().st_ino) == (["a"], number)
     with pytest.raises(ConfigError, match="to/a is a file, not a folder"):
         records.write_text(tmp_path / "to" / "a" / "b", "1")
+
+
+def test_a_folder_is_on_disk_before_it_is_named_and_what_makes_it_whole_comes_last(tmp_path, monkeypatch):
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted(handle: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        done.append(f"to {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    for there in (False, True):
+        done.clear()
+        to = tmp_path / str(there)
+        if there:
+            to.mkdir()
+        with records.whole_folder(to, last="config.json") as partial:
+            for name in ("a", "config.json", "z"):
+                (partial / name).write_text("1")
+        assert {"a", "config.json", "z", partial.name} == {*done[:4]}
+        assert done[-2:] == (["to config.json", "True"] if there else ["to False", tmp_path.name])
 
 
 def test_a_file_that_is_elsewhere_is_named_and_not_the_run_folder(tmp_path):

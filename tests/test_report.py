@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from matplotlib.legend import Legend
 from PIL import Image
 
 from mixlora import compare
-from mixlora.errors import ConfigError
+from mixlora.errors import ConfigError, ResourceError
 from mixlora.records import read_json, write_json, write_lines
 from mixlora.tables import plots, report, routing, show, table
 from mixlora.tables import recipe as recipes
@@ -154,6 +155,15 @@ def test_a_run_that_failed_or_is_not_done_yet_has_a_page_that_says_so(study, tmp
     assert "is not finished" not in report.run_page(folder_of(study, "mole"))
 
 
+def test_a_run_that_cannot_be_written_to_says_so_with_a_remedy_that_there_is(study, monkeypatch, capsys):
+    folder = folder_of(study, "mole")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != folder)
+    for module in (report, routing):
+        with pytest.raises(ConfigError, match=r"cannot be written to, and its report stands in it\. Copy it"):
+            module.show(folder, None)
+    assert "collapsed" in capsys.readouterr().out.lower()  # the numbers, all the same
+
+
 def test_plots_are_files_on_request(study, tmp_path):
     figures = report.run_figures(folder_of(study, "mole"))[:2]
     for kind, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
@@ -163,6 +173,17 @@ def test_plots_are_files_on_request(study, tmp_path):
     alike = [(title, "", figures[0][2]) for title in ("LoRA", "LoRA+", "(LoRA)")]
     names = [path.name for path in report.write_plots(alike, tmp_path / "alike", "png")]
     assert names == ["lora.png", "lora-2.png", "lora-3.png"]
+
+
+def test_a_plot_for_which_the_disk_has_no_room_leaves_the_old_one(study, tmp_path, monkeypatch):
+    path = tmp_path / "scores.png"
+    path.write_text("old")
+    monkeypatch.setattr("mixlora.failpoints.seen", Counter())
+    monkeypatch.setenv("MIXLORA_FAIL", "write:full")
+    with pytest.raises(ResourceError, match="no space left"):
+        plots.write(report.run_figures(folder_of(study, "mole"))[0][2], path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(("loss_on", "says"), [("answer", "the answer tokens"), ("all", "all tokens, those of the")])

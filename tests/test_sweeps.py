@@ -1,13 +1,17 @@
 """Sweeps: all points are checked first, each has its devices, none is run twice, a failure stands alone."""
 
 import copy
+import errno
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +26,7 @@ from rich.console import Console
 from rich.text import Text
 from tiny_runs import task_folder
 
-from mixlora import scoring, train
+from mixlora import scoring, signals, train
 from mixlora.checks import check_run
 from mixlora.config import load
 from mixlora.config.overrides import config_dir, left_to_points
@@ -291,6 +295,25 @@ def test_a_run_that_ends_well_somewhere_else_has_failed(monkeypatch, tmp_path):
     assert run_one(monkeypatch, tmp_path, "pass") is None
 
 
+def test_a_disk_that_does_not_answer_for_a_while_ends_no_sweep_and_fails_no_point(monkeypatch, tmp_path):
+    looks = Counter()
+
+    def stale(look: Callable[[Path], bool]) -> Callable[[Path], bool]:
+        def at(folder: Path) -> bool:
+            looks[look] += 1
+            if looks[look] % 3:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return look(folder)
+
+        return at
+
+    for look in (points.finished, points.in_use):
+        monkeypatch.setattr(points, look.__name__, stale(look))
+    assert run_one(monkeypatch, tmp_path / "a", "pass") is None
+    said = run_one(monkeypatch, tmp_path / "b", "import sys; print('mixlora: no such data'); sys.exit(3)")
+    assert str(said) == "exit status 3 (data): no such data"
+
+
 @pytest.mark.parametrize("end", ["running", "finished"])
 @pytest.mark.parametrize("found", ["before it is started", "by the process that was started"])
 def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, found, end):
@@ -315,7 +338,7 @@ def test_a_point_that_runs_elsewhere_is_waited_for(monkeypatch, tmp_path, found,
     late = found == "by the process that was started"
     if late:
         looks = iter([False, False])
-        monkeypatch.setattr(local, "in_use", lambda folder: next(looks, None) is None and in_use(folder))
+        monkeypatch.setattr(points, "in_use", lambda folder: next(looks, None) is None and in_use(folder))
     said = run_one(monkeypatch, tmp_path, code)
     assert seen.count("runs elsewhere") >= 3
     assert running.log_path(folder).exists() is late
@@ -359,12 +382,37 @@ def test_a_terminal_that_is_closed_lets_the_points_save(monkeypatch, tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_of_runs_that_are_stopped_those_that_did_not_save_are_listed(monkeypatch, tmp_path):
+    """By status, and where a launcher ends with 1 whatever its ranks did, by the run's last word."""
+    ends = {"0": (143, ""), "1": (5, "mixlora: no space left"), "2": (1, f"mixlora: saved; {signals.GOES_ON}")}
+    code = (
+        "import os, signal, time; from pathlib import Path; folder = Path(sys.argv[1])\n"
+        f"status, word = {ends}[folder.name]\n"
+        "signal.signal(15, lambda *_: (os.write(1, word.encode()), os._exit(status)))\n"
+        "folder.with_suffix('.ready').touch()\n"
+        "while len([*folder.parent.glob('*.ready')]) < 3: time.sleep(0.1)\n"
+        "os.kill(os.getppid(), 15) if folder.name == '0' else None; time.sleep(60)"
+    )
+    monkeypatch.setattr(local, "command", pretended(f"import sys\n{code}"))
+    some = [point(tmp_path, i) for i in range(3)]
+    with pytest.raises(Interrupted) as stopped:
+        running.run(some, local.Local(Launch(jobs=3)), show.Board(some))
+    said = str(stopped.value).splitlines()
+    assert said[1:] == [
+        "1 of 3 ended otherwise:",
+        "  seed=1: exit status 5: no space left",
+        f"    log: {running.log_path(some[1].folder)}",
+    ]
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_any_point_starts(sweep, tmp_path):
     (tmp_path / "file").write_text("")
-    status, said = sweep("-m", "method=lora", "seed=0,1", "output_root=file/runs")
-    assert status == 2
-    assert "file is a file, not a folder. Set output_root" in said
-    assert "Running" not in said
+    long = 300 * "x"
+    for root, why in (("file/runs", "file is a file, not a folder"), (long, "cannot be read (file name too long)")):
+        status, said = sweep("-m", "method=lora", "seed=0,1", f"output_root={root}")
+        assert status == 2
+        assert f"{why}. Set output_root" in said
+        assert "Running" not in said
 
 
 def test_a_sweep_that_hydra_refuses_leaves_nothing(sweep, tmp_path):
@@ -745,6 +793,13 @@ def test_the_queue_is_asked_for_who_one_is_not_for_who_one_says_one_is(monkeypat
     assert f"--user {os.getuid()} " in (tmp_path / "asked").read_text()
 
 
+def test_a_name_in_the_queue_that_is_no_utf_8_ends_no_sweep(monkeypatch, tmp_path):
+    queue_that_says(monkeypatch, tmp_path, "")
+    name = slurm.job_name(point(tmp_path, 0).folder)
+    (tmp_path / "jobs").write_bytes(b"7|RUNNING|None|caf\xe9\n8|RUNNING|None|" + name.encode() + b"\n")
+    assert slurm.Queue().find(point(tmp_path, 0).folder) == "8"
+
+
 def test_a_job_that_found_another_run_at_its_point_waits_for_it(monkeypatch, tmp_path):
     pytest.importorskip("submitit", reason="launcher=slurm needs submitit")
     one = point(tmp_path, 0)
@@ -905,12 +960,42 @@ def test_shared_scores_appear_whole_and_the_first_stay(monkeypatch, tmp_path):
 
 def test_what_a_killed_run_left_of_its_shared_scores_goes(tmp_path):
     shared = tmp_path / "base" / "tiny"
-    old, young = (shared.parent / f".tiny.here.{number}.tmp" for number in (1, 2))
-    for folder in (old, young):
+    old, young, others = (shared.parent / f".{name}.tmp" for name in ("tiny.here.1", "tiny.here.2", "tiny-2.here.1"))
+    for folder in (old, young, others):
         folder.mkdir(parents=True)
-    os.utime(old, (0, 0))
+    for folder in (old, others):
+        os.utime(folder, (0, 0))
+    gone = shared.parent / ".tiny.here.3.tmp"
+    gone.symlink_to(tmp_path / "removed by another process")
     scoring.share_results(scores(tmp_path / "1", 0.1), shared)
-    assert set(shared.parent.iterdir()) == {shared, young}
+    assert set(shared.parent.iterdir()) == {shared, young, others, gone}
+
+
+def test_scores_that_cannot_be_shared_end_no_run_and_a_part_of_them_is_not_left(monkeypatch, tmp_path):
+    said: list[str] = []
+    monkeypatch.setattr(scoring, "say", said.append)
+    (tmp_path / "file").touch()
+    mine, shared, write = scores(tmp_path / "1", 0.1), tmp_path / "base" / "tiny", scoring.write_json
+    scoring.share_results(mine, tmp_path / "file" / "tiny")
+
+    def loses(path: Path, values: object) -> None:
+        shutil.rmtree(path.parent)
+        write(path, values)
+
+    monkeypatch.setattr(scoring, "write_json", loses)
+    scoring.share_results(mine, shared)
+    assert not shared.exists()
+    for line, why in zip(said, ("file is a file, not a folder", "another process removed"), strict=True):
+        assert line.startswith("The base model's scores are not shared with other runs: ")
+        assert why in line
+
+
+def test_results_go_before_the_predictions_that_they_are_of(tmp_path):
+    """Where a second evaluation is killed, results.json must not stand beside predictions of another."""
+    scores(tmp_path, 0.1)
+    scored = scoring.Scored(tmp_path, "digest")
+    assert scored.begin() == []
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_scores_are_shared_by_runs_of_the_same_weights_on_the_same_kind_of_device():

@@ -32,7 +32,7 @@ from mixlora.records import log_path, read_json, read_lines, read_text, write_js
 from mixlora.tables import notes, render, show, statistics, table
 from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Claim, Group, Point
-from mixlora.tables.runs import MISSING
+from mixlora.tables.runs import MISSING, UNFINISHED
 from mixlora.tables.study import Study
 
 HERE = Path(__file__).parent
@@ -510,6 +510,16 @@ def test_kept_records_name_no_place_of_the_machine(tmp_path):
     )
 
 
+def test_records_do_not_overwrite_the_runs_that_they_are_of(tmp_path):
+    study = study_in(tmp_path / "runs")
+    folder = write_run(study, points("lora")[0], {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 1.0]})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for place in (study.root, folder, folder / "kept", tmp_path / "kept" / ".." / "runs"):
+        with pytest.raises(ConfigError, match=r"is where the runs are, which would be overwritten\. Name another"):
+            show.keep_records(study, place)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_path_is_hidden_where_it_is_one_and_not_inside_other_words():
     hidden = {"/data": "D", "/data/hub": "hub", "/home/a b/runs": "runs"}
     for text, want in (
@@ -557,11 +567,47 @@ def test_the_rate_is_chosen_by_the_score_of_the_adapter_that_is_kept(tmp_path, l
     assert study.rate(group) == chosen
 
 
-def tried(study: Study, method: str, rate: float, validation: float | None, **changes: Any) -> None:
+@pytest.mark.parametrize(("status", "open_"), [(6, False), (-9, True), (5, True), (1, True)])
+@pytest.mark.parametrize("told_by", ["run.json", "the sweep"])
+def test_a_rate_is_lost_by_its_numbers_alone(tmp_path, status, open_, told_by):
+    """A run that was killed, or found no memory, says nothing of its rate: the choice waits for it."""
+    study = study_in(tmp_path)
+    study.recipe.learning_rates = [1e-4, 1e-3]
+    tried(study, "lora", 1e-4, 0.4)
+    tried(study, "lora", 1e-3, None, status=status if told_by == "the sweep" else 1)
+    point = Point(Group("tiny", "arc", "lora"), 0, 1e-3)
+    if told_by == "run.json":  # torchrun's own status is 1
+        record = study.run(point).folder / "run.json"
+        write_json(record, {"status": "failed", "message": "of the run", "exit_status": status})
+        os.utime(record, (0, 0))
+    study.forget()
+    group = Group("tiny", "arc", "lora")
+    assert study.is_open(group) is open_
+    assert not study.is_lost(group)
+    assert study.rate(group) == (None if open_ else 1e-4)
+    said = "no rate is chosen without it" if open_ else "it has no say in the choice"
+    assert f"{point}: failed, exit status" in (text := render.markdown(table.build(study)))
+    assert said in text
+
+
+def test_how_a_sweep_ended_is_forgotten_where_the_run_was_started_again_since(tmp_path):
+    study, point = study_in(tmp_path), points("lora")[0]
+    tried(study, "lora", None, None)
+    folder = study.run(point).folder
+    write_json(folder / "run.json", {"status": "running"})
+    os.utime(log_path(folder).with_suffix(".json"), (0, 0))
+    study.forget()
+    assert study.run(point).state == UNFINISHED
+
+
+def tried(
+    study: Study, method: str, rate: float | None, validation: float | None, *, status: int = 6, **changes: Any
+) -> None:
     """A run that chooses the rate: with a validation score, or failed."""
     point = Point(Group("tiny", "arc", method), 0, rate)
     if validation is None:
-        write_json(log_path(study.run(point).folder).with_suffix(".json"), {"status": 6, "message": f"nan at {rate}"})
+        failed = {"status": status, "message": f"nan at {rate}"}
+        write_json(log_path(study.run(point).folder).with_suffix(".json"), failed)
         return
     folder = write_run(study, point, {"arc_easy": [1.0, 0.0], "arc_challenge": [1.0, 0.0]}, **changes)
     write_lines(folder / "metrics.jsonl", [{"step": 2, "validation_mean": validation}])

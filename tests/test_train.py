@@ -4,7 +4,9 @@ import contextlib
 import errno
 import io
 import json
+import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import peft
@@ -12,7 +14,7 @@ import pytest
 import tiny_runs
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import mixlora
 from mixlora import evaluate, export, generate, loading, train
@@ -153,7 +155,7 @@ def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_pa
             run(train, *argv)
     assert stopped.value.code == 5
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["status"] == "failed"
+    assert (record["status"], record["exit_status"]) == ("failed", 5)
     assert record["message"] in capsys.readouterr().err
     run(train, *argv)
     record = json.loads((tmp_path / "run.json").read_text())
@@ -224,6 +226,21 @@ def test_plain_lora_is_a_peft_folder_and_merges(lora, tmp_path):
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert merged.generation_config.eos_token_id == loading.formatter(lora, tokenizer).end_ids
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_an_export_that_is_told_to_stop_leaves_nothing(lora, tmp_path, monkeypatch, capsys, merge):
+    save = LlamaForCausalLM.save_pretrained
+    monkeypatch.setattr(
+        LlamaForCausalLM, "save_pretrained", lambda *given: (save(*given), signal.raise_signal(signal.SIGTERM))
+    )
+    monkeypatch.setattr("mixlora.failpoints.seen", Counter())
+    if merge == "false":
+        monkeypatch.setenv("MIXLORA_FAIL", "write:term")
+    with pytest.raises(SystemExit) as stopped:
+        run(export, f"run={lora}", f"to={tmp_path / 'out'}", f"merge={merge}")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("merge", ["true", "false"])

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mixlora.config.schema import Compute, Config, Eval, Launch, Method, Model, Quantization, Scope, Train
+from mixlora.config.schema import Compute, Config, Eval, Launch, Method, Mixture, Model, Quantization, Scope, Train
 from mixlora.config.typed import at_least, below_one, literal, positive, typed
 from mixlora.errors import ConfigError
 
@@ -49,6 +49,7 @@ def config_of(composed: DictConfig) -> Config:
     check_model(config.model)
     check_method(config.method)
     check_train(config.train)
+    check_names(config.tasks)
     at_least("eval.limit", config.eval.limit, 1)
     at_least("rank_timeout", config.rank_timeout, 1)
     if config.train.max_steps is None and config.train.epochs is None:
@@ -223,6 +224,13 @@ def require_quantizer(model: Model) -> None:
     for package in quantizer(model):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"model.quantization={model.quantization.value} needs {package}: pip install {package}")
+
+
+def check_names(tasks: Mixture) -> None:
+    """A mixture's name is part of a folder's, a task's the name of a file."""
+    for key, name in (("tasks.name", tasks.name), *(("tasks.mixture", name) for name in tasks.mixture)):
+        if "/" in name:
+            raise ConfigError(f"{key}: '{name}' cannot be the name of a file in a run folder. Leave the / out of it")
 
 
 def check_method(method: Method) -> None:

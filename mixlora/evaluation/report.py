@@ -11,6 +11,8 @@ from mixlora.console import console, say
 from mixlora.evaluation.scores import paired_difference
 from mixlora.records import of_mean, read_json, read_lines
 
+NOT_KNOWN = "–"  # a change of which predictions are missing
+
 
 def print_results(folder: Path) -> None:
     """Score of each task with its standard error, before and after training where both are there, and where to look."""
@@ -67,9 +69,9 @@ def cells(folder: Path, name: str, result: dict[str, Any], before: dict[str, Any
     row = [label, str(result["n"]), guess]
     if before is None or before["value"] is None:
         return [*row, "", with_error(result["value"], result["stderr"]), ""]
-    change, error, _ = difference(folder, name, result["metric"])
+    change, error, n = difference(folder, name, result["metric"])
     scores = with_error(before["value"], before["stderr"]), with_error(result["value"], result["stderr"])
-    return [*row, *scores, f"{100 * change:+.1f} ± {100 * error:.1f}"]
+    return [*row, *scores, f"{100 * change:+.1f} ± {100 * error:.1f}" if n == result["n"] else NOT_KNOWN]
 
 
 def mean_cells(folder: Path, after: dict[str, Any], before: dict[str, Any]) -> list[str]:
@@ -82,10 +84,11 @@ def mean_cells(folder: Path, after: dict[str, Any], before: dict[str, Any]) -> l
     if any(n not in before or before[n]["value"] is None for n in names):
         return [*row, "", percent(mean), ""]
     changes = [difference(folder, n, after[n]["metric"]) for n in names]
+    known = all(n == after[name]["n"] for name, (_, _, n) in zip(names, changes, strict=True))
     change = sum(c for c, _, _ in changes) / len(names)
     error = sum(e * e for _, e, _ in changes) ** 0.5 / len(names)
     base = sum(before[n]["value"] for n in names) / len(names)
-    return [*row, percent(base), percent(mean), f"{100 * change:+.1f} ± {100 * error:.1f}"]
+    return [*row, percent(base), percent(mean), f"{100 * change:+.1f} ± {100 * error:.1f}" if known else NOT_KNOWN]
 
 
 def difference(folder: Path, name: str, metric: str) -> tuple[float, float, int]:

@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixlora import signals
 from mixlora.config.schema import Launch
 from mixlora.console import say
 from mixlora.errors import ConfigError
-from mixlora.records import in_use
 from mixlora.sweeps.points import Point
-from mixlora.sweeps.processes import Machine, command, spawn, threads
+from mixlora.sweeps.processes import Machine, command, last_line, size_of, spawn, threads
 
 SAVE_SECONDS = 120.0  # that the ranks of a run may take to save; as long, where one fails, the others may hang
 
@@ -37,17 +37,18 @@ class Local:
         return bool(self.free)
 
     def knows(self, point: Point) -> bool:
-        return in_use(point.folder)
+        return bool(point.in_use)
 
     def start(self, point: Point, log: Path) -> "Process":
-        if in_use(point.folder):  # a second process would load its model beside it only to be turned away
-            return Process(self, point, None, self.taken(devices_of_owner(point.folder)))
+        begins = size_of(log)
+        if point.in_use:  # a second process would load its model beside it only to be turned away
+            return Process(self, point, None, self.taken(devices_of_owner(point.folder)), log, begins)
         group = self.free.pop(0)
         shared = {} if group else threads(len(self.groups) * self.launch.processes)
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(group)} if group else {}
         with open(log, "ab") as output:
             process = spawn(command(point.arguments, self.launch, Machine()), output, SAVE_SECONDS, shared | devices)
-        return Process(self, point, process, [group])
+        return Process(self, point, process, [group], log, begins)
 
     def taken(self, devices: set[str] | None) -> list[list[str]]:
         """The free groups that a run on these devices leaves no room on, which are free no more; one, if unknown."""
@@ -57,14 +58,15 @@ class Local:
         return found
 
     def leave(self, handles: "Sequence[Process]") -> str:
-        own = [handle.process for handle in handles if handle.process is not None]
-        for process in own:  # before anything is said: the terminal may be closed
+        own = {handle: handle.process for handle in handles if handle.process is not None}
+        for process in own.values():  # before anything is said: the terminal may be closed
             process.send_signal(signal.SIGTERM)
         if own:
             say(f"Stopping {len(own)} runs as soon as they have saved; a second signal does not wait for them")
-        for process in own:
-            process.wait()
-        return "the runs were stopped after saving; the same command goes on from there"
+        ended = {handle: process.wait() for handle, process in own.items()}
+        others = [handle.told(status) for handle, status in ended.items() if not handle.as_told(status)]
+        but = f"\n{len(others)} of {len(own)} ended otherwise:\n" + "\n".join(others) if others else ""
+        return f"the runs were stopped after saving; {signals.GOES_ON} from there{but}"
 
 
 class Process:
@@ -73,12 +75,20 @@ class Process:
     Args:
         process: None where the point was found to run.
         groups: of devices, held until it ends.
+        begins: where in its log this try begins.
     """
 
     def __init__(
-        self, place: Local, point: Point, process: "subprocess.Popen[bytes] | None", groups: list[list[str]]
+        self,
+        place: Local,
+        point: Point,
+        process: "subprocess.Popen[bytes] | None",
+        groups: list[list[str]],
+        log: Path,
+        begins: int,
     ) -> None:
         self.place, self.point, self.process, self.groups = place, point, process, groups
+        self.log, self.begins = log, begins
         self.state, self.silence = "running", "it printed nothing"
         if process is None:
             self.state, self.silence = "runs elsewhere", "the run that was found at it ended before it was finished"
@@ -92,11 +102,20 @@ class Process:
                 return None
             status = ended
             self.release()
-        if status and in_use(self.point.folder):
+        if status and self.point.in_use is not False:
             self.state = "runs elsewhere"
             return None
         self.release()
         return 0 if self.point.finished else status
+
+    def as_told(self, status: int) -> bool:
+        """Whether a run ended as a signal asks for; the status of torchrun and accelerate launch does not tell."""
+        by_word = status == 1 and signals.GOES_ON in last_line(self.log, self.begins)
+        return by_word or status in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+    def told(self, status: int) -> str:
+        why = last_line(self.log, self.begins) or self.silence
+        return f"  {self.point.name}: exit status {status}: {why}\n    log: {self.log}"
 
     def release(self) -> None:
         self.place.free += self.groups

@@ -1,5 +1,6 @@
 """The points of a sweep: composed, checked and named before the first of them starts."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mixlora.config import explain
 from mixlora.config import load as configs
 from mixlora.config.schema import Config, Launch
 from mixlora.errors import ConfigError, DataError
-from mixlora.records import finished, last_row
+from mixlora.records import finished, in_use, last_row
 
 LAUNCH_KEYS = frozenset(Launch.__dataclass_fields__)
 
@@ -29,8 +30,18 @@ class Point:
     steps: int | None = None
 
     @property
-    def finished(self) -> bool:
-        return finished(self.folder)
+    def finished(self) -> bool | None:
+        """None where the disk does not say now, as a shared one may for a while: it is asked again."""
+        with contextlib.suppress(OSError):
+            return finished(self.folder)
+        return None
+
+    @property
+    def in_use(self) -> bool | None:
+        """Whether a run is at the point; None as above."""
+        with contextlib.suppress(OSError):
+            return in_use(self.folder)
+        return None
 
     @property
     def progress(self) -> str:

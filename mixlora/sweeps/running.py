@@ -146,10 +146,10 @@ def ended(running: dict[Point, Started], board: Board) -> dict[Point, Failure]:
     for point, start in list(running.items()):
         status = start.handle.poll()
         board.sees(point, start.handle.state)
-        if status is None:
+        if status is None or (finished := point.finished) is None:
             continue
         del running[point]
-        if status or not point.finished:
+        if not finished:
             failed[point] = failure(point, start, status)
             board.told(point, "failed", failed[point])
         else:

@@ -16,7 +16,6 @@ from typing import Any
 from mixlora import signals
 from mixlora.config.schema import Launch
 from mixlora.errors import ConfigError, MixloraError
-from mixlora.records import in_use
 from mixlora.sweeps.points import Point
 from mixlora.sweeps.processes import Machine, Refused, command, last_line, size_of, spawn, threads
 
@@ -59,7 +58,7 @@ class Slurm:
         return open_again and (self.launch.jobs is None or len(self.running) < self.launch.jobs)
 
     def knows(self, point: Point) -> bool:
-        return self.queue.find(point.folder) is not None or in_use(point.folder)
+        return self.queue.find(point.folder) is not None or bool(point.in_use)
 
     def start(self, point: Point, log: Path) -> "Job":
         number = self.queue.find(point.folder) or self.submit(point, log)
@@ -117,7 +116,7 @@ class Job:
             return 0
         if not self.place.queue.gone_for(self.number, 3 * QUEUE_SECONDS):
             return None  # a shared disk may show the last file late
-        if in_use(self.point.folder):
+        if self.point.in_use is not False:
             self.state = "runs elsewhere"
             return None
         return 0 if self.point.finished else 1
@@ -168,7 +167,9 @@ class Queue:
         shown = ["squeue", "--all", "--noheader", "--user", str(os.getuid()), "--format", "%i|%T|%r|%j"]
         env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
         try:
-            said = subprocess.run(shown, env=env, capture_output=True, text=True, check=True, timeout=120).stdout
+            said = subprocess.run(
+                shown, env=env, capture_output=True, text=True, errors="replace", check=True, timeout=120
+            ).stdout
         except FileNotFoundError:
             raise ConfigError(
                 "launcher=slurm: there is no squeue here. Start the sweep on a node of the cluster"

@@ -120,7 +120,8 @@ def choice_notes(study: Study) -> list[str]:
     lines = []
     for run in copies:
         if run.state == FAILED:
-            lines.append(f"{run.point}: failed, {run.reason}; it has no say in the choice of the learning rate")
+            what = "it has no say in the choice of the learning rate" if run.lost else "no rate is chosen without it"
+            lines.append(f"{run.point}: failed, {run.reason}; {what}")
         elif run.dirty and run.point not in final:
             lines.append(
                 f"{run.point}: made with code that differs from its commit, and yet it helps to choose the rate"

@@ -23,6 +23,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mixlora.records import write_bytes
 from mixlora.tables import specialisation
 from mixlora.tables.specialisation import Loads
 
@@ -74,15 +75,16 @@ def svg(draw: Draw) -> str:
 
 def write(draw: Draw, path: Path) -> None:
     """A figure as a file for a paper: black on white, no clock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     clock = {"CreationDate": None} if path.suffix == ".pdf" else {}
+    buffer = io.BytesIO()
     paper = {key: "black" if value == INK else value for key, value in STYLE.items()}
     with plt.rc_context(paper | {"pdf.fonttype": 42}):
         made = draw()
         for bar in made.findobj(LineCollection):
             bar.set(color="black")  # error bars, whose ink is not a setting
-        made.savefig(path, dpi=200, metadata=clock)
+        made.savefig(buffer, format=path.suffix[1:], dpi=200, metadata=clock)
     plt.close(made)
+    write_bytes(path, buffer.getvalue())
 
 
 def named(label: str) -> str:

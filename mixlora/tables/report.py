@@ -39,6 +39,8 @@ def show(folder: Path, kind: str | None) -> None:
     """What `python -m mixlora.report` does: a page of what there is, and its figures as files when asked."""
     if not any(is_there(folder / name) for name in ("config.yaml", "run.json")):
         raise ConfigError(f"{folder} has neither config.yaml nor run.json: it is not a run folder")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written to, and its report stands in it. Copy it to a folder of yours")
     say(f"Report: {run_report(folder)}")
     if kind is not None:
         for written in write_plots(run_figures(folder), folder, kind):

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from mixlora.errors import NumericsError
 from mixlora.records import is_there, log_path, read_json, read_lines
 from mixlora.tables.recipe import Point
 
@@ -24,6 +25,7 @@ class Run:
     folder: Path
     state: str = MISSING
     reason: str = ""
+    exit_status: int | None = None  # of a run that failed, where it is known
     record: dict[str, Any] = field(default_factory=dict)  # run.json
     results: dict[str, Any] = field(default_factory=dict)  # results.json
     before: dict[str, Any] = field(default_factory=dict)  # results.json of the base model
@@ -32,6 +34,11 @@ class Run:
     def scored(self, task: str) -> bool:
         """Whether this run has a number for the table's cell of `task`."""
         return self.state == DONE and task not in self.others and self.results.get(task, {}).get("value") is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed for its numbers, as another try would; what was killed or found no room may yet be done."""
+        return self.state == FAILED and self.exit_status == NumericsError.status
 
     @property
     def dirty(self) -> bool:
@@ -45,7 +52,8 @@ class Run:
 def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
     path = folder / "run.json"
     attempt = log_path(folder).with_suffix(".json")
-    failed = read_json(attempt) if attempt.is_file() else None
+    stale = path.is_file() and attempt.is_file() and path.stat().st_mtime_ns > attempt.stat().st_mtime_ns
+    failed = read_json(attempt) if attempt.is_file() and not stale else None  # stale: it was run by itself since then
     record = read_json(path) if path.is_file() else {}
     run = Run(point, folder, record=record)
     status = record.get("status")
@@ -57,6 +65,8 @@ def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
         run.reason = "made with code that differs from its commit; include_dirty=true takes it in" if dirty else ""
     elif status == "failed" or failed:
         run.state = FAILED
+        # Where a launcher ends with 1 whatever its ranks did, the run itself knows better.
+        run.exit_status = record.get("exit_status") or (failed or {}).get("status")
         why = record.get("message", "its run.json says so")
         run.reason = f"exit status {failed['status']}: {failed['message']}" if failed else why
     elif record:

@@ -88,8 +88,14 @@ def keep_records(study: Study, folder: Path) -> None:
 
     Kept are the runs of the table and those that chose the learning rates, however far they got. Predictions lose
     their prompts, long files are packed, and no path of the machine stays.
+
+    Raises:
+        ConfigError: they would overwrite the runs.
     """
     runs = [run for point in study.points() if (run := study.run(point)).state != MISSING]
+    here = folder.resolve()
+    if here == study.root.resolve() or any(here.is_relative_to(run.folder.resolve()) for run in runs):
+        raise ConfigError(f"records={folder} is where the runs are, which would be overwritten. Name another folder")
     hidden = machine_paths(study, runs)
     for run in runs:
         keep_run(run, folder / run.folder.name, hidden)

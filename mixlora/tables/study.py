@@ -157,12 +157,12 @@ class Study:
         return max((r for r, s in scores.items() if s is not None), key=lambda r: (scores[r], -rates.index(r)))
 
     def validation(self, group: Group) -> dict[float, float | None]:
-        """rate -> mean validation score at the end of its first-seed run; None where that run failed."""
+        """rate -> mean validation score at the end of its first-seed run; None where that run is lost."""
         found: dict[float, float | None] = {}
         for point in recipes.first_points(self.recipe, group):
             run = self.run(point)
             assert point.rate is not None
-            if run.state == FAILED:
+            if run.lost:
                 found[point.rate] = None
             elif run.state in (DONE, DIRTY):
                 found[point.rate] = validation_score(run.folder, self.config(point).train.load_best)

@@ -22,7 +22,7 @@ from mixlora import ranks
 from mixlora.adapters.files import require_same_tensors
 from mixlora.errors import CheckpointError
 from mixlora.failpoints import reach
-from mixlora.records import read_json, read_lines, sync_folder, write_bytes, write_json, write_lines
+from mixlora.records import read_json, read_lines, require_own, sync, write_bytes, write_json, write_lines
 
 MANIFEST = "manifest.json"
 FILES = {"adapter.safetensors", "optimizer.safetensors", "state.json"}
@@ -42,9 +42,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `folder/step-N` beside its name, then rename it."""
     final = folder / f"step-{checkpoint.step}"
     partial = folder / f"step-{checkpoint.step}.tmp-{os.getpid()}"
+    require_own(folder)
     clean(folder)
     partial.mkdir(parents=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     try:
         reach("checkpoint.adapter")
         write_bytes(partial / "adapter.safetensors", save_safetensors(on_cpu(checkpoint.adapter)))
@@ -56,9 +57,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         write_json(partial / MANIFEST, {p.name: fingerprint(p) for p in sorted(partial.iterdir())})
         reach("checkpoint.before_rename")
         if final.exists():
-            shutil.rmtree(final)
+            remove(final)
         os.replace(partial, final)
-        sync_folder(folder)
+        sync(folder)
         reach("checkpoint.after_rename")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -66,11 +67,20 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return final
 
 
+def remove(path: Path) -> None:
+    """Out of its name at once, so that half a folder never counts; what does not go now is a stray of the next save."""
+    stray = path.with_name(f"{path.name}.tmp-{os.getpid()}-old")
+    os.replace(path, stray)
+    shutil.rmtree(stray, ignore_errors=True)
+
+
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep`."""
+    """Remove all but the newest `keep`; where the disk refuses it, after the next checkpoint."""
+    clean(folder)
     for old in steps(folder)[:-keep]:
         reach("checkpoint.prune")
-        shutil.rmtree(old)
+        with contextlib.suppress(OSError):
+            remove(old)
 
 
 def prune_best(best: Path, folder: Path, keep: int = 0) -> None:
@@ -79,6 +89,7 @@ def prune_best(best: Path, folder: Path, keep: int = 0) -> None:
     Args:
         keep: the step of one that stays: the run's own best, which may come from a checkpoint in another folder.
     """
+    clean(best)
     if not steps(best):
         return
     named = {keep}
@@ -88,7 +99,8 @@ def prune_best(best: Path, folder: Path, keep: int = 0) -> None:
             named.add(best_step(path))
     for old in steps(best):
         if step_of(old) not in named:
-            shutil.rmtree(old)
+            with contextlib.suppress(OSError):
+                remove(old)
 
 
 def best_step(path: Path) -> int:
@@ -96,9 +108,16 @@ def best_step(path: Path) -> int:
     return int(read_json(path / "state.json").get("totals", {}).get("best_step", 0))
 
 
+def marks(path: Path) -> list[str]:
+    """What a checkpoint is known by: its place, and its manifest, which stays the same where its run is moved."""
+    manifest = path / MANIFEST
+    return [str(path.resolve()), *([fingerprint(manifest)["sha256"]] if manifest.is_file() else [])]
+
+
 def went_on_from(path: Path, asked_for: Path) -> bool:
     """Whether a checkpoint was written by a run that had been sent back to `asked_for` before."""
-    return read_json(path / "state.json").get("resumed_from") == str(asked_for.resolve())
+    before = read_json(path / "state.json").get("resumed_from") or []
+    return not {*marks(asked_for)}.isdisjoint([before] if isinstance(before, str) else before)
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +144,7 @@ def forget_after(folder: Path, step: int) -> None:
     """Remove what lies after the step that a run goes on from: a damaged one must not count among those kept."""
     for path in steps(folder):
         if step_of(path) > step:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def step_of(path: Path) -> int:
@@ -133,7 +152,15 @@ def step_of(path: Path) -> int:
 
 
 def damage(path: Path) -> str | None:
-    """Why `path` is not a whole checkpoint; None when it is one."""
+    """Why `path` is not a whole checkpoint that can be read; None when it is one."""
+    try:
+        return flaw(path)
+    except OSError as error:
+        return f"{error.filename or path} cannot be read ({str(error.strerror).lower()})"
+
+
+def flaw(path: Path) -> str | None:
+    """Why `path` is not a whole checkpoint; raises an OSError where the disk does not say."""
     if not path.is_dir():
         return f"{path} is not there"
     if not (path / MANIFEST).is_file():
@@ -172,30 +199,44 @@ def damage_of_best(path: Path, best: Path) -> str | None:
     return reason and f"{path} names a best adapter, and {reason}"
 
 
-def require_best(path: Path) -> None:
-    """Raise a CheckpointError where the best adapter that a checkpoint names, in its own run's folder, is not whole."""
-    reason = damage_of_best(path, path.resolve().parents[1] / "best")
+def require_best(path: Path, best: Path) -> None:
+    """Raise a CheckpointError where the adapter in `best` that a checkpoint names is not whole."""
+    reason = damage_of_best(path, best)
     if reason is not None:
         raise CheckpointError(f"{reason}. Put it back, or choose another checkpoint")
 
 
+def require_there(folder: Path) -> None:
+    """Raise a CheckpointError where `folder` is a link to a disk that is not there: what lies there is not lost."""
+    if folder.is_symlink() and not folder.exists():
+        raise CheckpointError(
+            f"{folder} is a link to {os.readlink(folder)}, which is not there. Put that back, or remove the link to "
+            "begin again"
+        )
+
+
 def require_some(folder: Path) -> None:
-    """Raise a CheckpointError where a checkpoint in `folder` is whole, and what is wrong with it lies elsewhere."""
+    """Raise a CheckpointError where a checkpoint in `folder` is whole, and what is wrong with it lies elsewhere, or may
+    be whole, and cannot be read now."""
+    for path in steps(folder):
+        try:
+            flaw(path)
+        except OSError:
+            raise CheckpointError(f"{damage(path)}. Make it readable, or remove {folder} to begin again") from None
     whole, _ = newest(folder)
     reason = damage_of_best(whole, folder.parent / "best") if whole is not None else None
     if reason is not None:
         raise CheckpointError(f"{reason}. Put it back, or remove {folder} to begin again")
 
 
-def adopt(path: Path, folder: Path, *, with_best: bool) -> None:
+def adopt(path: Path, theirs: Path, folder: Path, *, with_best: bool) -> None:
     """Take over into `folder` what a checkpoint of another run folder builds on: metrics, and its best adapter.
 
     Raises:
         CheckpointError: the best adapter that it names is damaged or gone.
     """
-    theirs = path.resolve().parents[1]
     if with_best and best_step(path):
-        require_best(path)
+        require_best(path, theirs / "best")
         save(folder / "best", read(theirs / "best" / f"step-{best_step(path)}"))
     if (theirs / "metrics.jsonl").is_file():  # a copy of a checkpoint has none beside it: ours stay
         write_lines(folder / "metrics.jsonl", read_lines(theirs / "metrics.jsonl"))

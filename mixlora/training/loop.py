@@ -135,7 +135,7 @@ class Trainer:
         self.scaled = getattr(self.model, "dtype", None) is torch.float16
         self.totals = Totals(micro_batch_size=size, loss_scale=FLOAT16_SCALE if self.scaled else 1.0)
         self.earlier_seconds = 0.0  # of the processes that trained before this one
-        self.resumed_from: str | None = None  # the checkpoint that was asked for by its path, if any
+        self.resumed_from: list[str] | None = None  # marks of the checkpoint that was asked for by its path, if any
 
     # ---- the run
 
@@ -162,7 +162,7 @@ class Trainer:
                     stop = stop or any_rank_is_told_to_stop(seen)
                 if stop:
                     number = seen[0] if seen else signal.SIGTERM
-                    raise Interrupted(f"saved after step {step}; the same command goes on from there", number)
+                    raise Interrupted(f"saved after step {step}; {signals.GOES_ON} from there", number)
         return self.totals
 
     def step(self, step: int, seen: Sequence[int] = ()) -> tuple[dict[str, Any], bool]:
@@ -422,10 +422,10 @@ class Trainer:
         if self.totals.lean_from_step is not None:
             make_lean(self.model)
         if self.main:
-            kept = [line for line in read_lines(self.metrics) if line["step"] <= saved.step]
-            write_lines(self.metrics, kept)
             checkpoint.forget_after(self.folder / "checkpoints", saved.step)
             checkpoint.forget_after(self.folder / "best", saved.step)
+            # Only then: a later checkpoint would go on with lines that are gone.
+            write_lines(self.metrics, [line for line in read_lines(self.metrics) if line["step"] <= saved.step])
             self.prune()  # killed between the rename and the pruning, a run may have no later checkpoint to prune
         ranks.wait_for_rank_0()
 
