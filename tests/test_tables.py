@@ -405,6 +405,28 @@ def test_tasks_whose_data_lack_rows_are_marked_and_runs_of_changed_code_otherwis
     assert r"$^{\ddagger}$" in render.latex(made)
 
 
+def test_a_task_that_the_runs_could_not_train_on_is_marked_and_the_mean_over_it_too(tmp_path):
+    study = study_in(tmp_path)
+    folder = write_run(study, points("lora")[0], SCORES, task_trained=True)
+    assert "not trained on" not in render.markdown(table.build(study))
+    results = read_json(folder / "results.json")
+    results["arc_easy"]["trained"] = False
+    write_json(folder / "results.json", results)
+    study.forget()
+    made = table.build(study)
+    text = render.markdown(made)
+    assert r"| Method | ARC-e\* (n=4) | ARC-c (n=4) | Avg\* |" in text
+    assert r"- \* scored and not trained on, for the runs had no training rows of it; Avg is over it as well" in text
+    assert "ARC-e{*} & ARC-c & Avg{*}" in render.latex(made)
+
+
+@pytest.mark.parametrize("key", ["eval_only=true", "weight=0", "splits.train=null"])
+def test_a_task_that_no_mixture_would_train_on_has_no_mark(tmp_path, key):
+    study = study_in(tmp_path, overrides=[f"tasks.mixture.arc_easy.{key}"])
+    write_run(study, points("lora")[0], SCORES, task_trained=False)
+    assert table.build(study).untrained == {"arc_challenge"}
+
+
 def test_letters_quotes_and_greek_are_text_in_latex():
     assert render.latex_text("Łódź, Žižek, naïve, Größe") == "Łódź, Žižek, naïve, Größe"
     assert render.latex_text("“a” ‘b’ … 5 µm € Ωβμ") == (

@@ -10,7 +10,7 @@ from mixlora.tables import recipe as recipes
 from mixlora.tables.cells import Row, belongs, printed_row
 from mixlora.tables.recipe import Extra
 from mixlora.tables.runs import DONE, FAILED, MISSING, Run
-from mixlora.tables.study import Study
+from mixlora.tables.study import Study, trains
 
 EXTRA_LABELS = {
     Extra.trainable: "trainable",
@@ -165,6 +165,17 @@ def run_notes(study: Study) -> list[str]:
 def incomplete(study: Study) -> set[str]:
     """Tasks of whose data a run had not all rows."""
     return {task for runs in study.final.values() for run in runs for task in run.record.get("incomplete", [])}
+
+
+def untrained(study: Study) -> set[str]:
+    """Tasks that a run in the table was scored on and not trained on, though its mixture would have drawn of them."""
+    return {
+        task
+        for group, runs in study.final.items()
+        for task in study.recipe.table.columns
+        for run in runs
+        if run.scored(task) and trains(study.group_configs[group], task) and not run.results[task].get("trained", True)
+    }
 
 
 def provenance_notes(study: Study) -> list[str]:

@@ -113,6 +113,7 @@ class Reading:
             if not optional:
                 raise
             if getattr(self.task.splits, split) is not None:
+                self.complete = False
                 self.notes.append(missing_note(self.task, split, error))
             return []
         return self.parsed(table, split)
