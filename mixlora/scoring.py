@@ -153,6 +153,7 @@ class Scoring:
             **found,  # where tables read them
             "complete": data.complete,
             "trained": name in self.parts.trained,
+            "limit": self.config.eval.limit,
         }
 
     def routing(self) -> dict[str, Any]:

@@ -386,6 +386,21 @@ def test_the_legend_says_how_was_asked_where_it_is_not_the_usual_way(tmp_path):
     assert said in render.markdown(table.build(study))
 
 
+def test_the_legend_says_that_the_first_rows_were_scored_and_chosen_on(tmp_path):
+    study = study_in(tmp_path, overrides=["eval.limit=4"])
+    write_run(study, points("lora")[0], SCORES)
+    assert "- scored: the first 4 rows\n" in render.markdown(table.build(study))
+    fewer = {"arc_easy": SCORES["arc_easy"], "arc_challenge": [1.0, 0.0]}  # all that there are
+    write_run(study, points("lora")[0], fewer)
+    study.forget()
+    assert "- scored: the first 4 rows (ARC-e)\n" in render.markdown(table.build(study))
+    said = "the rate is chosen on the first 50 validation rows of a task"
+    assert said not in notes.on_runs(study)
+    study.recipe.learning_rates = [1e-4, 1e-3]
+    study.forget()
+    assert said in notes.on_runs(study)
+
+
 def test_an_answer_of_a_task_without_options_is_generated_as_usual():
     result = {"metric": "strict", "protocol": {"name": "generate", "split": "test", "num_fewshot": 0}}
     assert notes.unusual(result) == []

@@ -42,6 +42,7 @@ def notes(results: dict[str, Any], *, paired: bool = True) -> list[str]:
     metrics = sorted({r["metric"] for r in results.values() if r["value"] is not None})
     change = "; change: paired" if paired else ""
     lines = [f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer{change}"]
+    lines += [f"n={n}: the first {n} rows (eval.limit)" for n in {r["n"] for r in results.values() if is_cut_off(r)}]
     if any(not r.get("trained", True) for r in results.values()):
         lines.append("* not trained on")
     if any(not r.get("complete", True) for r in results.values()):
@@ -57,6 +58,10 @@ def notes(results: dict[str, Any], *, paired: bool = True) -> list[str]:
             shown = (f"{m} {with_error(value, result['stderrs'][m])}" for m, value in result["metrics"].items())
             lines.append(f"{name}, {number} samples: {', '.join(shown)}")
     return lines + [f"{name}: {r['reason']}" for name, r in results.items() if r["value"] is None]
+
+
+def is_cut_off(result: dict[str, Any]) -> bool:
+    return result["value"] is not None and result.get("limit") == result["n"]
 
 
 def cells(folder: Path, name: str, result: dict[str, Any], before: dict[str, Any] | None) -> list[str]:

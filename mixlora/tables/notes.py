@@ -87,10 +87,13 @@ def scoring(study: Study) -> list[str]:
     found: dict[str, list[str]] = {}
     scored = 0
     for task, label in study.recipe.table.columns.items():
-        results = [run.results[task] for runs in study.final.values() for run in runs if run.scored(task)]
-        scored += bool(results)
-        for way in unusual(results[0]) if results else []:  # all are of one protocol, or would not be in the table
-            found.setdefault(way, []).append(label)
+        runs = [run for runs in study.final.values() for run in runs if run.scored(task)]
+        scored += bool(runs)
+        for run in runs[:1]:  # all are of one protocol and as many rows, or would not be in the table
+            n, limit = run.results[task]["n"], study.group_configs[run.point.group].eval.limit
+            first = [f"the first {n} rows"] if n == limit else []
+            for way in [*first, *unusual(run.results[task])]:
+                found.setdefault(way, []).append(label)
     return [way + (f" ({', '.join(of)})" if len(of) < scored else "") for way, of in found.items()]
 
 
@@ -127,7 +130,14 @@ def choice_notes(study: Study) -> list[str]:
             )
         for task, why in list(run.others.items())[:1]:
             lines.append(f"{run.point}, {task}: {why}, and yet it helps to choose the rate")
-    return [*lines, *edge_notes(study)]
+    return [*lines, *edge_notes(study), *rows_of_choice(study)]
+
+
+def rows_of_choice(study: Study) -> list[str]:
+    if len(study.recipe.learning_rates) < 2:
+        return []
+    limits = sorted({config.train.eval_limit for config in study.group_configs.values()})
+    return [f"the rate is chosen on the first {' or '.join(map(str, limits))} validation rows of a task"]
 
 
 def edge_notes(study: Study) -> list[str]:
