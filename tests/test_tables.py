@@ -734,7 +734,33 @@ def test_further_columns_are_of_the_runs_in_the_table(tmp_path):
     study.forget()
     made = table.build(study)
     assert made.extras[row(made, "mole"), "peak_memory"] == 1024.0
-    assert made.extras[row(made, "mole"), "tokens_per_second"] is None
+    assert "- peak GiB: of the whole run, scoring included\n" in render.markdown(made)
+
+
+EARLIER = {"packages": {"torch": "2.13.0"}, "python": "3.11", "device": "cpu", "threads": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "alike"),
+    [
+        ({}, "device: cpu", True),
+        ({"device": "gpu"}, "device: cpu, gpu", False),
+        ({"threads": 8}, "threads: 8", False),
+        ({"torch_compile": True}, "device: cpu", False),
+        ({"earlier_surroundings": [EARLIER | {"device": "gpu"}]}, "device: cpu, gpu", False),
+        ({"earlier_surroundings": [EARLIER | {"threads": 2}]}, "threads: 2", False),
+        ({"earlier_surroundings": [EARLIER | {"packages": {"torch": "1"}}]}, "versions: torch 1, torch 2.13.0", True),
+    ],
+)
+def test_tokens_a_second_stand_only_where_all_rows_of_a_model_were_made_alike(tmp_path, changes, says, alike):
+    study = study_in(tmp_path)
+    write_run(study, points("lora")[0], SCORES)
+    write_run(study, points("mole")[0], SCORES, **changes)
+    made = table.build(study)
+    text = render.markdown(made)
+    assert f"- {says}\n" in text
+    assert ("- tokens/s of tiny are left out" in text) is not alike
+    assert {made.extras[row(made, m), "tokens_per_second"] for m in ("lora", "mole")} == {100.0 if alike else None}
 
 
 HOSTILE = ["[0] *first*", "_a_ <b>c</b>", "*2 \\d| a_b", "co_1 & 100%"]

@@ -145,6 +145,7 @@ def mark_lines(table: Table) -> list[str]:
             "activated" in table.extra_columns,
             "activated: parameters at work for a token, router included; at most, where a gate chooses how many",
         ),
+        ("peak_memory" in table.extra_columns, "peak GiB: of the whole run, scoring included"),
     ]
     return [meaning for occurs, meaning in occurs_and_means if occurs]
 
