@@ -2,12 +2,13 @@
 
     FLOPs = (4 N + 6 P) · trained tokens   +   2 N · scored tokens
 
-N parameters of the frozen base (forward and the backward through activations), P trained ones (their gradients too). A
-row has as many tokens as the rows of its task have on average; trained on, at most train.max_length; scored, as many
-times as it has solved examples before it and its own, at most eval.max_length. Programs are scored where they may be
-run, eval.num_samples of each. Scored are the test rows, twice where the base model is scored as well, and every
-train.eval_steps steps train.eval_limit rows a task; options share their prompt, so a row is one forward. A step has the
-rows of all processes. Hours = FLOPs / (tflops · utilization), summed over the devices.
+N parameters of the frozen base (forward and the backward through activations), P trained ones (their gradients too);
+6 N + 8 P with model.gradient_checkpointing, which goes forward twice. A row has as many tokens as the rows of its task
+have on average; trained on, at most train.max_length; scored, as many times as it has solved examples before it and
+its own, at most eval.max_length. Programs are scored where they may be run, eval.num_samples of each. Scored are the
+rows of eval.split, twice where the base model is scored as well, and every train.eval_steps steps train.eval_limit rows
+a task; options share their prompt, so a row is one forward. A step has the rows of all processes.
+Hours = FLOPs / (tflops · utilization), summed over the devices.
 An estimate, right to a factor of two for the tasks' own wording; moe_peft asks some questions in a third of it (BoolQ
 without its passage). NOT_COUNTED says what is left out.
 """
@@ -27,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mixlora.adapters.attach import attach, count
 from mixlora.config.load import plain
-from mixlora.config.schema import Answer, Config, Method, Model
+from mixlora.config.schema import Answer, Config, Method, Model, Task
 from mixlora.config.typed import typed
 from mixlora.console import console, say
 from mixlora.models import base
@@ -35,6 +36,7 @@ from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Point
 from mixlora.tables.runs import DIRTY, DONE
 from mixlora.tables.study import Study
+from mixlora.tasks.data import rows_held_out
 from mixlora.tasks.mixture import probabilities
 
 NOT_COUNTED = (
@@ -103,7 +105,8 @@ def estimate(config: Config, tflops: float, utilization: float, processes: int =
         return Estimate(found["trainable"], found["activated"], None)
     frozen = found["total"] - found["trainable"]
     scored = length.scored * (2 if config.eval.before else 1) + length.validated
-    flops = (4 * frozen + 6 * found["trainable"]) * length.trained + 2 * frozen * scored
+    again = 2 * (frozen + found["trainable"]) if config.model.gradient_checkpointing else 0
+    flops = (4 * frozen + 6 * found["trainable"] + again) * length.trained + 2 * frozen * scored
     return Estimate(found["trainable"], found["activated"], flops / (tflops * 1e12 * utilization) / 3600)
 
 
@@ -121,22 +124,42 @@ def tokens(config: Config, processes: int = 1) -> Tokens | None:
     mixture, table = config.tasks.mixture, known()["rows"]
     if not mixture.keys() <= table.keys():
         return None
-    rows, steps = trained_rows(config, table, processes)
-    trained = sum(number * min(table[name]["tokens"], config.train.max_length) for name, number in rows.items())
+    rows = {name: rows_of(task, table[name]) for name, task in mixture.items()}
+    drawn, steps = trained_rows(config, rows, processes)
+    trained = sum(number * min(table[name]["tokens"], config.train.max_length) for name, number in drawn.items())
     asked = {name: asked_tokens(config, name, table) for name in mixture if is_scored(config, name)}
-    scored = sum(n * min(table[name]["test"], config.eval.limit or table[name]["test"]) for name, n in asked.items())
+    scored = sum(
+        n * min(getattr(rows[name], config.eval.split.value), config.eval.limit or math.inf)
+        for name, n in asked.items()
+    )
     every = config.train.eval_steps
     times = 0 if every is None else math.ceil(steps / every)
-    return Tokens(trained, scored, times * config.train.eval_limit * sum(asked.values()))
+    validated = sum(n * min(rows[name].validation, config.train.eval_limit) for name, n in asked.items())
+    return Tokens(trained, scored, times * validated)
 
 
-def trained_rows(
-    config: Config, table: Mapping[str, Mapping[str, int]], processes: int
-) -> tuple[dict[str, float], float]:
+@dataclass(frozen=True)
+class Rows:
+    """Of each split of one task."""
+
+    train: int
+    validation: int
+    test: int
+
+
+def rows_of(task: Task, known: Mapping[str, int]) -> Rows:
+    """As a run splits them: where known.yaml has no split of validation rows, some are held out."""
+    train = 0 if task.eval_only else known["train"]
+    held_out = 0 if task.train_only or "validation" in known else rows_held_out(train)
+    return Rows(train - held_out, known.get("validation", held_out), known["test"])
+
+
+def trained_rows(config: Config, rows: Mapping[str, Rows], processes: int) -> tuple[dict[str, float], float]:
     """Rows of each task over the whole run, and the number of steps."""
     mixture, train = config.tasks.mixture, config.train
-    sizes = {name: table[name]["train"] for name, task in mixture.items() if not task.eval_only}
-    sizes = {name: min(n, mixture[name].cap or n) for name, n in sizes.items()}
+    sizes = {
+        name: min(n, mixture[name].cap or n) for name, of in rows.items() if (n := of.train) and mixture[name].weight
+    }
     shares = probabilities(
         sizes,
         {name: mixture[name].weight for name in sizes},
@@ -145,8 +168,8 @@ def trained_rows(
         size_cap=config.tasks.size_cap,
     )
     step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
-    rows = (train.epochs or 1.0) * sum(sizes.values()) if train.max_steps is None else train.max_steps * step
-    return {name: rows * share for name, share in shares.items()}, rows / step
+    drawn = (train.epochs or 1.0) * sum(sizes.values()) if train.max_steps is None else train.max_steps * step
+    return {name: drawn * share for name, share in shares.items()}, drawn / step
 
 
 def is_scored(config: Config, name: str) -> bool:
@@ -208,10 +231,9 @@ def print_estimate(study: Study, tflops: float, utilization: float, processes: i
     done, left = printed_hours(total.done), printed_hours(total.listed + total.later)
     say(f"Done: {done} hours. To do: {left} hours{second}.")
     say(f"Hours of a device of {tflops:g} TFLOP/s at {utilization:.0%}{shared(processes)}.")
-    say(
-        "FLOPs = (4 N + 6 P) · trained tokens + 2 N · scored tokens: N frozen and P trained parameters, the mean length"
-    )
-    say("of a task's rows from recipes/known.yaml. '?': it lacks the shape of the model, or a task.")
+    say("FLOPs = (4 N + 6 P) · trained tokens + 2 N · scored tokens: N frozen and P trained parameters, the mean")
+    say("length of a task's rows from recipes/known.yaml; 6 N + 8 P with model.gradient_checkpointing.")
+    say("'?': known.yaml lacks the shape of the model, or a task.")
     say(f"Not counted: {NOT_COUNTED}.")
 
 

@@ -46,6 +46,7 @@ from mixlora.training import checkpoint
 from mixlora.training.distribute import require_one_dtype
 from mixlora.training.loop import Totals, Trainer, require_way
 from mixlora.training.recompute import enable_gradient_checkpointing
+from mixlora.training.spent import Spent
 
 MENTIONED = 0.05  # share of weights that no adapter can stand beside
 
@@ -67,10 +68,12 @@ class Experiment:
         self.folder = self.parts.folder
         self.losses = losses.build(self.config.aux_loss)
         self.start_from: Path | None = None  # a checkpoint, found when the run begins
+        self.spent = Spent(lambda: peak_memory(self.parts.accelerator.device))
         self.ways: Callable[[], dict[str, Any]] = dict  # in which training computes: none, till the adapter is there
 
     def run(self) -> None:
         """Train and evaluate, or go on, or show what is already there."""
+        self.spent.began = time.monotonic()
         with signals.raised(), with_remedies(self.folder):
             self.parts.accelerator  # noqa: B018  starts the process group
             # Inside as well: what a rank tells the others is the error that names its remedy.
@@ -87,7 +90,6 @@ class Experiment:
                         self.show()
                     return
                 self.announce()
-                began = time.monotonic()
                 loaded, adapter = self.load()
                 ranks.require_same("base model's weights", loaded.sha256)
                 with owned(self.folder) if self.parts.accelerator.is_main_process else nullcontext():
@@ -99,7 +101,7 @@ class Experiment:
                     self.write_config()
                     with self.failure_recorded(), with_remedies(self.folder):
                         self.parts.start_tracker(goes_on=self.start_from is not None)
-                        self.train_and_score(loaded, adapter, began)
+                        self.train_and_score(loaded, adapter)
             self.parts.accelerator.end_training()
 
     def finished(self) -> bool:
@@ -132,7 +134,7 @@ class Experiment:
         loaded, adapter = self.load()
         sizes = self.attach(loaded, adapter)
         say(f"{sizes['total']:,} parameters in all")
-        trainer = self.trainer(loaded, self.scoring(loaded), time.monotonic())
+        trainer = self.trainer(loaded, self.scoring(loaded))
         trainer.rows = lambda first, number: [
             longest(row, self.config.train.max_length) for row in self.parts.rows(0, number)
         ]
@@ -252,13 +254,13 @@ class Experiment:
         require_one_dtype(adapter.values(), self.parts.accelerator.num_processes)
         return loaded, adapter
 
-    def train_and_score(self, loaded: base.Known, adapter: Mapping[str, Wrapper], began: float) -> None:
+    def train_and_score(self, loaded: base.Known, adapter: Mapping[str, Wrapper]) -> None:
         config = self.config
         if config.eval.before:
             self.scoring(loaded).evaluate_base(anew=self.start_from is None or self.elsewhere is not None)
         sizes = self.attach(loaded, adapter)
         scoring = self.scoring(loaded)
-        trainer = self.trainer(loaded, scoring, began)
+        trainer = self.trainer(loaded, scoring)
         self.ways = lambda: self.ways_of(loaded.model, trainer)
         if trainer.main:
             self.record("running")
@@ -297,9 +299,9 @@ class Experiment:
 
     def scoring(self, loaded: base.Known) -> Scoring:
         """Of the model as it is now: what it can do is looked at once, with the adapter in it or without."""
-        return Scoring(self.parts, loaded, lambda place: self.watch.at(place))
+        return Scoring(self.parts, loaded, lambda place: self.watch.at(place), self.spent)
 
-    def trainer(self, loaded: base.Known, scoring: Scoring, began: float) -> Trainer:
+    def trainer(self, loaded: base.Known, scoring: Scoring) -> Trainer:
         made = Trainer(
             model=loaded.model,
             aux=self.losses,
@@ -314,8 +316,7 @@ class Experiment:
             origin=self.origin(loaded.sha256),
             score=scoring.validation,
             at=self.watch.at,
-            began=began,
-            peak_memory=lambda: peak_memory(self.parts.accelerator.device),
+            spent=self.spent,
         )
         made.made_with = self.made_with(made)  # only now is the model in shards, where it is
         if self.config.train.packing and not made.packed:
@@ -485,7 +486,7 @@ class Experiment:
             "seconds": round(totals.run_seconds, 1),
             "training_seconds": round(totals.seconds, 1),
             "checkpoint_seconds": round(totals.checkpoint_seconds, 2),
-            "tokens_per_second": round(totals.tokens / max(totals.seconds, 1e-9), 1),
+            "tokens_per_second": None if totals.tokens_per_second is None else round(totals.tokens_per_second, 1),
             "peak_memory_bytes": totals.peak_memory_bytes,
         }
 

@@ -26,6 +26,11 @@ PACKAGES = (
     "safetensors",
 )
 
+EARLIER = {
+    "earlier_commits": ("git_commit", "git_dirty"),
+    "earlier_surroundings": ("packages", "python", "device", "threads"),
+}
+
 
 def surroundings(device: torch.device, more: Sequence[str] = ()) -> dict[str, Any]:
     """Commit, versions (of `more` packages as well) and device of this process."""
@@ -41,18 +46,21 @@ def surroundings(device: torch.device, more: Sequence[str] = ()) -> dict[str, An
 def with_earlier(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """`now`, after a part of the run that another process made and recorded as `before`.
 
-    `earlier_commits` are the other states of the code that a part was made with. A run is dirty where a part is; so a
-    part's own flag speaks for those before it as well.
+    `earlier_commits` are the other states of the code that a part was made with, `earlier_surroundings` the other
+    devices, threads and versions. A run is dirty where a part is; so a part's own flag speaks for those before it as
+    well.
     """
-    known, earlier = now.get("earlier_commits", []), list(before.get("earlier_commits", []))
-    earlier += [part for part in known if part not in earlier]
-    last = {key: before.get(key) for key in ("git_commit", "git_dirty")}
-    if last not in (*earlier, {key: now[key] for key in last}):
-        earlier.append(last)
-    if not earlier:
-        return dict(now)
-    dirty = any(part["git_dirty"] for part in earlier)
-    return {**now, "git_dirty": True if dirty else now["git_dirty"], "earlier_commits": earlier}
+    earlier = {name: parts for name, keys in EARLIER.items() if (parts := others(now, before, name, keys))}
+    dirty = any(part["git_dirty"] for part in earlier.get("earlier_commits", []))
+    return {**now, **earlier, "git_dirty": True if dirty else now["git_dirty"]}
+
+
+def others(now: Mapping[str, Any], before: Mapping[str, Any], name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """What both say of earlier parts under `name`, and the `keys` of `before` where they are not those of `now`."""
+    found = list(before.get(name, []))
+    found += [part for part in now.get(name, []) if part not in found]
+    last = {key: before.get(key) for key in keys}
+    return found if last in (*found, {key: now.get(key) for key in keys}) else [*found, last]
 
 
 def same_origin(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -392,3 +392,9 @@ def of_mean(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str]]:
     scored = [name for name, result in results.items() if result.get("value") is not None]
     trained = [name for name in scored if results[name].get("trained", True)]
     return ("mean of trained", trained) if trained else ("mean", scored)
+
+
+def error_of_mean(errors: Sequence[float | None]) -> float | None:
+    """Standard error of a mean over tasks; None where one of them has none, for it is of a single row."""
+    known = [error for error in errors if error is not None]
+    return sum(error**2 for error in known) ** 0.5 / len(errors) if len(known) == len(errors) else None

@@ -7,7 +7,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from mixlora.records import (
     write_json,
     write_lines,
 )
+from mixlora.training.spent import Spent
 
 ROUTING_ROWS = 32  # examples a task for routing.json
 SCORED = "scored.json"
@@ -45,11 +46,13 @@ class Scoring:
 
     Args:
         at: hears where this rank is.
+        spent: on the whole run; kept with what is scored so far.
     """
 
     parts: Parts
     loaded: base.Known
     at: Callable[[str], None] = lambda place: None
+    spent: Spent = field(default_factory=Spent)
 
     def __post_init__(self) -> None:
         parts, config = self.parts, self.parts.config
@@ -119,7 +122,7 @@ class Scoring:
         Where an earlier process was ended between two tasks, those that it scored with the same weights are kept.
         """
         of = [self.protocol_digest(), self.parts.accelerator.num_processes, adapter_sha256]
-        scored = Scored(folder, digest(of))
+        scored = Scored(folder, digest(of), self.spent)
         there, results = ranks.agree(scored.begin() if self.main else []), dict[str, Any]()
         for name, data in self.parts.evaluated.items():
             if (reason := self.parts.unscored(data)) is not None:
@@ -153,6 +156,7 @@ class Scoring:
             **found,  # where tables read them
             "complete": data.complete,
             "trained": name in self.parts.trained,
+            "limit": self.config.eval.limit,
         }
 
     def routing(self) -> dict[str, Any]:
@@ -176,10 +180,12 @@ class Scored:
 
     Args:
         of: the digest of what their scores depend on, to the last bit; those of anything else do not count.
+        spent: on the run up to now; what the earlier process had spent counts with what it scored.
     """
 
     folder: Path
     of: str
+    spent: Spent
 
     @property
     def path(self) -> Path:
@@ -194,6 +200,7 @@ class Scored:
         tasks = kept["tasks"] if kept.get("of") == self.of else {}
         whole = {name: sha256 for name, sha256 in tasks.items() if self.sha256(name) == sha256}
         if whole:
+            self.spent.add_earlier(kept.get("seconds", 0.0), kept.get("peak_memory_bytes", 0))
             self.write(whole)
         else:
             self.forget()
@@ -209,7 +216,8 @@ class Scored:
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
     def write(self, tasks: Mapping[str, str | None]) -> None:
-        write_json(self.path, {"of": self.of, "tasks": dict(tasks)})
+        spent = {"seconds": self.spent.seconds, "peak_memory_bytes": self.spent.peak_memory_bytes}
+        write_json(self.path, {"of": self.of, "tasks": dict(tasks), **spent})
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from built import composed
 from invented_runs import write_run
 
 from mixlora import estimate
-from mixlora.config.schema import Answer, Task
+from mixlora.config.schema import Answer, Config, Split, Task
 from mixlora.records import write_lines
 from mixlora.tables import recipe as recipes
 from mixlora.tables.recipe import Group, Point
@@ -18,7 +18,9 @@ RECIPE = Path(__file__).parent / "recipes" / "marks"
 
 
 def test_every_task_of_every_recipe_has_a_length_beside_its_rows():
-    assert all(entry.keys() == {"train", "test", "tokens"} for entry in estimate.known()["rows"].values())
+    assert all(
+        entry.keys() - {"validation"} == {"train", "test", "tokens"} for entry in estimate.known()["rows"].values()
+    )
 
 
 @pytest.mark.full
@@ -54,6 +56,41 @@ def test_samples_solved_examples_validation_and_processes_cost_and_programs_that
     assert changed(train={"eval_steps": 4, "eval_limit": 7}).validated == 3 * 7 * 50  # after steps 4, 8 and 10
 
 
+def of_tasks(config: Config, **of: Task) -> Config:
+    return replace(config, tasks=replace(config.tasks, mixture=of))
+
+
+def test_tasks_that_are_not_drawn_from_and_rows_that_are_held_out_add_no_step():
+    """One epoch: of the rows that a run would train on, and of no others."""
+    arc, code, math = Task(), Task(answer_kind=Answer.code), Task(answer_kind=Answer.number)
+    config = composed("lora")
+    alone = estimate.tokens(of_tasks(config, arc_easy=arc))
+    assert alone.trained == 2251 * 50
+    weightless = estimate.tokens(of_tasks(config, arc_easy=arc, piqa=replace(arc, weight=0.0)))
+    assert (weightless.trained, weightless.scored) == (alone.trained, alone.scored + 1838 * 58)
+    found = estimate.tokens(of_tasks(config, gsm8k=math, humaneval=code))  # which has no training rows
+    assert found.trained == (7473 - 373) * 127
+    assert estimate.tokens(of_tasks(config, gsm8k=replace(math, train_only=True))).trained == 7473 * 127
+
+
+@pytest.mark.parametrize(("task", "rows", "tokens"), [("arc_easy", 570, 50), ("boolq", 471, 149), ("sst2", 500, 32)])
+def test_of_the_validation_split_as_many_rows_are_scored_as_there_are(task, rows, tokens):
+    config = composed("lora", "train.max_steps=1", "train.eval_steps=1", "train.eval_limit=1000")
+    found = estimate.tokens(
+        of_tasks(replace(config, eval=replace(config.eval, split=Split.validation)), **{task: Task()})
+    )
+    assert found.scored == found.validated == rows * tokens
+
+
+def test_layers_that_are_computed_twice_cost_a_forward_more():
+    config = of_tasks(composed("lora"), arc_easy=Task(train_only=True))
+    twice = replace(config, model=replace(config.model, gradient_checkpointing=True))
+    size = estimate.sizes(config)
+    frozen, trained = size["total"] - size["trainable"], size["trainable"]
+    hours = [estimate.estimate(one, 1, 1).hours for one in (config, twice)]
+    assert hours[1] / hours[0] == pytest.approx((6 * frozen + 8 * trained) / (4 * frozen + 6 * trained))
+
+
 @pytest.mark.full
 def test_done_to_do_and_the_second_round_add_up_to_the_whole_grid(tmp_path, capsys):
     study = Study(recipes.load(str(RECIPE)), RECIPE, str(tmp_path))
@@ -83,4 +120,4 @@ def test_done_to_do_and_the_second_round_add_up_to_the_whole_grid(tmp_path, caps
         "7.5",
         "1,234",
     ]
-    assert f"{after.later:.3g} of them in the second round" in said
+    assert f"{estimate.printed_hours(after.later)} of them in the second round" in said

@@ -790,6 +790,13 @@ def test_what_was_cut_is_counted():
     assert scorer.describe(CHOICE)["shots"] == ["t/train/0", "t/train/1", "t/train/2"]
 
 
+def test_the_printed_results_say_that_the_first_rows_were_scored():
+    whole, part = ({"metric": "acc", "value": 0.5, "n": n, "limit": limit} for n, limit in ((4, None), (3, 3)))
+    short = part | {"n": 2}  # all that there are
+    assert not [line for line in notes({"t": whole, "u": short}) if "the first" in line]
+    assert "n=3: the first 3 rows (eval.limit)" in notes({"t": part, "u": short, "v": part})
+
+
 # ---- parity with lm-evaluation-harness
 
 

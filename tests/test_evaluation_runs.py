@@ -101,6 +101,7 @@ def test_solved_examples_and_protocols_reach_the_results(run):
     assert found["protocol"]["num_fewshot"] == len(found["protocol"]["shots"]) == 2
     assert all(shot.startswith("arc_easy/train/") for shot in found["protocol"]["shots"])
     assert found["cut"]["shots"] > 0
+    assert (found["n"], found["limit"]) == (4, 4)
     assert found["prompts"] != read_json(run / "results.json")["arc_easy"]["prompts"]
 
 

@@ -21,6 +21,7 @@ from mixlora.training import checkpoint, loop
 from mixlora.training.loop import Trainer
 from mixlora.training.recompute import enable_gradient_checkpointing
 from mixlora.training.schedule import factor
+from mixlora.training.spent import Spent
 from mixlora.training.tally import Tally
 
 GATED = Method(
@@ -258,11 +259,11 @@ def test_a_checkpoint_from_before_tokens_were_counted_by_task_is_gone_on_from(tm
 
 def test_time_and_memory_are_of_all_processes_that_trained_a_part(tmp_path):
     made = trainer(tmp_path, steps=2, save_steps=1)
-    made.began, made.peak_memory = time.monotonic() - 1000, lambda: 7
+    made.spent = Spent(lambda: 7, time.monotonic() - 1000)
     made.run()
     saved = checkpoint.read(tmp_path / "checkpoints" / "step-1")
     again = trainer(tmp_path, steps=2)
-    again.began, again.peak_memory = time.monotonic() - 500, lambda: 5
+    again.spent = Spent(lambda: 5, time.monotonic() - 500)
     again.restore(saved)
     again.measure()
     assert 1500 <= again.totals.run_seconds < 1600
@@ -271,6 +272,7 @@ def test_time_and_memory_are_of_all_processes_that_trained_a_part(tmp_path):
     assert again.totals.run_seconds < 1600  # the earlier part once
     for key in ("run_seconds", "peak_memory_bytes"):
         del saved.state["totals"][key]  # a checkpoint from before they were kept
+    again.spent = Spent(lambda: 5, time.monotonic() - 500)
     again.restore(saved)
     again.measure()
     assert again.totals.run_seconds < 600
@@ -284,6 +286,36 @@ def test_loads_are_summed_up_by_how_far_they_are_from_even():
     tally.loads = {"x": torch.tensor([1.0, 3]), "y": torch.tensor([0.0, 0, 4, 0]), "z": torch.tensor([5.0, 5])}
     want = {"cv_mean": (1 / 2 + 3**0.5 + 0) / 3, "cv_max": 3**0.5, "idle": (0 + 3 / 4 + 0) / 3}
     assert tally.balance() == pytest.approx(want)
+
+
+def test_the_first_step_of_each_process_is_left_out_of_tokens_a_second(tmp_path, monkeypatch):
+    """It compiles. Here it takes 100 s, each other step 2 s."""
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+
+    class Timed(Trainer):
+        first = True
+
+        def step(self, step, seen=()):
+            clock[0] += 100.0 if self.first else 2.0
+            self.first = False
+            return super().step(step, seen)
+
+    def timed(folder, steps):
+        made = trainer(folder, steps=steps, save_steps=2)
+        made.__class__ = Timed
+        return made
+
+    tokens = [sum(len(row) for row in rows(8 * step, 8)) for step in range(4)]
+    whole = timed(tmp_path, 4).run()
+    assert whole.seconds == 106
+    assert whole.tokens_per_second == pytest.approx(sum(tokens[1:]) / 6)
+    again = timed(tmp_path, 4)
+    again.restore(checkpoint.read(tmp_path / "checkpoints" / "step-2"))
+    totals = again.run(2)
+    assert totals.seconds == 204
+    assert totals.tokens_per_second == pytest.approx((tokens[1] + tokens[3]) / 4)
+    assert timed(tmp_path / "one", 1).run().tokens_per_second is None
 
 
 # ---- numbers that are not finite
@@ -388,7 +420,7 @@ def test_going_on_from_a_checkpoint_changes_no_bit(tmp_path, start):
     again.run(start)
     assert state(again).keys() == state(whole).keys()
     assert all(torch.equal(state(again)[name], t) for name, t in state(whole).items())
-    times = {"seconds": 0, "checkpoint_seconds": 0, "run_seconds": 0}
+    times = dict.fromkeys(("seconds", "checkpoint_seconds", "run_seconds", "first_seconds", "first_tokens"), 0)
     assert vars(again.totals) | times == vars(whole.totals) | times
     fresh = trainer(tmp_path / "fresh")
     fresh.run()

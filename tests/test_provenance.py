@@ -65,6 +65,17 @@ def test_a_run_that_builds_on_two_others_keeps_the_commits_of_both():
     assert now["git_dirty"] is True
 
 
+def test_a_run_that_goes_on_keeps_the_devices_threads_and_versions_of_its_parts():
+    here = {"packages": {"torch": "2"}, "python": "3.11", "device": "gpu", "threads": 8}
+    now, old = state("a", False) | here, here | {"packages": {"torch": "1"}}
+    assert with_earlier(now, now) == now
+    for key, value in (("device", "cpu"), ("threads", 1), ("packages", {"torch": "1"}), ("python", "3.12")):
+        assert with_earlier(now, now | {key: value}) == now | {"earlier_surroundings": [here | {key: value}]}
+    third = with_earlier(now | {"threads": 4}, with_earlier(now, now | old))
+    assert third["earlier_surroundings"] == [old, here]
+    assert "earlier_commits" not in third
+
+
 def test_what_differs_is_named_with_both_values():
     saved = {"config": {"train": {"learning_rate": 0.1}, "seed": 1}, "world_size": 2}
     same_origin(Path("here"), saved, {"config": {"seed": 1, "train": {"learning_rate": 0.1}}, "world_size": 2})

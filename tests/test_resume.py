@@ -18,7 +18,9 @@ from tiny_runs import REPOSITORY, Started, command, contents, task_folder, train
 
 from mixlora.failpoints import POINTS
 from mixlora.records import owned
+from mixlora.scoring import Scored
 from mixlora.training import checkpoint
+from mixlora.training.spent import Spent
 
 OFTEN = ["step.before_optimizer@5", "checkpoint.before_rename@2"]
 METHOD = ("method=mole", "train.eval_steps=3", "train.load_best=true", "train.eval_limit=4")
@@ -100,12 +102,29 @@ def test_a_task_that_was_scored_before_an_interruption_is_not_scored_again(
     killed(configs, run, f"evaluate.task@{time}")
     kept, mark = run / folder / "predictions" / "sums.jsonl", run / folder / "scored.json"
     written = kept.stat().st_mtime_ns
-    assert json.loads(mark.read_text())["tasks"].keys() == {"sums"}
+    found = json.loads(mark.read_text())
+    assert found["tasks"].keys() == {"sums"}
+    mark.write_text(json.dumps(found | {"seconds": 5000.0, "peak_memory_bytes": 2**50}))
     done = train(configs, run, *METHOD)
     assert f"{when} sums was scored before the interruption" in " ".join(done.stdout.split())
     assert kept.stat().st_mtime_ns == written
     assert not mark.exists()
     assert_same(contents(run), contents(whole))
+    record = json.loads((run / "run.json").read_text())
+    assert 5000 < record["seconds"] < 5600
+    assert record["peak_memory_bytes"] == 2**50
+
+
+def test_what_an_interrupted_evaluation_took_counts_where_its_scores_do(tmp_path):
+    first = Scored(tmp_path, "weights", Spent(lambda: 7, time.monotonic() - 1000))
+    first.predictions("a").parent.mkdir()
+    first.predictions("a").write_text("{}\n")
+    first.add("a")
+    for of, seconds, peak in (("weights", 1500, 7), ("weights", 2000, 7), ("others", 500, 5)):
+        spent = Spent(lambda: 5, time.monotonic() - 500)
+        assert Scored(tmp_path, of, spent).begin() == (["a"] if of == "weights" else [])
+        assert seconds <= spent.seconds < seconds + 100
+        assert spent.peak_memory_bytes == peak
 
 
 @pytest.mark.full

@@ -6,10 +6,11 @@ import evaluate
 import pytest
 import torch
 
-from mixlora.config.schema import Answer, Data, Eval, Task
+from mixlora.config.schema import Answer, Backend, Data, Eval, Protocol, Task
+from mixlora.evaluation import harness
 from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import protocol_of
-from mixlora.evaluation.report import print_results
+from mixlora.evaluation.report import mean_cells, print_results
 from mixlora.evaluation.run import majority, result
 from mixlora.evaluation.scores import choose, mean_and_error
 from mixlora.records import write_json, write_lines
@@ -70,7 +71,8 @@ def test_each_normaliser_takes_its_own_option():
 def test_the_guess_is_the_best_constant_answer(kind, targets, share):
     """Of targets that count as equal, as answers do."""
     task = Task(name="t", path="t", question="{q}", answer="a", answer_kind=kind)
-    assert majority(task, [{"target": target} for target in targets]) == share
+    reading = protocol_of(Eval(), Data()).reads(task)
+    assert majority(task, [{"target": target} for target in targets], reading) == share
 
 
 def scored(folder, metric, **scores):
@@ -110,3 +112,40 @@ def test_a_run_prints_its_scores_before_and_after_and_the_paired_change(tmp_path
         ["piqa", "2", "50.0", "0.0 ± 0.0", "50.0 ± 50.0", "+50.0 ± 50.0"],
         ["mean of trained", "6", "", "12.5", "62.5", "+50.0 ± 28.9"],
     ]
+
+
+def sample(number: int, target: object, arguments: list[list[str]]) -> dict:
+    """A document as the harness returns it."""
+    answers = [[(-1.0 - i, False)] for i in range(len(arguments))]
+    return {"doc_id": number, "arguments": arguments, "resps": answers, "target": target, "acc": 1.0, "acc_norm": 1.0}
+
+
+def test_what_the_harness_does_not_tell_is_not_known():
+    """Nothing of what was cut; and no constant guess where targets are ends of sentences, as WinoGrande's are."""
+    task, protocol = Task(name="t", metric="acc"), protocol_of(Eval(backend=Backend.lm_eval), Data())
+    ends = [sample(i, "was big.", [["A", " was big."], ["B", " was big."]]) for i in range(3)]
+    found = result(task, harness.predictions(task, ends), protocol)
+    assert found["majority"] is found["cut"] is None
+    places = [sample(i, i % 3 // 2, [["Q", " yes"], ["Q", " no"]]) for i in range(3)]
+    assert result(task, harness.predictions(task, places), protocol)["majority"] == pytest.approx(2 / 3)
+    labels = [prediction | {"target": "AAB"[i]} for i, prediction in enumerate(PREDICTIONS[:3])]
+    by_label = protocol_of(Eval(protocol=Protocol.moe_peft), Data())
+    assert result(task, labels, by_label)["majority"] == pytest.approx(2 / 3)
+
+
+def test_one_example_has_no_error_and_nor_has_a_mean_that_holds_it(tmp_path, capsys):
+    task, protocol = Task(name="t", metric="acc"), protocol_of(Eval(), Data())
+    made = {}
+    for folder, first in ((tmp_path / "before", 1), (tmp_path, 0)):
+        some = {"one": PREDICTIONS[:1], "many": PREDICTIONS[first:]}
+        made[folder] = {name: result(task, rows, protocol) for name, rows in some.items()}
+        write_json(folder / "results.json", made[folder])
+        for name, rows in some.items():
+            write_lines(folder / "predictions" / f"{name}.jsonl", rows)
+    assert made[tmp_path]["one"]["stderr"] is made[tmp_path]["one"]["stderrs"]["acc"] is None
+    print_results(tmp_path)
+    rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
+    assert "±" not in rows["one"] + rows["mean of trained"]
+    assert rows["many"].count("±") == 3
+    after, before = ({"many": made[folder]["many"]} for folder in (tmp_path, tmp_path / "before"))
+    assert "±" in mean_cells(tmp_path, after, before)[-1]

@@ -190,6 +190,22 @@ def test_what_a_sweeper_is_told_is_in_the_order_of_its_points(tmp_path):
     assert (frame.n[0], frame.tasks[0]) == (20, "others sums")
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_title_of_a_sweep_calls_the_mean_what_it_is_and_one_row_has_no_error(tmp_path, capsys, trained):
+    point = points.Point("a", (), tmp_path / "a")
+    write_json(point.folder / "run.json", {"status": "finished"})
+    one = {"metric": "acc", "value": 0.5, "trained": trained}
+    write_json(
+        point.folder / "results.json", {"t": one | {"stderr": 0.1, "n": 10}, "u": one | {"stderr": None, "n": 1}}
+    )
+    frame = show.summary([point], {point: "done"}, ["test"])
+    show.show(frame)
+    said = capsys.readouterr().out
+    assert f"mean{' of trained' if trained else ''}, test split, percent" in said
+    assert re.search(r"50\.0 +│", said)
+    assert frame.stderr.isna().all()
+
+
 @pytest.mark.full
 def test_points_run_once_one_fails_alone_and_the_same_command_tries_it_again(sweep, tmp_path):
     """The failing point reads a file that has no rows yet."""

@@ -389,6 +389,21 @@ def test_the_legend_says_how_was_asked_where_it_is_not_the_usual_way(tmp_path):
     assert said in render.markdown(table.build(study))
 
 
+def test_the_legend_says_that_the_first_rows_were_scored_and_chosen_on(tmp_path):
+    study = study_in(tmp_path, overrides=["eval.limit=4"])
+    write_run(study, points("lora")[0], SCORES)
+    assert "- scored: the first 4 rows\n" in render.markdown(table.build(study))
+    fewer = {"arc_easy": SCORES["arc_easy"], "arc_challenge": [1.0, 0.0]}  # all that there are
+    write_run(study, points("lora")[0], fewer)
+    study.forget()
+    assert "- scored: the first 4 rows (ARC-e)\n" in render.markdown(table.build(study))
+    said = "the rate is chosen on the first 50 validation rows of a task"
+    assert said not in notes.on_runs(study)
+    study.recipe.learning_rates = [1e-4, 1e-3]
+    study.forget()
+    assert said in notes.on_runs(study)
+
+
 def test_an_answer_of_a_task_without_options_is_generated_as_usual():
     result = {"metric": "strict", "protocol": {"name": "generate", "split": "test", "num_fewshot": 0}}
     assert notes.unusual(result) == []
@@ -440,6 +455,28 @@ def test_the_command_for_what_is_not_there_makes_the_same_study(tmp_path, capsys
     assert again.recipe == study.recipe
     assert str(tmp_path) not in render.markdown(made)
     assert f"recipe={name}" in argv
+
+
+def test_a_task_that_the_runs_could_not_train_on_is_marked_and_the_mean_over_it_too(tmp_path):
+    study = study_in(tmp_path)
+    folder = write_run(study, points("lora")[0], SCORES, task_trained=True)
+    assert "not trained on" not in render.markdown(table.build(study))
+    results = read_json(folder / "results.json")
+    results["arc_easy"]["trained"] = False
+    write_json(folder / "results.json", results)
+    study.forget()
+    made = table.build(study)
+    text = render.markdown(made)
+    assert r"| Method | ARC-e\* (n=4) | ARC-c (n=4) | Avg\* |" in text
+    assert r"- \* scored and not trained on, for the runs had no training rows of it; Avg is over it as well" in text
+    assert "ARC-e{*} & ARC-c & Avg{*}" in render.latex(made)
+
+
+@pytest.mark.parametrize("key", ["eval_only=true", "weight=0", "splits.train=null"])
+def test_a_task_that_no_mixture_would_train_on_has_no_mark(tmp_path, key):
+    study = study_in(tmp_path, overrides=[f"tasks.mixture.arc_easy.{key}"])
+    write_run(study, points("lora")[0], SCORES, task_trained=False)
+    assert table.build(study).untrained == {"arc_challenge"}
 
 
 def test_letters_quotes_and_greek_are_text_in_latex():
@@ -792,7 +829,33 @@ def test_further_columns_are_of_the_runs_in_the_table(tmp_path):
     study.forget()
     made = table.build(study)
     assert made.extras[row(made, "mole"), "peak_memory"] == 1024.0
-    assert made.extras[row(made, "mole"), "tokens_per_second"] is None
+    assert "- peak GiB: of the whole run, scoring included\n" in render.markdown(made)
+
+
+EARLIER = {"packages": {"torch": "2.13.0"}, "python": "3.11", "device": "cpu", "threads": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "alike"),
+    [
+        ({}, "device: cpu", True),
+        ({"device": "gpu"}, "device: cpu, gpu", False),
+        ({"threads": 8}, "threads: 8", False),
+        ({"torch_compile": True}, "device: cpu", False),
+        ({"earlier_surroundings": [EARLIER | {"device": "gpu"}]}, "device: cpu, gpu", False),
+        ({"earlier_surroundings": [EARLIER | {"threads": 2}]}, "threads: 2", False),
+        ({"earlier_surroundings": [EARLIER | {"packages": {"torch": "1"}}]}, "versions: torch 1, torch 2.13.0", True),
+    ],
+)
+def test_tokens_a_second_stand_only_where_all_rows_of_a_model_were_made_alike(tmp_path, changes, says, alike):
+    study = study_in(tmp_path)
+    write_run(study, points("lora")[0], SCORES)
+    write_run(study, points("mole")[0], SCORES, **changes)
+    made = table.build(study)
+    text = render.markdown(made)
+    assert f"- {says}\n" in text
+    assert ("- tokens/s of tiny are left out" in text) is not alike
+    assert {made.extras[row(made, m), "tokens_per_second"] for m in ("lora", "mole")} == {100.0 if alike else None}
 
 
 HOSTILE = ["[0] *first*", "_a_ <b>c</b>", "*2 \\d| a_b", "co_1 & 100%"]

@@ -156,12 +156,19 @@ def test_without_training_rows_a_task_is_only_evaluated_and_says_so(folder):
     assert not data.train
     assert len(data.test) == 8
     assert any("evaluated but not trained" in note for note in data.notes)
+    assert not data.complete
+
+
+def test_a_split_that_the_task_does_not_name_is_not_missing(folder):
+    assert load(folder, task(splits={"test": "test"}))["quiz"].complete
+    assert load(folder, task(eval_only=True))["quiz"].complete
 
 
 @pytest.mark.parametrize("validation", [None, "test", "absent"])
 def test_rows_are_held_out_where_no_validation_split_is_distinct_from_test(folder, validation):
     data = load(folder, task(splits={"train": "train", "validation": validation, "test": "test"}))["quiz"]
     assert data.held_out == len(data.validation) == 2
+    assert data.complete is (validation != "absent")
     assert sorted(questions([*data.train, *data.validation])) == sorted(f"question {i}" for i in range(40))
     assert not set(questions(data.validation)) & set(questions(data.test))
     again = load(folder, task(splits={"train": "train", "validation": None, "test": "test"}))["quiz"]
@@ -530,7 +537,7 @@ def test_the_hub_gives_rows_or_says_what_is_missing(online, monkeypatch):
     monkeypatch.setattr(network, "unreachable", lambda url, patience: None)
     monkeypatch.setitem(sys.modules, "datasets", FakeHub({"train": rows(20), "test": rows(5)}))
     data = load("hub")["quiz"]
-    assert (len(data.train), data.held_out, len(data.test), data.complete) == (19, 1, 5, True)
+    assert (len(data.train), data.held_out, len(data.test), data.complete) == (19, 1, 5, False)  # no validation
     with pytest.raises(DataError, match=r"(?s)doesn't exist.*data\.source=sample"):
         load("hub", task(path="me/nothing"))
 

@@ -6,8 +6,10 @@ import io
 import json
 import signal
 import sys
+import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -139,6 +141,9 @@ def test_what_could_not_be_done_the_quick_way_is_said_and_recorded(lora, tmp_pat
 
 def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_path, monkeypatch, capsys):
     commits, asked = iter("abc"), []
+    clock = SimpleNamespace(
+        monotonic=lambda: time.monotonic() + 5000 * len(asked)
+    )  # asking takes long, as reading data may
 
     def git_state(file):
         asked.append({"git_commit": next(commits), "git_dirty": not asked})
@@ -148,6 +153,8 @@ def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("mixlora.provenance.git_state", git_state)
+    for module in ("experiment", "training.spent"):
+        monkeypatch.setattr(f"mixlora.{module}.time", clock)
     argv = ("+method=lora", "+tasks=arc", *SMALL, "eval.before=false", f"run_dir={tmp_path}")
     with monkeypatch.context() as patched:
         patched.setattr("mixlora.experiment.files.save", full)
@@ -163,6 +170,7 @@ def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_pa
     assert "message" not in record
     assert [record["git_commit"], record["git_dirty"]] == ["b", True]
     assert record["earlier_commits"] == asked[:1]
+    assert 10000 < record["seconds"] < 10600  # of both
     assert len(asked) == 2  # once a process: what is committed during a run does not change what it is made of
 
 

@@ -27,6 +27,7 @@ class Wrapper(nn.Module):
     """Stands where its `base_layer` stood, and holds the tensors of the adapter beside it."""
 
     path = "eager"  # how it computes, see `attach.paths`
+    base_layer: nn.Module
     gate: Gate | None  # no value here: an attribute of the class would hide the module of that name
 
     @property

@@ -296,7 +296,7 @@ class Split(Enum):
 
 @dataclass(kw_only=True)
 class Eval:
-    limit: int | None = None  # examples a task
+    limit: int | None = None  # examples a task, the first of the split
     batch_size: int = 16  # most examples of a batch
     batch_tokens: int = 4096  # most tokens of a batch, padding included; one example is always taken
     max_length: int | None = None  # tokens of prompt and answer; None: the model's window

@@ -168,8 +168,6 @@ def predictions(task: Task, samples: Sequence[dict[str, Any]]) -> list[dict[str,
             ),
             "target": sample["target"],
             **{name: float(sample[name]) for name in ("acc", "acc_norm") if name in sample},
-            "shots_cut": 0,
-            "tokens_cut": 0,
         }
         for sample in samples
     ]

@@ -9,7 +9,7 @@ from rich.table import Table
 from mixlora.config.overrides import spelled
 from mixlora.console import console, say
 from mixlora.evaluation.scores import paired_difference
-from mixlora.records import of_mean, read_json, read_lines
+from mixlora.records import error_of_mean, of_mean, read_json, read_lines
 
 NOT_KNOWN = "–"  # a change of which predictions are missing
 
@@ -44,14 +44,16 @@ def notes(results: dict[str, Any], *, paired: bool = True) -> list[str]:
     metrics = sorted({r["metric"] for r in results.values() if r["value"] is not None})
     change = "; change: paired" if paired else ""
     lines = [f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer{change}"]
+    lines += [f"n={n}: the first {n} rows (eval.limit)" for n in {r["n"] for r in results.values() if is_cut_off(r)}]
     if any(not r.get("trained", True) for r in results.values()):
         lines.append("* not trained on")
     if any(not r.get("complete", True) for r in results.values()):
         lines.append("† the data set lacks rows here")
     for name, result in results.items():
-        if lost := result.get("cut", {}).get("prompts"):
+        cut = result.get("cut") or {}
+        if lost := cut.get("prompts"):
             lines.append(f"{name}: {lost} of {result['n']} prompts were too long and lost shots or their beginning")
-        if lost := result.get("cut", {}).get("replies"):
+        if lost := cut.get("replies"):
             tokens = result.get("protocol", {}).get("max_new_tokens")
             lines.append(f"{name}: {lost} answers had no end within {tokens} tokens (max_new_tokens of the task)")
         number = result.get("protocol", {}).get("num_samples", 1)
@@ -59,6 +61,10 @@ def notes(results: dict[str, Any], *, paired: bool = True) -> list[str]:
             shown = (f"{m} {with_error(value, result['stderrs'][m])}" for m, value in result["metrics"].items())
             lines.append(f"{name}, {number} samples: {', '.join(shown)}")
     return lines + [f"{name}: {r['reason']}" for name, r in results.items() if r["value"] is None]
+
+
+def is_cut_off(result: dict[str, Any]) -> bool:
+    return result["value"] is not None and result.get("limit") == result["n"]
 
 
 def cells(folder: Path, name: str, result: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
@@ -71,7 +77,7 @@ def cells(folder: Path, name: str, result: dict[str, Any], before: dict[str, Any
         return [*row, "", with_error(result["value"], result["stderr"]), ""]
     change, error, n = difference(folder, name, result["metric"])
     scores = with_error(before["value"], before["stderr"]), with_error(result["value"], result["stderr"])
-    return [*row, *scores, f"{100 * change:+.1f} ± {100 * error:.1f}" if n == result["n"] else NOT_KNOWN]
+    return [*row, *scores, with_error(change, error, "+") if n == result["n"] else NOT_KNOWN]
 
 
 def mean_cells(folder: Path, after: dict[str, Any], before: dict[str, Any]) -> list[str]:
@@ -86,12 +92,12 @@ def mean_cells(folder: Path, after: dict[str, Any], before: dict[str, Any]) -> l
     changes = [difference(folder, n, after[n]["metric"]) for n in names]
     known = all(n == after[name]["n"] for name, (_, _, n) in zip(names, changes, strict=True))
     change = sum(c for c, _, _ in changes) / len(names)
-    error = sum(e * e for _, e, _ in changes) ** 0.5 / len(names)
+    error = error_of_mean([e for _, e, _ in changes])
     base = sum(before[n]["value"] for n in names) / len(names)
-    return [*row, percent(base), percent(mean), f"{100 * change:+.1f} ± {100 * error:.1f}" if known else NOT_KNOWN]
+    return [*row, percent(base), percent(mean), with_error(change, error, "+") if known else NOT_KNOWN]
 
 
-def difference(folder: Path, name: str, metric: str) -> tuple[float, float, int]:
+def difference(folder: Path, name: str, metric: str) -> tuple[float, float | None, int]:
     """Paired over the same examples: (mean change, its standard error, n)."""
     places = (folder / "before", folder)
     rows = [read_lines(place / "predictions" / f"{name}.jsonl") for place in places]
@@ -102,5 +108,5 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def with_error(value: float, error: float) -> str:
-    return f"{100 * value:.1f} ± {100 * error:.1f}"
+def with_error(value: float, error: float | None, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")

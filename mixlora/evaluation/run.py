@@ -315,15 +315,19 @@ def result(task: Task, predictions: Sequence[Prediction], protocol: Protocol) ->
         "stderr": score["stderr"],
         "n": score["n"],
         "interval": list(score["interval"]),
-        "majority": majority(task, predictions),
+        "majority": majority(task, predictions, protocol.reads(task)),
         "metrics": {name: one["value"] for name, one in found.items()},
         "stderrs": {name: one["stderr"] for name, one in found.items()},
-        "cut": {
-            "prompts": sum(p["shots_cut"] + p["tokens_cut"] > 0 for p in predictions),
-            "shots": sum(p["shots_cut"] for p in predictions),
-            "tokens": sum(p["tokens_cut"] for p in predictions),
-            "replies": sum(p.get("replies_cut", 0) for p in predictions),
-        },
+        "cut": cut(predictions) if "shots_cut" in predictions[0] else None,  # the harness does not say
+    }
+
+
+def cut(predictions: Sequence[Prediction]) -> dict[str, int]:
+    return {
+        "prompts": sum(p["shots_cut"] + p["tokens_cut"] > 0 for p in predictions),
+        "shots": sum(p["shots_cut"] for p in predictions),
+        "tokens": sum(p["tokens_cut"] for p in predictions),
+        "replies": sum(p.get("replies_cut", 0) for p in predictions),
     }
 
 
@@ -333,9 +337,11 @@ def marked(task: Task, predictions: Sequence[Prediction], protocol: Protocol) ->
     return [prediction | {"correct": prediction[metric]} for prediction in predictions]
 
 
-def majority(task: Task, predictions: Sequence[Prediction]) -> float | None:
-    """What the best constant guess would score; None where there is no such guess (code)."""
-    if task.answer_kind is Answer.code:
+def majority(task: Task, predictions: Sequence[Prediction], reading: Reading) -> float | None:
+    """What the best constant guess would score; None where there is no such guess (code), or the right option is not
+    known: of WinoGrande the harness tells the end of the sentence."""
+    unknown = reading is Reading.likelihood and not all(isinstance(p["target"], int) for p in predictions)
+    if task.answer_kind is Answer.code or unknown:
         return None
     keys: dict[Answer, Callable[[Any], Any]] = {
         Answer.options: lambda target: target,

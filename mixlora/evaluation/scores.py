@@ -10,10 +10,11 @@ from mixlora.errors import NumericsError
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over n examples with its standard error (sample deviation / sqrt n) and Wilson's 95 % interval."""
+    """A mean over n examples with its standard error (sample deviation / sqrt n; None of one) and Wilson's 95 %
+    interval."""
 
     value: float
-    stderr: float
+    stderr: float | None
     n: int
     interval: tuple[float, float]
 
@@ -24,11 +25,11 @@ def mean_score(correct: Sequence[float]) -> Score:
     return Score(value, stderr, len(correct), wilson(value, len(correct)))
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error, sample deviation / sqrt n."""
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error, sample deviation / sqrt n; no error of a single value."""
     n = len(values)
     mean = sum(values) / n
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / max(n - 1, 1) / n)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
 
 
 def wilson(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -76,9 +77,9 @@ def majority_share(golds: Sequence[Any]) -> float:
     return max(counts.values()) / len(golds)
 
 
-def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[float, float, int]:
+def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[float, float | None, int]:
     """Mean of after - before over the same examples (by id), its standard error, and n."""
     shared = sorted(set(before) & set(after))
     if not shared:
-        return 0.0, 0.0, 0
+        return 0.0, None, 0
     return *mean_and_error([after[i] - before[i] for i in shared]), len(shared)

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mixlora.console import console, say
-from mixlora.records import log_path, of_mean, read_json, write_text
+from mixlora.records import error_of_mean, log_path, of_mean, read_json, write_text
 from mixlora.sweeps.points import Point
 
 LOOK_SECONDS = 2.0  # between two looks at the run folders
@@ -93,10 +93,11 @@ class Board:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean over tasks (see `of_mean`), its standard error, the number of examples, and which tasks those are."""
+    """Mean over tasks, what `of_mean` calls it, its standard error, number of examples, and which tasks these are."""
 
     mean: float
-    error: float
+    of: str
+    error: float | None
     n: int
     tasks: str
 
@@ -105,16 +106,16 @@ def score(folder: Path) -> Score | None:
     """None where nothing was scored."""
     path = folder / "results.json"
     results = read_json(path) if path.is_file() else {}
-    names = of_mean(results)[1]
+    label, names = of_mean(results)
     found = [results[name] for name in names]
     if not found:
         return None
-    error = sum(r["stderr"] ** 2 for r in found) ** 0.5 / len(found)
+    error = error_of_mean([r["stderr"] for r in found])
     mean = sum(r["value"] for r in found) / len(found)
-    return Score(mean, error, sum(r["n"] for r in found), " ".join(sorted(names)))
+    return Score(mean, label, error, sum(r["n"] for r in found), " ".join(sorted(names)))
 
 
-COLUMNS = ("point", "score", "stderr", "n", "tasks", "split", "state", "run")
+COLUMNS = ("point", "score", "of", "stderr", "n", "tasks", "split", "state", "run")
 
 
 def summary(points: Sequence[Point], states: Mapping[Point, str], splits: Sequence[str]) -> pd.DataFrame:
@@ -122,7 +123,8 @@ def summary(points: Sequence[Point], states: Mapping[Point, str], splits: Sequen
     rows: list[dict[str, Any]] = []
     for point, split in zip(points, splits, strict=True):
         found = score(point.folder) if point.finished else None
-        known = {"score": found.mean, "stderr": found.error, "n": found.n, "tasks": found.tasks} if found else {}
+        known = {"score": found.mean, "of": found.of, "stderr": found.error} if found else {}
+        known |= {"n": found.n, "tasks": found.tasks} if found else {}
         place = {"point": point.name, "split": split, "state": states[point], "run": str(point.folder)}
         rows.append(dict.fromkeys(COLUMNS) | place | known)
     kinds = list(dict.fromkeys((row["tasks"], row["split"]) for row in rows if row["score"] is not None))
@@ -140,13 +142,15 @@ def is_one_ranking(frame: pd.DataFrame) -> bool:
 
 def show(frame: pd.DataFrame) -> None:
     split, one = " and ".join(sorted(set(frame.split))), is_one_ranking(frame)
-    table = Table(title=f"mean over the trained tasks, {split} split, percent ± standard error", title_justify="left")
+    means = " or ".join(sorted(set(frame.of.dropna()))) or "mean"
+    table = Table(title=f"{means}, {split} split, percent ± standard error", title_justify="left")
     for column in ("point", "score", "n", *(() if one else ("tasks", "split")), "state"):
         numbers = column in ("score", "n")
         table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
     for row in frame.itertuples():
         known = not pd.isna(row.score)
-        shown = f"{100 * row.score:.1f} ± {100 * row.stderr:.1f}" if known else "—"
+        error = "" if pd.isna(row.stderr) else f" ± {100 * row.stderr:.1f}"
+        shown = f"{100 * row.score:.1f}{error}" if known else "—"
         of = [] if one else [row.tasks if known else "", row.split]
         table.add_row(row.point, shown, str(row.n) if known else "", *of, row.state)
     console.print(table)

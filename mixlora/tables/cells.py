@@ -60,6 +60,7 @@ class Table:
     examples: dict[str, int]
     scoring: list[str]  # how tasks were asked, where it is not the usual way
     incomplete: set[str]  # tasks whose data lack rows
+    untrained: set[str]  # tasks that were not trained on, though the mixture would
 
     def groups(self) -> list[list[Row]]:
         """Rows of one model together."""

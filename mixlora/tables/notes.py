@@ -10,7 +10,7 @@ from mixlora.tables import recipe as recipes
 from mixlora.tables.cells import Row, belongs, printed_row
 from mixlora.tables.recipe import Extra
 from mixlora.tables.runs import DONE, FAILED, MISSING, Run
-from mixlora.tables.study import Study
+from mixlora.tables.study import Study, trains
 
 EXTRA_LABELS = {
     Extra.trainable: "trainable",
@@ -29,6 +29,7 @@ def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str]
     printed = {place_of(printed_row(recipe, p)): p.parameters for p in recipe.published}
     if any(printed.values()):
         columns["published_parameters"] = "published trainable"
+    alike = {model for model in recipe.models if len(ways(study, model)) == 1}
     found: dict[tuple[Row, str], float | int | None] = {}
     for row in rows:
         mine = [(g, runs) for g, runs in study.final.items() if row.method and belongs(recipe, g, row)]
@@ -37,7 +38,7 @@ def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str]
         values = {
             Extra.trainable.value: one(done, lambda r: r.get("parameters", {}).get("trainable")),
             Extra.activated.value: one(done, lambda r: r.get("parameters", {}).get("activated")),
-            Extra.tokens_per_second.value: speed(done),
+            Extra.tokens_per_second.value: speed(done) if row.model in alike else None,
             Extra.peak_memory.value: peak_gib(r.get("peak_memory_bytes") for r in done),
             "rate": rates.pop() if len(rates) == 1 else None,
             "published_parameters": printed.get(place_of(row)),
@@ -62,10 +63,27 @@ def in_table(study: Study, run: Run) -> bool:
 
 
 def speed(records: Sequence[dict]) -> float | None:
-    """Mean tokens a second; None where the devices differ, for then it says nothing about the method."""
+    """Mean tokens a second."""
     known = [v for r in records if (v := r.get("tokens_per_second")) is not None]
-    devices = {(r.get("device"), r.get("world_size")) for r in records}
-    return math.fsum(known) / len(known) if known and len(devices) == 1 else None
+    return math.fsum(known) / len(known) if known else None
+
+
+def ways(study: Study, model: str) -> set[tuple[Any, ...]]:
+    """Where and how the runs of a model were computed, each part of them. Where that is not one, tokens a second say
+    nothing about the methods."""
+    records = [
+        run.record for g, runs in study.final.items() if g.model == model for run in runs if in_table(study, run)
+    ]
+    return {
+        (part.get("device"), part.get("threads"), r.get("world_size"), bool(r.get("torch_compile")))
+        for r in records
+        for part in parts(r)
+    }
+
+
+def parts(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The surroundings of a run: of its last try, and others that a part was made in."""
+    return [record, *record.get("earlier_surroundings", [])]
 
 
 def peak_gib(values: Iterable[float | None]) -> float | None:
@@ -87,10 +105,13 @@ def scoring(study: Study) -> list[str]:
     found: dict[str, list[str]] = {}
     scored = 0
     for task, label in study.recipe.table.columns.items():
-        results = [run.results[task] for runs in study.final.values() for run in runs if run.scored(task)]
-        scored += bool(results)
-        for way in unusual(results[0]) if results else []:  # all are of one protocol, or would not be in the table
-            found.setdefault(way, []).append(label)
+        runs = [run for runs in study.final.values() for run in runs if run.scored(task)]
+        scored += bool(runs)
+        for run in runs[:1]:  # all are of one protocol and as many rows, or would not be in the table
+            n, limit = run.results[task]["n"], study.group_configs[run.point.group].eval.limit
+            first = [f"the first {n} rows"] if n == limit else []
+            for way in [*first, *unusual(run.results[task])]:
+                found.setdefault(way, []).append(label)
     return [way + (f" ({', '.join(of)})" if len(of) < scored else "") for way, of in found.items()]
 
 
@@ -109,7 +130,7 @@ def unusual(result: Mapping[str, Any]) -> list[str]:
 
 
 def on_runs(study: Study) -> list[str]:
-    return [*choice_notes(study), *run_notes(study), *provenance_notes(study)]
+    return [*choice_notes(study), *run_notes(study), *speed_notes(study), *provenance_notes(study)]
 
 
 def choice_notes(study: Study) -> list[str]:
@@ -128,7 +149,14 @@ def choice_notes(study: Study) -> list[str]:
             )
         for task, why in list(run.others.items())[:1]:
             lines.append(f"{run.point}, {task}: {why}, and yet it helps to choose the rate")
-    return [*lines, *edge_notes(study)]
+    return [*lines, *edge_notes(study), *rows_of_choice(study)]
+
+
+def rows_of_choice(study: Study) -> list[str]:
+    if len(study.recipe.learning_rates) < 2:
+        return []
+    limits = sorted({config.train.eval_limit for config in study.group_configs.values()})
+    return [f"the rate is chosen on the first {' or '.join(map(str, limits))} validation rows of a task"]
 
 
 def edge_notes(study: Study) -> list[str]:
@@ -169,6 +197,24 @@ def incomplete(study: Study) -> set[str]:
     return {task for run, task in lacking if (run.scored(task) if task in columns else task in run.record["rows"])}
 
 
+def untrained(study: Study) -> set[str]:
+    """Tasks that a run in the table was scored on and not trained on, though its mixture would have drawn of them."""
+    return {
+        task
+        for group, runs in study.final.items()
+        for task in study.recipe.table.columns
+        for run in runs
+        if run.scored(task) and trains(study.group_configs[group], task) and not run.results[task].get("trained", True)
+    }
+
+
+def speed_notes(study: Study) -> list[str]:
+    asked = Extra.tokens_per_second in study.recipe.table.extra
+    mixed = [recipes.label(study.recipe.models, m) for m in study.recipe.models if asked and len(ways(study, m)) > 1]
+    what = "its runs were not all made on one kind of device, with as many threads, all compiled or none"
+    return [f"{EXTRA_LABELS[Extra.tokens_per_second]} of {name} are left out: {what}" for name in mixed]
+
+
 def provenance_notes(study: Study) -> list[str]:
     made = provenance([run for runs in study.final.values() for run in runs if in_table(study, run)])
     return [f"{name}: {', '.join(values)}" for name, values in made.items() if values]
@@ -185,8 +231,10 @@ def provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
         "commit": values(
             lambda r: (part.get("git_commit") or "not known" for part in (r, *r.get("earlier_commits", [])))
         ),
-        "versions": values(lambda r: (f"{name} {v}" for name, v in r.get("packages", {}).items() if v)),
-        "device": values(lambda r: iter([r.get("device")])),
+        "versions": values(
+            lambda r: (f"{name} {v}" for p in parts(r) for name, v in (p.get("packages") or {}).items() if v)
+        ),
+        "device": values(lambda r: (part.get("device") for part in parts(r))),
         "processes": values(lambda r: iter([r.get("world_size")])),
-        "threads": values(lambda r: iter([r.get("threads")])),
+        "threads": values(lambda r: (part.get("threads") for part in parts(r))),
     }

@@ -9,10 +9,10 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from mixlora.tables.cells import Cell, Row, Table
+from mixlora.tables.cells import MEAN, Cell, Row, Table
 from mixlora.tables.table import LEVEL
 
-ONE_SEED, TIED, UNTESTED, DIRTY, INCOMPLETE = "¹", "≈", "?", "‡", "†"
+ONE_SEED, TIED, UNTESTED, DIRTY, INCOMPLETE, UNTRAINED = "¹", "≈", "?", "‡", "†", "*"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -65,7 +65,11 @@ def head(table: Table) -> list[str]:
 
 
 def labels(table: Table) -> list[str]:
-    tasks = [label + (INCOMPLETE if name in table.incomplete else "") for name, label in table.columns.items()]
+    untrained = table.untrained | ({MEAN} if table.untrained else set())
+    marks = {INCOMPLETE: table.incomplete, UNTRAINED: untrained}
+    tasks = [
+        label + "".join(mark for mark, names in marks.items() if name in names) for name, label in table.columns.items()
+    ]
     return [*lead_labels(table), *tasks, *table.extra_columns.values()]
 
 
@@ -112,6 +116,7 @@ def mark_lines(table: Table) -> list[str]:
     cells, means = list(table.cells.values()), of_runs(table)
     best, whole = any(cell.best for cell in cells), all(cell.complete for cell in means)
     of_whole = "" if whole else ", of the cells with all their runs if there is one"
+    in_mean = f"; {table.columns[MEAN]} is over it as well" if MEAN in table.columns else ""
     of_examples = ", and the test knows the examples only" if best else ""
     occurs_and_means = [
         (best, f"bold: best of its model in the column{of_whole}"),
@@ -130,12 +135,17 @@ def mark_lines(table: Table) -> list[str]:
             any(cell.untrained for cell in cells),
             f"{table.recipe.table.base}: without an adapter, same examples and protocol; not compared",
         ),
+        (
+            bool(table.untrained),
+            f"{UNTRAINED} scored and not trained on, for the runs had no training rows of it{in_mean}",
+        ),
         (any(cell.dirty for cell in cells), f"{DIRTY} with a run made with code that differs from its commit"),
         (not whole, "k/m: only k of the m runs are in the cell"),
         (
             "activated" in table.extra_columns,
             "activated: parameters at work for a token, router included; at most, where a gate chooses how many",
         ),
+        ("peak_memory" in table.extra_columns, "peak GiB: of the whole run, scoring included"),
     ]
     return [meaning for occurs, meaning in occurs_and_means if occurs]
 

@@ -222,6 +222,12 @@ def check_choice(recipe: Recipe, made: Mapping[Group, Config]) -> None:
             )
 
 
+def trains(config: Config, task: str) -> bool:
+    """Whether the mixture draws rows of a task that has some."""
+    entry = config.tasks.mixture.get(task)
+    return entry is not None and entry.splits.train is not None and entry.weight != 0 and not entry.eval_only
+
+
 def check_settings(recipe: Recipe, made: Mapping[Group, Config]) -> None:
     """A cell has the runs of one mixture; those of two would be taken for seeds of one.
 

@@ -57,6 +57,7 @@ def build(study: Study) -> Table:
         examples,
         scoring=notes.scoring(study),
         incomplete=notes.incomplete(study),
+        untrained=notes.untrained(study),
     )
 
 

@@ -113,6 +113,7 @@ class Reading:
             if not optional:
                 raise
             if getattr(self.task.splits, split) is not None:
+                self.complete = False
                 self.notes.append(missing_note(self.task, split, error))
             return []
         return self.parsed(table, split)
@@ -133,12 +134,17 @@ def missing_note(task: Task, split: str, error: MissingSplit) -> str:
     return f"{error}: {what}"
 
 
+def rows_held_out(number: int) -> int:
+    """Of so many training rows."""
+    return min(MOST_HELD_OUT, max(1, int(number * HELD_OUT))) if number > 1 else 0
+
+
 def hold_out(name: str, train: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     """(rest, held out): 5 % of the rows, at least one of two and at most 500, the same for every seed. Of rows that
     share a `group` all or none, so there may be one more or some less; larger groups than that stay in training."""
     import numpy as np
 
-    number = min(MOST_HELD_OUT, max(1, int(len(train) * HELD_OUT))) if len(train) > 1 else 0
+    number = rows_held_out(len(train))
     order = np.random.default_rng(seed_of("held out", name)).permutation(len(train)).tolist()
     mates: dict[Any, list[int]] = {}
     for i in order:

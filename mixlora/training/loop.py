@@ -35,6 +35,7 @@ from mixlora.training import checkpoint
 from mixlora.training.distribute import apart_again, distribute, synchronised
 from mixlora.training.recompute import clear_records, keepers
 from mixlora.training.schedule import factor
+from mixlora.training.spent import Spent
 from mixlora.training.tally import Tally
 
 Rows = Callable[[int, int], list[Row]]  # (first draw, count) -> tokenised rows
@@ -57,7 +58,9 @@ class Totals:
     bad_in_a_row: int = 0
     seconds: float = 0.0
     checkpoint_seconds: float = 0.0
-    run_seconds: float = 0.0  # of the whole run, loading and scoring too, in all tries that trained a part of it
+    first_seconds: float = 0.0  # of each process's first step, which may compile
+    first_tokens: int = 0
+    run_seconds: float = 0.0  # of the whole run, loading and scoring too, in all tries of which it keeps a part
     peak_memory_bytes: int = 0  # the greatest of those tries, of this rank
     best: float | None = None  # mean validation score
     best_step: int = 0
@@ -65,6 +68,12 @@ class Totals:
     lean_from_step: int | None = None  # the step in which mixtures in a block turned lean, for memory ran out
     loss_scale: float = 1.0  # of the loss that is differentiated; above 1 where the model computes in float16
     scaled_steps: int = 0  # since that last changed
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all steps but each process's first; None where there are no others."""
+        tokens = self.tokens - self.first_tokens
+        return tokens / max(self.seconds - self.first_seconds, 1e-9) if tokens else None
 
     def add(self, tally: Tally) -> None:
         """What went through the model in one step, be it taken or skipped."""
@@ -87,8 +96,7 @@ class Trainer:
         score: validation scores of the current model; called every `train.eval_steps` steps.
         on_step: hears each line of metrics; on every rank.
         at: hears where this rank is.
-        began: when this process began with the run, by time.monotonic.
-        peak_memory: bytes that this process has used at most.
+        spent: on the whole run, what came before training included.
     """
 
     model: nn.Module
@@ -106,8 +114,7 @@ class Trainer:
     score: Callable[[int], Mapping[str, float]] | None = None
     on_step: Callable[[Mapping[str, Any]], None] = lambda line: None
     at: Callable[[str], None] = lambda place: None
-    began: float = field(default_factory=time.monotonic)
-    peak_memory: Callable[[], int] = lambda: 0
+    spent: Spent = field(default_factory=Spent)
 
     def __post_init__(self) -> None:
         train = self.train
@@ -134,7 +141,6 @@ class Trainer:
         self.warmup = round(train.warmup_ratio * self.steps)
         self.scaled = getattr(self.model, "dtype", None) is torch.float16
         self.totals = Totals(micro_batch_size=size, loss_scale=FLOAT16_SCALE if self.scaled else 1.0)
-        self.earlier_seconds = 0.0  # of the processes that trained before this one
         self.resumed_from: list[str] | None = None  # marks of the checkpoint that was asked for by its path, if any
 
     # ---- the run
@@ -144,9 +150,13 @@ class Trainer:
         self.model.train()
         with signals.collected() as seen:
             for step in range(start + 1, self.steps + 1):
-                began = time.monotonic()
+                began, tokens = time.monotonic(), self.totals.tokens
                 line, stop = self.step(step, seen)
-                self.totals.seconds += time.monotonic() - began
+                taken = time.monotonic() - began
+                self.totals.seconds += taken
+                if step == start + 1:
+                    self.totals.first_seconds += taken
+                    self.totals.first_tokens += self.totals.tokens - tokens
                 scores = self.validate(step)
                 line |= {"seconds": round(self.totals.seconds, 3)} | scores
                 reach("step.metrics")
@@ -405,8 +415,8 @@ class Trainer:
 
     def measure(self) -> None:
         """Bring time and memory of the whole run up to now."""
-        self.totals.run_seconds = self.earlier_seconds + time.monotonic() - self.began
-        self.totals.peak_memory_bytes = max(self.totals.peak_memory_bytes, self.peak_memory())
+        self.totals.run_seconds = self.spent.seconds
+        self.totals.peak_memory_bytes = self.spent.peak_memory_bytes
 
     def prune(self) -> None:
         checkpoint.prune(self.folder / "checkpoints", self.train.save_total_limit)
@@ -417,7 +427,7 @@ class Trainer:
         checkpoint.restore_adapter(self.adapter, saved)
         checkpoint.restore_optimizer(self.optimizer, saved.optimizer, self.names)
         asked, self.totals = self.totals.micro_batch_size, totals_of(saved)
-        self.earlier_seconds = self.totals.run_seconds
+        self.spent.add_earlier(self.totals.run_seconds, self.totals.peak_memory_bytes)
         self.totals.micro_batch_size = min(asked, self.totals.micro_batch_size)
         if self.totals.lean_from_step is not None:
             make_lean(self.model)
