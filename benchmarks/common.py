@@ -67,13 +67,14 @@ class Row:
 
 
 def arguments(doc: str | None, **extra: Any) -> argparse.Namespace:
-    """--quick, --device, --threads, --out, and what a script adds."""
+    """--quick, --device, --threads, --out, --commit, and what a script adds."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds and small sizes: shows that it runs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a busy machine, one thread")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--commit", help="of a copy that has no history to ask: its parts are put together by it")
     for name, default in extra.items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
     found = parser.parse_args()
@@ -222,7 +223,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "bfloat16": cuda or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
-        "commit": commit(),
+        "commit": commit() or options.commit,
     }
 
 

@@ -8,8 +8,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.autograd import DeviceType
 
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -161,6 +164,143 @@ def test_rounds_that_differ_in_padding_alone_are_alike_at_one_padding(module):
     speeds = [sum(map(len, chunk)) / (0.01 * n) for chunk, n in zip(chunks, positions, strict=True)]
     assert max(speeds) > 1.2 * min(speeds)
     assert tokens.at_padding(0.5, speeds, rows, 16) == pytest.approx([50.0] * 5)  # half of 100 positions a second
+
+
+# ---- whole steps, as a GPU has them
+
+
+def asked(**values) -> argparse.Namespace:
+    options = {"device": "cpu", "methods": "mole,mixlora", "only": "", "compiled": "", "quick": False, "threads": 1}
+    options |= {"model": "tiny", "where": ("tiny", "cpu", "float32"), "budget": 0.0, "clock": "wall", "commit": None}
+    return argparse.Namespace(**options | values)
+
+
+def test_what_needs_a_compiler_is_measured_last_and_not_at_all_where_none_is_named(module):
+    steps = module("steps")
+
+    def parts(**values) -> list[tuple]:
+        found = steps.parts(asked(device="cuda", **values))
+        return [(part.func.__name__, part.args[0], part.keywords.get("compiled", False)) for part in found]
+
+    assert all(not compiled for _, _, compiled in parts())
+    last = [("times", "mole", True), ("times", "mixlora", True)]
+    assert parts(compiled="mole,mixlora") == parts() + last
+    assert parts(compiled="mole,mixlora", only="compiled") == last
+    assert parts(compiled="mole", only="compiled", methods="mole") == last[:1]
+    assert {name for name, _, _ in parts(only="memory")} == {"memory"}
+
+
+@pytest.fixture
+def steps_of_a_gpu(module, monkeypatch):
+    """A device that does what is asked at once; steps are real ones, of rows of eight tokens."""
+    steps = module("steps")
+    long_rows = steps.long_rows
+    monkeypatch.setattr(steps, "on_gpu", lambda device: True)
+    monkeypatch.setattr(steps, "long_rows", lambda length, number, answer: long_rows(8, number, 4))
+    monkeypatch.setattr(steps.torch.cuda, "synchronize", lambda: None)
+    return steps
+
+
+def test_memory_of_a_gpu_is_read_in_one_process_less_what_is_no_variants(steps_of_a_gpu, monkeypatch):
+    steps, mebibyte = steps_of_a_gpu, 2**20
+    held, most = iter([100, 130, 110, 120]), iter([190, 210])  # without and with each variant; mole's, then PEFT's
+    monkeypatch.setattr(steps, "subprocess", None)
+    monkeypatch.setattr(steps, "held", lambda gpu: next(held) * mebibyte)
+    monkeypatch.setattr(steps.torch.cuda, "max_memory_allocated", lambda: next(most) * mebibyte)
+    peak, growth = steps.memory("mole", 0.05, asked())
+    assert (peak.value, peak.note, peak.goal) == (0.9, "90 / 100 MiB", 0.6)
+    assert (growth.value, growth.note, growth.goal) == (60 / 90, "60 / 90 MiB", None)
+
+
+class Seen:
+    """One profiled step: what a host did, two kernels, and a mark that stands over them."""
+
+    def __init__(self, activities):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def events(self) -> list[SimpleNamespace]:
+        kinds = [(DeviceType.CPU, 5000, False), (DeviceType.CUDA, 1500, False), (DeviceType.CUDA, 250, False)]
+        kinds.append((DeviceType.CUDA, 9000, True))
+        return [
+            SimpleNamespace(
+                device_type=kind, time_range=SimpleNamespace(elapsed_us=lambda us=us: us), is_user_annotation=mark
+            )
+            for kind, us, mark in kinds
+        ]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_side_of_a_gpus_steps_has_its_time_on_the_device_and_its_kernels(
+    steps_of_a_gpu, compiled, monkeypatch, capsys
+):
+    steps = steps_of_a_gpu
+    monkeypatch.setattr(steps, "profile", Seen)
+    trainer = steps.trainer
+    monkeypatch.setattr(steps, "trainer", lambda *parts, torch_compile=False: trainer(*parts))
+    found = {row.figure: row for row in steps.times("mixlora", 0.0, asked(), compiled)}
+    sides = ["compiled fast", "compiled peft", "compiled lora"] if compiled else ["fast", "peft", "lean", "lora"]
+    busy = {f"step: device busy in ms: mixlora {side}" for side in sides}
+    assert {name for name in found if "busy" in name} == busy
+    assert {(found[name].value, found[name].note.partition(";")[0]) for name in busy} == {
+        (1.75, "2 kernels and copies")
+    }
+    figure = "step: mixlora / our own LoRA" + ", layers of both compiled" * compiled
+    assert found[figure].goal == 1.1
+    assert f"step: device busy in ms: mixlora {sides[0]}" in capsys.readouterr().out
+
+
+def test_sides_that_are_packed_in_two_ways_are_not_compared(module):
+    steps = module("steps")
+    steps.require_one_way({"fast": True, "peft": True})
+    with pytest.raises(AssertionError, match="'peft': False"):
+        steps.require_one_way({"fast": True, "peft": False})
+
+
+def test_no_side_multiplies_zeros(module):
+    training = module("training")
+    where = "tiny", "cpu", "float32"
+    sides = [
+        training.ours(*where, "mole"),
+        training.peft_like(*where, "mole", 0.0),
+        training.lora_like(*where, "mole", 0.0),
+    ]
+    for _, adapter, _ in sides:
+        Bs = [tensor for name, tensor in adapter.items() if name.endswith("B_RO") or "lora_B" in name]
+        assert Bs
+        assert all(bool(B.any()) for B in Bs)
+
+
+def test_random_weights_are_made_where_they_are_to_be(module, monkeypatch):
+    training = module("training")
+
+    def load(chosen, device) -> SimpleNamespace:
+        return SimpleNamespace(model=SimpleNamespace(device=torch.empty(0).device.type))
+
+    monkeypatch.setattr(training.base, "load", load)
+    assert training.loaded.__wrapped__("llama_1b", "meta", "bfloat16").model.device == "meta"
+
+
+def test_parts_of_one_commit_are_put_together_where_no_history_says_which_it_is(module, monkeypatch, tmp_path):
+    common = module("common")
+    monkeypatch.setattr(common, "commit", lambda: None)
+
+    def written(figure: str, commit: str | None) -> list[str]:
+        path = common.write("steps", [common.Row(figure, "s", 1.0)], asked(out=tmp_path, commit=commit))
+        return [row["figure"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+
+    assert written("a", None) == ["a"]
+    assert written("b", None) == ["b"]  # it may be other code
+    assert written("a", "0123abc") == ["a"]
+    assert written("b", "0123abc") == ["a", "b"]
+    assert written("c", "4567def") == ["c"]
+    monkeypatch.setattr(common, "commit", lambda: "89abcde")
+    assert written("a", "4567def") == ["a"]  # a history knows better
 
 
 def test_a_readme_without_its_marks_is_said(report):
