@@ -136,8 +136,9 @@ def test_what_the_harness_does_not_tell_is_not_known():
 def test_one_example_has_no_error_and_nor_has_a_mean_that_holds_it(tmp_path, capsys):
     task, protocol = Task(name="t", metric="acc"), protocol_of(Eval(), Data())
     made = {}
-    for folder, first in ((tmp_path / "before", 1), (tmp_path, 0)):
-        some = {"one": PREDICTIONS[:1], "many": PREDICTIONS[first:]}
+    flipped = [prediction | {"acc": 1 - prediction["acc"]} for prediction in PREDICTIONS]
+    for folder, all_rows in ((tmp_path / "before", flipped), (tmp_path, PREDICTIONS)):
+        some = {"one": all_rows[:1], "many": all_rows}
         made[folder] = {name: result(task, rows, protocol) for name, rows in some.items()}
         write_json(folder / "results.json", made[folder])
         for name, rows in some.items():
