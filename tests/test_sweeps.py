@@ -1009,7 +1009,7 @@ def test_scores_that_cannot_be_shared_end_no_run_and_a_part_of_them_is_not_left(
 def test_results_go_before_the_predictions_that_they_are_of(tmp_path):
     """Where a second evaluation is killed, results.json must not stand beside predictions of another."""
     scores(tmp_path, 0.1)
-    scored = scoring.Scored(tmp_path, "digest")
+    scored = scoring.Scored(tmp_path, "digest", scoring.Spent())
     assert scored.begin() == []
     assert not (tmp_path / "results.json").exists()
 
