@@ -16,12 +16,12 @@ from tiny_runs import (
     METHODS,
     REPOSITORY,
     TORCHRUN,
-    Started,
     contents,
     environments,
     first_of,
     launched,
     ranks,
+    start,
     task_folder,
     train,
     train_on,
@@ -281,7 +281,7 @@ def test_a_signal_to_one_rank_saves_on_all(configs, tmp_path):
 @pytest.mark.full
 def test_ranks_with_other_data_or_configuration_are_named(configs, tmp_path):
     started = [
-        Started(configs, tmp_path / "run", *SMALL, f"seed={i}", **environment)
+        start(configs, tmp_path / "run", *SMALL, f"seed={i}", **environment)
         for i, environment in enumerate(environments(2))
     ]
     done = [rank.done() for rank in started]

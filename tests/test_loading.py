@@ -202,6 +202,7 @@ def test_a_tokenizer_pads_whoever_loads_it(run, tmp_path):
     assert alone.pad_token_id == beside.pad_token_id == told.eos_token_id
 
 
+@pytest.mark.full
 def test_bars_are_left_to_a_session_and_a_command_shows_none_in_a_log(run, tmp_path):
     logging.enable_progress_bar()
     mixlora.load(run)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import REPOSITORY, Started, command, contents, task_folder, train, train_on
+from tiny_runs import REPOSITORY, command, contents, start, task_folder, train, train_on
 
 from mixlora.failpoints import POINTS
 from mixlora.records import owned
@@ -415,7 +415,7 @@ def test_the_status_of_what_ends_a_rank_is_that_of_all(configs, tmp_path, fail, 
 @pytest.mark.full
 def test_a_second_signal_ends_at_once(configs, tmp_path):
     run = tmp_path / "run"
-    process = Started(configs, run, *METHOD, MIXLORA_FAIL="step.forward@6:hang")
+    process = start(configs, run, *METHOD, MIXLORA_FAIL="step.forward@6:hang")
     wait_for(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") == 2)
     time.sleep(0.5)
     process.send(signal.SIGTERM)
@@ -440,7 +440,7 @@ def wait_for(condition, seconds=120) -> None:
 @pytest.mark.full
 def test_two_runs_in_one_folder(configs, tmp_path):
     run = tmp_path / "run"
-    first = Started(configs, run, *METHOD, MIXLORA_FAIL="step.forward:hang")
+    first = start(configs, run, *METHOD, MIXLORA_FAIL="step.forward:hang")
     try:
         wait_for((run / "run.json").is_file)
         second = train(configs, run, *METHOD)

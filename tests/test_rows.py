@@ -1,15 +1,12 @@
 """Whole runs: which rows are trained on and which are scored, and what is said of those that are not."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from tiny_runs import REPOSITORY, task_folder, train
+from tiny_runs import REPOSITORY, evaluate, task_folder, train
 
 from mixlora.config.schema import Config, Task
 from mixlora.errors import DataError
@@ -45,9 +42,7 @@ def configs(tmp_path_factory) -> Path:
 
 
 def evaluated(*overrides: str, status: int = 0) -> str:
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    line = [sys.executable, "-m", "mixlora.evaluate", *overrides]
-    done = subprocess.run(line, env=env, capture_output=True, text=True)
+    done = evaluate(*overrides)
     assert done.returncode == status, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
 

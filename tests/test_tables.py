@@ -472,7 +472,9 @@ def test_a_task_that_the_runs_could_not_train_on_is_marked_and_the_mean_over_it_
     assert "ARC-e{*} & ARC-c & Avg{*}" in render.latex(made)
 
 
-@pytest.mark.parametrize("key", ["eval_only=true", "weight=0", "splits.train=null"])
+@pytest.mark.parametrize(
+    "key", ["weight=0", *(pytest.param(key, marks=pytest.mark.full) for key in ("eval_only=true", "splits.train=null"))]
+)
 def test_a_task_that_no_mixture_would_train_on_has_no_mark(tmp_path, key):
     study = study_in(tmp_path, overrides=[f"tasks.mixture.arc_easy.{key}"])
     write_run(study, points("lora")[0], SCORES, task_trained=False)

@@ -189,7 +189,7 @@ def test_training_changed_the_model_that_load_gives_back(folder):
     assert not torch.equal(logits(mixlora.load(folder)), logits(untouched))
 
 
-@pytest.mark.parametrize("method", ["lora", "smora"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.full), "smora"])
 def test_a_run_answers_as_its_trained_model_does_alone(tmp_path, monkeypatch, method):
     """At a rate at which three steps turn a model of random weights round; each line of standard input by itself."""
     folder = trained(tmp_path, method, "train.learning_rate=0.03", "train.warmup_ratio=0", "eval.before=false")

@@ -1,6 +1,7 @@
 """A tiny job for tests: sums as a task of its own, the model of random weights, the real command line."""
 
 import functools
+import importlib
 import json
 import multiprocessing
 import multiprocessing.context
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +67,12 @@ class Done:
 
 
 class Started:
-    """`python -m mixlora.train` in a process of its own, forked off a server that has imported torch before."""
+    """`python -m mixlora.DOOR` in a process of its own, forked off a server that has imported torch before."""
 
-    def __init__(self, configs: Path, run_dir: Path, *overrides: str, **env: str):
+    def __init__(self, door: str, arguments: Sequence[str], env: Mapping[str, str]):
         self.folder = Path(tempfile.mkdtemp())
-        argv = command(configs, run_dir, *overrides)[1:]
-        self.process = server().Process(target=main, args=(argv, env, self.folder))
+        argv = [f"mixlora.{door}", *arguments]
+        self.process = server().Process(target=main, args=(argv, dict(env), self.folder))
         self.process.start()
 
     @property
@@ -109,20 +111,28 @@ def main(argv: list[str], env: dict[str, str], folder: Path) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = argv
-    from mixlora import console, train
+    from mixlora import console
     from mixlora.environment import is_main_process
 
     console.console.quiet = not is_main_process()  # decided at import, here before the rank was known
-    train.main()
+    importlib.import_module(argv[0]).main()
+
+
+def start(configs: Path, run_dir: Path, *overrides: str, **env: str) -> Started:
+    return Started("train", command(configs, run_dir, *overrides)[2:], env)
 
 
 def train(configs: Path, run_dir: Path, *overrides: str, **env: str) -> Done:
-    return Started(configs, run_dir, *overrides, **env).done()
+    return start(configs, run_dir, *overrides, **env).done()
+
+
+def evaluate(*arguments: str, **env: str) -> Done:
+    return Started("evaluate", arguments, env).done()
 
 
 def ranks(configs: Path, run_dir: Path, *overrides: str, processes: int = 2, **env: str) -> list[Started]:
     """As `srun` would start them: nobody ends the other ranks when one dies."""
-    return [Started(configs, run_dir, *overrides, **env, **place) for place in environments(processes)]
+    return [start(configs, run_dir, *overrides, **env, **place) for place in environments(processes)]
 
 
 def environments(processes: int) -> list[dict[str, str]]:
