@@ -64,7 +64,10 @@ def main() -> None:
         print(json.dumps(peak(options.worker, options.methods, options.dropout, options.where, options.twice)))
         return
     rows: list[Row] = []
-    for measure in parts(options):
+    measures = parts(options)
+    if not measures:
+        raise SystemExit(f"nothing to measure: --only {options.only} --methods {options.methods}")
+    for measure in measures:
         rows += measure()
         # After each: the whole takes long, and may be cut off.
         path = write("steps", rows, options, rows_from=rows_from())

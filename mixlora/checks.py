@@ -175,5 +175,6 @@ def check_run(config: Config, world_size: int) -> None:
     # One of several ranks may lack what the others have, which only their process group can tell them.
     is_rank = environment.world_size() > 1
     if not finished_as(run_folder(config), digest(config), world_size) and not is_rank:
-        require_place(run_folder(config))
+        if not config.dry_run:
+            require_place(run_folder(config))
         sources.require(config.tasks.mixture.values(), config.data.source)

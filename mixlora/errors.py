@@ -16,7 +16,8 @@ class MixloraError(Exception):
 
 
 class ConfigError(MixloraError, ValueError):
-    """A key, a value or a combination that cannot be: nothing has been trained or scored yet."""
+    """A key, a value, a combination or a folder that cannot be: nothing has been trained or scored yet, but where a run
+    folder is taken away from under its run."""
 
     status = 2
 

@@ -44,7 +44,7 @@ def laid_over(run: DictConfig, composed: DictConfig, keys: list[str]) -> DictCon
     """
     if {"model", "model.path"} <= {*keys}:
         keys = [key for key in keys if key != "model"]
-        run.model.update(load.NO_OTHER_ORIGIN)
+        run.model.update(load.of_path(composed.model.path, run.model.gguf_file))
     for key in keys:
         OmegaConf.update(run, key, literal(OmegaConf.select(composed, key)), merge=False, force_add=True)
     return run

@@ -30,6 +30,7 @@ from mixlora.models import base, compiled
 from mixlora.parts import Parts
 from mixlora.provenance import changes, peak_memory, same_origin, surroundings, with_earlier
 from mixlora.records import (
+    attempt_path,
     differences,
     finished,
     finished_as,
@@ -97,6 +98,7 @@ class Experiment:
                         say(f"Another process has finished this run while the model was loading here: {self.folder}")
                         return
                     self.same_configuration()
+                    self.forget_attempt()
                     self.start_from = self.agreed_checkpoint(loaded)
                     self.write_config()
                     with self.failure_recorded(), with_remedies(self.folder):
@@ -182,7 +184,7 @@ class Experiment:
     def elsewhere(self) -> Path | None:
         """The run folder of the checkpoint that this run goes on from, where it is another one."""
         theirs = self.folder if self.start_from is None else self.run_of(self.start_from)
-        return None if theirs == self.folder else theirs
+        return None if theirs.resolve() == self.folder.resolve() else theirs
 
     def run_of(self, path: Path) -> Path:
         """The run folder of a checkpoint: this one's, whose checkpoints may be a link to another disk, or another."""
@@ -203,10 +205,15 @@ class Experiment:
                 self.record_failure(str(error) or type(error).__name__, getattr(error, "status", 1))
             raise
 
-    def record_failure(self, message: str, exit_status: int | None = None) -> None:
+    def record_failure(self, message: str, exit_status: int) -> None:
         with contextlib.suppress(MixloraError, OSError):  # the disk may be what failed
             if not finished(self.folder):
                 self.record("failed", {"message": message, "exit_status": exit_status})
+
+    def forget_attempt(self) -> None:
+        """How an earlier try ended, as its launcher kept it, is no news of this one."""
+        if self.parts.accelerator.is_main_process:
+            attempt_path(self.folder).unlink(missing_ok=True)
 
     def same_configuration(self) -> None:
         """Refuse a folder that another configuration began."""

@@ -97,7 +97,7 @@ def as_it_is_now(model: Model, folder: Path, now: ModelNow) -> Model:
         ConfigError: there is no such folder, or `folder` asks for code of others and the caller does not.
     """
     if now.path is not None:
-        model = dataclasses.replace(model, path=now.path, **configs.NO_OTHER_ORIGIN)
+        model = dataclasses.replace(model, **configs.of_path(now.path, model.gguf_file))
     if now.dtype is not None:
         model = dataclasses.replace(model, dtype=now.dtype)
     configs.require_folder(model)

@@ -158,8 +158,14 @@ class Parts:
         return max(1, round((train.epochs or 1.0) * rows / self.rows_a_step))
 
     def examples(self, data: tasks.TaskData) -> Sequence[Example]:
-        split = data.validation if self.config.eval.split is Split.validation else data.test
-        return split[: self.config.eval.limit]
+        return self.split(data)[: self.config.eval.limit]
+
+    def split(self, data: tasks.TaskData) -> Sequence[Example]:
+        """The rows that are scored, where nothing limits them."""
+        return data.validation if self.config.eval.split is Split.validation else data.test
+
+    def is_limited(self, data: tasks.TaskData) -> bool:
+        return len(self.examples(data)) < len(self.split(data))
 
     def unscored(self, data: tasks.TaskData) -> str | None:
         """Why a task is not scored, where it is not."""

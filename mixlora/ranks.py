@@ -183,7 +183,7 @@ class Watch:
         self.left_behind: dict[int, tuple[int, float]] = {}  # where it stood when others went on, and since when
         self.stopped = threading.Event()
         self.following = False  # another rank's failure is told, and the thread ends this process
-        self.on_failure: Callable[[str], None] = lambda message: None  # on rank 0, for another rank's
+        self.on_failure: Callable[[str, int], None] = lambda message, status: None  # on rank 0, for another rank's
 
     def at(self, place: str) -> None:
         """Say where this rank is: told to the user should the others wait for it in vain."""
@@ -260,7 +260,7 @@ class Watch:
         if self.rank == 0:
             tell(failed["message"])
             if failed["fault"]:
-                self.on_failure(failed["message"])
+                self.on_failure(failed["message"], failed["status"])
         self.store.set(f"followed {self.rank}", "1")
         self.linger()
         self.end(None, failed["status"])

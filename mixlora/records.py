@@ -145,8 +145,13 @@ def related(one: Path, other: Path) -> bool:
 
 
 def log_path(run_folder: Path) -> Path:
-    """Where a launcher keeps what a run printed; beside it, as .json, how a failed one ended."""
+    """Where a launcher keeps what a run printed."""
     return run_folder.parent / "logs" / f"{run_folder.name}.log"
+
+
+def attempt_path(run_folder: Path) -> Path:
+    """Where a launcher keeps how a failed run ended."""
+    return log_path(run_folder).with_suffix(".json")
 
 
 def finished(run_folder: Path) -> bool:

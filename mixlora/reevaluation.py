@@ -12,6 +12,7 @@ from mixlora.checks import check
 from mixlora.config import load as configs
 from mixlora.config.schema import Config
 from mixlora.console import say
+from mixlora.environment import world_size
 from mixlora.errors import ConfigError, DataError
 from mixlora.evaluation.report import print_results
 from mixlora.models import base
@@ -39,7 +40,8 @@ def rescored(config: Config, run: str | None, given: str | None) -> Path:
         raise ConfigError(f"run_dir={folder} is a run's own folder, whose scores stay as they are. Name another one")
     config.run_dir = str(folder)
     check(config)
-    require_place(folder)
+    if world_size() == 1:  # of several ranks the first alone writes
+        require_place(folder)
     trained = None if run is None else loading.described(Path(run))[2]
     parts = Rescored(config, None if run is None else configs.config_of(configs.read(run)))
     with with_remedies(folder):

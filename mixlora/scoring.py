@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,9 @@ class Scoring:
         self.config, self.main = config, parts.accelerator.is_main_process
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         self.evaluator = Evaluator(model, tokenizer, config.eval, config.data, parts.shots, config.seed)
-        for data in parts.evaluated.values():  # what the model's window leaves no room for is said before training
-            if (
-                config.eval.backend is Backend.own
-                and parts.runnable(data)
-                and self.evaluator.protocol.generates(data.task)
-            ):
-                self.evaluator.room(data.task)
+        for data in parts.evaluated.values():
+            if config.eval.backend is Backend.own and parts.runnable(data):
+                self.evaluator.require_room(data.task, [*parts.examples(data), *data.validation])
 
     def validation(self, step: int) -> dict[str, float]:
         found = {}
@@ -137,10 +133,10 @@ class Scoring:
             else:
                 predictions = scorer(self.evaluator)(data.task, self.parts.examples(data), f"{when:6} {name}")
                 if self.main:
-                    write_lines(path, marked(data.task, predictions, self.evaluator.protocol))
-                    scored.add(name)
+                    scored.put(name, marked(data.task, predictions, self.evaluator.protocol))
                     reach("evaluate.task")
-            results[name] = result(data.task, predictions, self.evaluator.protocol) | self.origin(name)
+            found = result(data.task, predictions, self.evaluator.protocol)
+            results[name] = found | self.origin(name) | self.limit(name)
         reach("results.write")
         if self.main:
             write_json(folder / "results.json", results)
@@ -156,8 +152,11 @@ class Scoring:
             **found,  # where tables read them
             "complete": data.complete,
             "trained": name in self.parts.trained,
-            "limit": self.config.eval.limit,
         }
+
+    def limit(self, name: str) -> dict[str, Any]:
+        """How many rows are scored, where these are the first of more."""
+        return {"limit": self.config.eval.limit if self.parts.is_limited(self.parts.evaluated[name]) else None}
 
     def routing(self) -> dict[str, Any]:
         """Where the tokens of some scored examples went, those that are no longer than a training row can be, and how
@@ -204,10 +203,12 @@ class Scored:
             self.write(whole)
         else:
             self.forget()
-            (self.folder / "results.json").unlink(missing_ok=True)  # they are of the predictions that go now
         return list(whole)
 
-    def add(self, name: str) -> None:
+    def put(self, name: str, predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a task's predictions. Results that stand there are of those that go now, and go first."""
+        (self.folder / "results.json").unlink(missing_ok=True)
+        write_lines(self.predictions(name), predictions)
         done = read_json(self.path)["tasks"] if self.path.is_file() else {}
         self.write(done | {name: self.sha256(name)})
 

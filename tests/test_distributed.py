@@ -204,7 +204,7 @@ def test_an_error_of_one_rank_ends_all_with_its_status(configs, tmp_path, rank, 
     if rank == 1:
         assert "rank 1: " in done[0].stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["status"] == "failed"
+    assert (record["status"], record["exit_status"]) == ("failed", status)
     assert message in record["message"]
 
 

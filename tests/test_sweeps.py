@@ -1011,7 +1011,10 @@ def test_results_go_before_the_predictions_that_they_are_of(tmp_path):
     scores(tmp_path, 0.1)
     scored = scoring.Scored(tmp_path, "digest", scoring.Spent())
     assert scored.begin() == []
+    assert (tmp_path / "results.json").exists()  # till there is something in its place
+    scored.put("sums", [{"id": "a"}])
     assert not (tmp_path / "results.json").exists()
+    assert scoring.Scored(tmp_path, "digest", scoring.Spent()).begin() == ["sums"]
 
 
 def test_scores_are_shared_by_runs_of_the_same_weights_on_the_same_kind_of_device():

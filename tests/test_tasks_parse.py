@@ -279,19 +279,15 @@ def test_a_replacement_that_cannot_be_is_named(pattern, by):
         one(task(wordings={"lm_eval": wording}), row())
 
 
-@pytest.mark.parametrize(
-    ("wording", "message"),
-    [
-        (Wording(option="{txt}"), r"wordings\.lm_eval\.option: '\{txt\}'.*Did you mean 'text'"),
-        (
-            Wording(labels=["A", "B"]),
-            r"wordings\.lm_eval\.labels has 2 labels .*quiz/train/0 has 3 options\. Give it 3",
-        ),
-    ],
-)
-def test_a_wording_that_cannot_list_the_options_is_named(wording, message):
-    with pytest.raises(ConfigError, match=rf"task quiz: {message}"):
-        one(task(wordings={"lm_eval": wording}), row())
+def test_a_wording_that_cannot_list_the_options_is_named():
+    """Of labels that are too few once the style is asked for: in another one they are of no use."""
+    message = r"task quiz: wordings\.lm_eval\.option: '\{txt\}'.*Did you mean 'text'"
+    with pytest.raises(ConfigError, match=message):
+        one(task(wordings={"lm_eval": Wording(option="{txt}")}), row())
+    found = one(task(wordings={"lm_eval": Wording(labels=["A", "B"], option="{label}. {text}")}), row())
+    message = r"task quiz: wordings\.lm_eval\.labels has 2 labels .*quiz/train/0 has 3 options\. Give it 3"
+    with pytest.raises(ConfigError, match=message):
+        STYLES[Style.lm_eval].check(found)
 
 
 def test_a_row_without_the_blank_of_its_wording_is_named_before_it_is_asked():

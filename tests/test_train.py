@@ -23,7 +23,7 @@ from mixlora import evaluate, export, generate, loading, train
 from mixlora.config import load
 from mixlora.evaluation import generation
 from mixlora.models import base
-from mixlora.records import read_lines
+from mixlora.records import attempt_path, read_lines, write_json
 from mixlora.tasks.example import Example
 from mixlora.training.loop import Trainer
 
@@ -164,7 +164,9 @@ def test_a_run_that_failed_says_so_and_one_that_goes_on_keeps_its_commits(tmp_pa
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["status"], record["exit_status"]) == ("failed", 5)
     assert record["message"] in capsys.readouterr().err
+    write_json(attempt_path(tmp_path), {"status": 5, "message": "of a sweep that started it"})
     run(train, *argv)
+    assert not attempt_path(tmp_path).exists()
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["status"] == "finished"
     assert "message" not in record

@@ -107,7 +107,7 @@ def state(x_TD: Tensor) -> tuple[int, bool]:
     return 0 if uncounted else x_TD._version, torch.is_grad_enabled()
 
 
-def by_hand(x_TD: Tensor, *linears: nn.Module) -> bool:
+def readable_still(x_TD: Tensor, *linears: nn.Module) -> bool:
     """Whether a hand-written backward still reads these linears right: after `attach` somebody may have hooked or
     exchanged one, and under autocast products take another dtype than their tensors have."""
     if torch.is_autocast_enabled(x_TD.device.type):
@@ -137,19 +137,20 @@ class Fused(Wrapper):
             self.ahead.forget()
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        if dropout.untraceable(self.delta.dropout) or not by_hand(x_TD, self.base_layer):
+        if dropout.untraceable(self.delta.dropout):
             return super().forward(x_TD)
-        if self.ahead is None:
-            (own,) = side_by_side([self], x_TD)
-        else:
-            own = self.ahead.take(self, x_TD) or self.with_siblings(x_TD)
+        own = None if self.ahead is None else self.ahead.take(self, x_TD)
+        if own is None:
+            if not readable_still(x_TD, self.base_layer):
+                return super().forward(x_TD)
+            own = self.with_siblings(x_TD)
         y_TO, routing = own
         if self.gate is not None:
             self.gate.routing = routing
         return y_TO
 
     def with_siblings(self, x_TD: Tensor) -> Found:
-        siblings = self.siblings if by_hand(x_TD, *(one.base_layer for one in self.siblings)) else ()
+        siblings = self.siblings if readable_still(x_TD, *(one.base_layer for one in self.siblings)) else ()
         own, *others = side_by_side([self, *siblings], x_TD)
         if others and self.ahead is not None:
             self.ahead.keep(x_TD, self.siblings, others)
@@ -236,7 +237,7 @@ class FusedFeedForward(GatedFeedForward):
     def forward(self, x_TD: Tensor) -> Tensor:
         linears = (self.base("gate"), self.base("up"), self.base("down"))
         # Rows sorted by expert have shapes that no graph knows beforehand.
-        if torch.compiler.is_compiling() or not by_hand(x_TD, *linears):
+        if torch.compiler.is_compiling() or not readable_still(x_TD, *linears):
             return super().forward(x_TD)
         lead, dtype = x_TD.shape[:-1], x_TD.dtype
         up, down, act = (self.gate_proj, self.up_proj), self.down_proj, self.base("activation")

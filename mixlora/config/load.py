@@ -189,8 +189,10 @@ def require_folder(model: Model) -> None:
         )
 
 
-# Of a model that lies in model.path now.
-NO_OTHER_ORIGIN: dict[str, Any] = dict.fromkeys(("package", "gguf_file", "random", "revision"))
+def of_path(path: str, gguf_file: str | None) -> dict[str, Any]:
+    """Where a model comes from that lies in `path` now: from there alone, in a GGUF file where that lies there too."""
+    kept = gguf_file if gguf_file and (Path(os.path.expanduser(path)) / gguf_file).is_file() else None
+    return {"path": path, "gguf_file": kept, "package": None, "random": None, "revision": None}
 
 
 def require_trust(model: Model, folder: str | Path, given: Set[str] = frozenset()) -> None:

@@ -67,6 +67,20 @@ class Evaluator:
         asked, most = self.options.max_length, window(self.model)
         return min(most or asked or USUAL_WINDOW, asked or most or USUAL_WINDOW)
 
+    def require_room(self, task: Task, examples: Sequence[Example]) -> None:
+        """What the model's window has no room for is said before anything is trained: a question for its options, and
+        a generated answer. An option has no more tokens than bytes, so few need to be counted.
+
+        Raises:
+            ConfigError, DataError: naming the task, or the row.
+        """
+        if self.protocol.generates(task):
+            self.room(task)
+        elif self.protocol.reads(task) is Reading.likelihood:
+            for example in examples:
+                if max(len(option.encode()) for option in example.options) >= self.max_length:
+                    self.formatter.choices(example, **self.limits(task))
+
     def __call__(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         """One prediction an example, in their order, the same on every rank; each rank works on its share.
 

@@ -13,7 +13,7 @@ from mixlora import signals
 from mixlora.config.schema import Launch, Launcher
 from mixlora.console import say
 from mixlora.errors import Interrupted, MixloraError
-from mixlora.records import disk_error, log_path, write_json
+from mixlora.records import attempt_path, disk_error, log_path, write_json
 from mixlora.sweeps.local import Local
 from mixlora.sweeps.points import Point
 from mixlora.sweeps.processes import Refused, check_accelerate, last_line, size_of
@@ -185,7 +185,7 @@ def started(point: Point, place: Place) -> Started:
     log = log_path(point.folder)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.with_suffix(".json").unlink(missing_ok=True)
+        attempt_path(point.folder).unlink(missing_ok=True)
         begins = size_of(log)
         return Started(place.start(point, log), log, begins)
     except OSError as error:
@@ -200,5 +200,5 @@ def failure(point: Point, start: Started, status: int) -> Failure:
         message = f"it ended well, yet no finished run is in {point.folder}. Does run_dir change with every start?"
     found = Failure(status, message, log)
     with contextlib.suppress(MixloraError, OSError):  # a disk that is full must not end the other runs; the log has it
-        write_json(log.with_suffix(".json"), {"status": status, "message": found.message})
+        write_json(attempt_path(point.folder), {"status": status, "message": found.message})
     return found

@@ -108,8 +108,9 @@ def scoring(study: Study) -> list[str]:
         runs = [run for runs in study.final.values() for run in runs if run.scored(task)]
         scored += bool(runs)
         for run in runs[:1]:  # all are of one protocol and as many rows, or would not be in the table
-            n, limit = run.results[task]["n"], study.group_configs[run.point.group].eval.limit
-            first = [f"the first {n} rows"] if n == limit else []
+            result = run.results[task]
+            limit = result.get("limit", study.group_configs[run.point.group].eval.limit)  # an earlier version has none
+            first = [f"the first {limit} rows"] if result["n"] == limit else []
             for way in [*first, *unusual(run.results[task])]:
                 found.setdefault(way, []).append(label)
     return [way + (f" ({', '.join(of)})" if len(of) < scored else "") for way, of in found.items()]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mixlora.errors import NumericsError
-from mixlora.records import is_there, log_path, read_json, read_lines
+from mixlora.records import attempt_path, is_there, read_json, read_lines
 from mixlora.tables.recipe import Point
 
 # How far a point got; the words are what the table shows.
@@ -37,8 +37,9 @@ class Run:
 
     @property
     def lost(self) -> bool:
-        """Whether it failed for its numbers, as another try would; what was killed or found no room may yet be done."""
-        return self.state == FAILED and self.exit_status == NumericsError.status
+        """Whether it failed for its numbers, as another try would; what was killed or found no room may yet be done. A
+        run of an earlier version does not say."""
+        return self.state == FAILED and self.exit_status in (NumericsError.status, None)
 
     @property
     def dirty(self) -> bool:
@@ -51,9 +52,7 @@ class Run:
 
 def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
     path = folder / "run.json"
-    attempt = log_path(folder).with_suffix(".json")
-    stale = path.is_file() and attempt.is_file() and path.stat().st_mtime_ns > attempt.stat().st_mtime_ns
-    failed = read_json(attempt) if attempt.is_file() and not stale else None  # stale: it was run by itself since then
+    failed = optional(attempt_path(folder))
     record = read_json(path) if path.is_file() else {}
     run = Run(point, folder, record=record)
     status = record.get("status")
@@ -66,7 +65,7 @@ def read_run(point: Point, folder: Path, include_dirty: bool) -> Run:
     elif status == "failed" or failed:
         run.state = FAILED
         # Where a launcher ends with 1 whatever its ranks did, the run itself knows better.
-        run.exit_status = record.get("exit_status") or (failed or {}).get("status")
+        run.exit_status = record.get("exit_status") or failed.get("status")
         why = record.get("message", "its run.json says so")
         run.reason = f"exit status {failed['status']}: {failed['message']}" if failed else why
     elif record:

@@ -13,7 +13,7 @@ from mixlora.config.doors import Format
 from mixlora.config.overrides import in_quotes, spelled
 from mixlora.console import say
 from mixlora.errors import ConfigError
-from mixlora.records import is_there, log_path, read_text, write_packed, write_text
+from mixlora.records import attempt_path, is_there, read_text, write_packed, write_text
 from mixlora.tables import recipe as recipes
 from mixlora.tables import render, table
 from mixlora.tables.comparable import pins
@@ -116,9 +116,9 @@ def keep_run(run: Run, folder: Path, hidden: Mapping[str, str]) -> None:
         rows = [{k: v for k, v in row.items() if k not in DROPPED} for row in run.predictions(task)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_packed(predictions_path(folder, task), text)
-    failure = log_path(run.folder).with_suffix(".json")
+    failure = attempt_path(run.folder)
     if failure.is_file():
-        write_text(log_path(folder).with_suffix(".json"), without_paths(read_text(failure), hidden))
+        write_text(attempt_path(folder), without_paths(read_text(failure), hidden))
 
 
 def machine_paths(study: Study, runs: Sequence[Run]) -> dict[str, str]:

@@ -216,9 +216,9 @@ def compare(
 
 def tests(means: Mapping[Row, float], scores: Mapping[Row, Sequence[Scores]]) -> dict[frozenset[Row], float]:
     """Pair -> p, adjusted within all pairs. A pair whose test and means disagree counts as one, and has no p."""
-    found, p = [], {}
+    found, p, seeds = [], {}, [seed_means(scores[row]) for row in means]
     for a, b in itertools.combinations(means, 2):
-        test = paired_test(scores[a], scores[b], [scores[row] for row in means])
+        test = paired_test(scores[a], scores[b], seeds)
         if test is not None:
             p[frozenset((a, b))] = test.p
             found.append(agree(test.mean, means[a] - means[b]))
@@ -250,12 +250,12 @@ def mark(
 
 
 def paired_test(
-    best: Sequence[Scores], other: Sequence[Scores], rows: Sequence[Sequence[Scores]] = ()
+    best: Sequence[Scores], other: Sequence[Scores], rows: Sequence[Mapping[int, float]] = ()
 ) -> statistics.Difference | None:
     """best − other over the seeds that both have of every task; None where there is no such seed.
 
     The means of the cells may have more seeds, and then the other sign: nobody can say which of the two is better.
-    `rows`, the column's, tell how much seeds vary: those that have all seeds of the two.
+    `rows`, the means of the column's (see `seed_means`), tell how much seeds vary: those that have all seeds of the two.
     """
     seeds = set.intersection(*(set(s) for s in (*best, *other))) if best else set()
     tables = [
@@ -264,13 +264,14 @@ def paired_test(
     whole = [table for table in tables if table is not None]
     if len(whole) < len(tables):
         return None
-    alike = [[seed_mean(row, seed) for seed in sorted(seeds)] for row in rows if all(seeds <= set(s) for s in row)]
+    alike = [[row[seed] for seed in sorted(seeds)] for row in rows if seeds <= row.keys()]
     return statistics.difference(whole, statistics.usual(alike))
 
 
-def seed_mean(tasks: Sequence[Scores], seed: int) -> float:
-    """Unweighted mean over the tasks of one seed's scores."""
-    return math.fsum(math.fsum(task[seed].values()) / len(task[seed]) for task in tasks) / len(tasks)
+def seed_means(tasks: Sequence[Scores]) -> dict[int, float]:
+    """seed -> unweighted mean over the tasks, of the seeds that every task has."""
+    seeds = set.intersection(*map(set, tasks)) if tasks else set()
+    return {s: math.fsum(math.fsum(task[s].values()) / len(task[s]) for task in tasks) / len(tasks) for s in seeds}
 
 
 # ---- printed values
@@ -341,7 +342,7 @@ def ours_of(
     change = means[0] - means[1]
     of_rows = {row: [by_example.get((row, task), {}) for task in tasks] for row in beside}
     better, worse = rows
-    test = paired_test(of_rows[better], of_rows[worse], list(of_rows.values()))
+    test = paired_test(of_rows[better], of_rows[worse], [*map(seed_means, of_rows.values())])
     known = [f"error {100 * test.error:.1f}, p = {test.p:.2g}"] if test and agree(test.mean, change) else []
     known += [] if all(cells[row, MEAN].complete for row in rows) else ["not of all seeds"]
     return f"{100 * change:+.1f}" + (f" ({', '.join(known)})" if known else "")

@@ -25,10 +25,11 @@ from mixlora.tasks.example import Example
 
 WORD = re.compile(r"\w+")
 # A word; a sign that is no punctuation; - * / % between numbers or letters that stand alone, and - before a number; the
-# ! and % of a number, and the ! and # of such a letter (n!, C#).
+# % of a number, the # of such a letter (C#), and ! of either before another sign (5!?, n! + 1): at the end of a sentence
+# it says nothing.
 ASKED = re.compile(
     r"\w+|!=|[+=<>^≤≥≠]|(?:(?<=[\d)\]])|(?<=\d[a-z])|(?<=\b[a-z])) ?[-*/%](?= ?(?:[$(\[]?\d|[a-z]\b))|(?<![\w)])-(?=\d)"
-    r"|(?:(?<=\d)|(?<=\d\)))!|(?<=\d) ?%|(?<=\b[a-z])[!#]"
+    r"|(?:(?<=\d)|(?<=\d\))|(?<=\b[a-z]))!(?=\s*[-+*/=<>^?)!\d])|(?<=\d) ?%|(?<=\b[a-z])#"
 )
 SIGNS = str.maketrans("×÷−·", "*/-*")
 LISTED = 5
@@ -57,12 +58,12 @@ def folded(text: str) -> str:
 @functools.cache
 def asked_with_marks() -> re.Pattern[str]:
     """ASKED for scripts whose vowels are marks beside a letter, which are no part of a word to Python, and for symbols:
-    of mathematics and pictures."""
+    of mathematics and pictures, not those that begin an item of a list or follow a name."""
     kinds = defaultdict(list)
     for character in map(chr, range(sys.maxunicode + 1)):
         kinds[unicodedata.category(character)].append(character)
     marks = "".join(c for kind in ("Mn", "Mc", "Me") for c in kinds[kind] if "VARIATION" not in unicodedata.name(c))
-    symbols = "".join(c for c in kinds["Sm"] + kinds["So"] if not c.isascii())
+    symbols = "".join(c for c in kinds["Sm"] + kinds["So"] if not c.isascii() and c not in "●■▪◆►✓©®™")
     return re.compile(ASKED.pattern.replace(r"\w", rf"[\w{marks}]", 1) + f"|[{symbols}]")
 
 

@@ -106,7 +106,6 @@ class Reader:
         group = tuple(sorted(self.group(row).splitlines())) if self.group else ()
         if self.options is not None:
             texts, labels, gold = self.choice(row)
-            self.require_labels(len(texts), id)
             return Example(
                 id=id,
                 task=task.name,
@@ -146,16 +145,6 @@ class Reader:
         if spelled(value) not in known:
             raise BadField(self.task.answer, f"{value!r} is none of the {len(texts)} options' labels {list(labels)}")
         return tuple(texts), tuple(known), known.index(spelled(value))
-
-    def require_labels(self, number: int, id: str) -> None:
-        """Raises ConfigError where a wording has fewer labels than a row has options."""
-        for style, wording in self.wordings.items():
-            labels = wording.keys.labels
-            if labels and len(labels) < number:
-                raise ConfigError(
-                    f"task {self.task.name}: wordings.{style}.labels has {len(labels)} labels {labels}, and {id} has "
-                    f"{number} options. Give it {number}"
-                )
 
     def text_answer(self, row: Mapping[str, Any]) -> str:
         name, contains = self.task.answer, self.task.answer_contains

@@ -104,8 +104,14 @@ class Published(Cloze):
         return example.wordings[self.name.value]
 
     def labels(self, example: Example) -> tuple[Sequence[str], Sequence[str]]:
-        worded = self.worded(example)
-        own = (worded.keys.labels or example.labels)[: len(example.options)]
+        """Raises ConfigError where the wording has fewer labels than there are options."""
+        worded, number = self.worded(example), len(example.options)
+        if worded.keys.labels and len(worded.keys.labels) < number:
+            raise ConfigError(
+                f"task {example.task}: wordings.{self.name.value}.labels has {len(worded.keys.labels)} labels "
+                f"{worded.keys.labels}, and {example.id} has {number} options. Give it {number}"
+            )
+        own = (worded.keys.labels or example.labels)[:number]
         return own, worded.keys.known or worded.keys.labels or own
 
     def text(self, example: Example) -> str:

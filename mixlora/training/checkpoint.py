@@ -144,7 +144,8 @@ def forget_after(folder: Path, step: int) -> None:
     """Remove what lies after the step that a run goes on from: a damaged one must not count among those kept."""
     for path in steps(folder):
         if step_of(path) > step:
-            remove(path)
+            with contextlib.suppress(OSError):
+                remove(path)
 
 
 def step_of(path: Path) -> int:
