@@ -261,14 +261,15 @@ def test_where_nothing_is_trained_any_more_rows_of_another_run_are_only_said(ove
 SAME = [
     ("Is it well-known?", "is it WELL known"), ("2+2", "2 + 2"), ("Cafe\u0301!", "caf\u00e9"), ("top-10", "top 10"),
     ("type-2 diabetes", "Type 2 diabetes"), ("- 3 apples", "3 apples"), ("3 \u00d7 4", "3*4"), ("a\ufe0f", "a"),
-    ("50 %", "50%"), ("Hello (world)!", "hello (world)"),
+    ("50 %", "50%"), ("Hello (world)!", "hello (world)"), ("In 1990!", "in 1990"), ("Vitamin C!", "vitamin C."),
+    ("\u25cf one", "one"), ("Aspirin\u00ae", "aspirin"),
 ]  # fmt: skip
 OTHER = [
     ("What is 3 + 4?", "What is 3 - 4?"), ("3 * 4", "3 / 4"), ("3 \u00d7 4", "3 \u00f7 4"), ("x is -3", "x is 3"),
     ("a < b", "a > b"), ("x - y", "x / y"), ("$5 - $3", "$5 * $3"), ("(1) - 2", "(1) * 2"),
     ("What is x - 3?", "What is x / 3?"), ("2x - y", "2x + y"), ("2x - 3", "2x / 3"), ("17 % 5", "17 * 5"),
     ("\u0915\u0940", "\u0915\u093e"),  # two vowel signs on one letter
-    ("What is 5!?", "What is 5?"), ("n!", "n"), ("(3 + 2)!", "(3 + 2)"), ("5% of 20", "5 of 20"), ("C#", "C"),
+    ("What is 5!?", "What is 5?"), ("n! + 1", "n + 1"), ("(3 + 2)!/2", "(3 + 2)/2"), ("5% of 20", "5 of 20"), ("C#", "C"),
     ("a != b", "a = b"),
     ("\u221a9", "9"), ("A \u222a B", "A \u2229 B"), ("\U0001f600", "\U0001f622"), ("I \u2764 it", "I \U0001f622 it"),
     ("...", "?!"),

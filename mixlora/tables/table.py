@@ -255,7 +255,7 @@ def paired_test(
     """best − other over the seeds that both have of every task; None where there is no such seed.
 
     The means of the cells may have more seeds, and then the other sign: nobody can say which of the two is better.
-    `rows`, the means of the column's (see `seed_means`), tell how much seeds vary: those that have all seeds of the two.
+    `rows`, the means of the column's (see `seed_means`), tell how much seeds vary: those with all seeds of the two.
     """
     seeds = set.intersection(*(set(s) for s in (*best, *other))) if best else set()
     tables = [

@@ -25,8 +25,8 @@ from mixlora.tasks.example import Example
 
 WORD = re.compile(r"\w+")
 # A word; a sign that is no punctuation; - * / % between numbers or letters that stand alone, and - before a number; the
-# % of a number, the # of such a letter (C#), and ! of either before another sign (5!?, n! + 1): at the end of a sentence
-# it says nothing.
+# % of a number, the # of such a letter (C#), and ! of either before another sign (5!?, n! + 1), for at the end of a
+# sentence it says nothing.
 ASKED = re.compile(
     r"\w+|!=|[+=<>^≤≥≠]|(?:(?<=[\d)\]])|(?<=\d[a-z])|(?<=\b[a-z])) ?[-*/%](?= ?(?:[$(\[]?\d|[a-z]\b))|(?<![\w)])-(?=\d)"
     r"|(?:(?<=\d)|(?<=\d\))|(?<=\b[a-z]))!(?=\s*[-+*/=<>^?)!\d])|(?<=\d) ?%|(?<=\b[a-z])#"
