@@ -66,11 +66,42 @@ LABELS, TEXTS = "ABCD", ("the moon", "the sun", "a stone", "A cat")
         ("The answer is A or B. It is warm, so the answer is B.", "B"),
         ("B. The answer is x.", "B"),
         ("Let me see.\n\nOptions:\nA. the moon is cold\nB. the sun\n\nAnswer: B", "B"),
+        # the options listed again, each with a remark
+        ("(A)\nthe moon is cold\n(B)\nthe sun\nThe answer is (B).", "B"),
+        ("Option A:\nthe moon is cold\nOption B:\nthe sun\nThe answer is B.", "B"),
+        ("a)\nthe moon is cold\nb)\nthe sun\nThe answer is B.", "B"),
+        ("**A**\n\nIt is cold.\n\n**B**\n\nIt is hot.\n\n**Answer: B**", "B"),
+        ("(A)\n(B)\n(C)\n(D)", None),
+        ("A\n\nA. the moon\nB. the sun is too hot", "A"),
+        ("Let me see.\n\n**Options:**\nA. the moon\nB. the sun\n\n**Answer:** B", "B"),
+        ("Let me see.\n\nConsider each option.\nA. the moon is cold\nB. the sun\n\nThe correct answer is B", "B"),
+        ("Let me see.\n\n**I weigh them:**\nA. It is cold\nB. It is hot\n\nThe correct answer is B", "B"),
+        ("Sure.\n\nQuestion: Which is hot?\nA. the moon\nB. the sun\nAnswer: B", "B"),
+        ("Question: Which is hot?\n(A) **The moon**\n(B) **The sun**\n\nAnswer: B", "B"),
+        ("Question: Which is hot? A) the moon B) the sun\nAnswer: B", "B"),
+        # a letter of a name or a word
+        ("B. The answer is U.S. Congress", "B"),
+        ("(B) The most likely answer is S. aureus, which is round", "B"),
+        ("The answer is E. coli, so (B)", "B"),
+        ("B. The answer is X-linked.", "B"),
+        ("The answer is B, E. coli.", "B"),
+        ("The answer is B, C. difficile.", "B"),
+        ("The answer is C, H. pylori", "C"),
+        ("Answer: A, J. Smith", "A"),
+        # one option after another
+        ("A. No, it is cold. (B) is right.", "B"),
+        ("A) is too cold; (B) fits.", "B"),
+        ("B) is right, (A) is cold.", "B"),
         # another question, which the model asks itself
         ("B\n\nQuestion: What is hot?\nA. ice\nB. fire\nAnswer: A", "B"),
         ("B. the sun\n\nQuestion: What is hot?\nA. ice\nB. fire\nAnswer: A", "B"),
         ("the sun\n\nFire is\nA. cold\nB. hot\nAnswer: A", "B"),
         ("I do not know.\n\nQuestion: What is hot?\nA. ice\nB. fire\nAnswer: A", None),
+        ("\n\nQuestion: What is hot?\nA. ice\nB. fire\nAnswer: A", None),
+        ("\n\nFire is\nA. cold\nB. hot\nAnswer: A", None),
+        ("B. the sun\n\nQuestion: And today?\nA. the moon\nB. the sun\nAnswer: A", "B"),
+        ("yes\n\nQuestion: Which?\nA. the moon\nB. the sun\nAnswer: B\n\nIce is\nA. cold\nB. hot\nAnswer: A", "B"),
+        ("D. A cat\n\nAnd today?\nA. the moon\nB. the sun\nAnswer: A", "D"),
         # no answer
         ("A* is an algorithm, B is not", None),
         ("A. the moon\nB. the sun\nC. a stone\nD. A cat", None),
@@ -241,6 +272,9 @@ def test_an_option_that_begins_with_an_article_is_not_the_letter_a():
 def test_a_letter_that_no_option_has_may_be_an_options_text():
     assert option("The answer is X-ray", "AB", ("MRI", "X-ray")) == "B"
     assert option("The answer is A/C unit", "AB", ("fan", "A/C unit")) == "B"
+    assert option("The answer is A, the rarest.", "ABCD", ("AB", "B", "A", "O")) == "A"
+    for reply in ("The answer is C. difficile", "C. difficile", "Answer: C. difficile, a bacterium"):
+        assert option(reply, "ABCD", ("E. coli", "C. difficile", "S. aureus", "H. pylori")) == "B"
 
 
 OTHER_VALUES = (
