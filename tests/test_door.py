@@ -333,8 +333,11 @@ def test_a_value_is_quoted_where_hydra_would_read_something_else():
     assert spelled("run", "/data/runs/a-1") == "run=/data/runs/a-1"
 
 
-def test_where_a_runs_model_lies_now_changes_nothing_else_of_it():
-    """model.path=NEW, as the door spells it, beside a run's configuration."""
+@pytest.mark.parametrize("there", [True, False])
+def test_where_a_runs_model_lies_now_changes_nothing_else_of_it(tmp_path, there):
+    """model.path=NEW, as the door spells it, beside a run's configuration. A GGUF file that lies there is still read."""
+    if there:
+        (tmp_path / "some.gguf").touch()
     known = {
         "name": "llama",
         "path": "a/b",
@@ -342,11 +345,14 @@ def test_where_a_runs_model_lies_now_changes_nothing_else_of_it():
         "dtype": "bfloat16",
         "quantization": "nf4",
         "random": None,
+        "gguf_file": "some.gguf",
     }
     run = OmegaConf.create({"model": known, "tasks": {"name": "arc"}})
-    given = OmegaConf.create({"model": {"name": "path", "path": "/new", "dtype": "auto", "quantization": "none"}})
+    new = str(tmp_path)
+    given = OmegaConf.create({"model": {"name": "path", "path": new, "dtype": "auto", "quantization": "none"}})
     found = evaluate.laid_over(run, given, ["model", "model.path"]).model
-    assert (found.path, found.revision, found.name) == ("/new", None, "llama")
+    assert (found.path, found.revision, found.name) == (new, None, "llama")
+    assert found.gguf_file == ("some.gguf" if there else None)
     assert (found.dtype, found.quantization) == ("bfloat16", "nf4")
 
 

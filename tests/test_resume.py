@@ -117,9 +117,7 @@ def test_a_task_that_was_scored_before_an_interruption_is_not_scored_again(
 
 def test_what_an_interrupted_evaluation_took_counts_where_its_scores_do(tmp_path):
     first = Scored(tmp_path, "weights", Spent(lambda: 7, time.monotonic() - 1000))
-    first.predictions("a").parent.mkdir()
-    first.predictions("a").write_text("{}\n")
-    first.add("a")
+    first.put("a", [{}])
     for of, seconds, peak in (("weights", 1500, 7), ("weights", 2000, 7), ("others", 500, 5)):
         spent = Spent(lambda: 5, time.monotonic() - 500)
         assert Scored(tmp_path, of, spent).begin() == (["a"] if of == "weights" else [])
