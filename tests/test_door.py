@@ -335,7 +335,7 @@ def test_a_value_is_quoted_where_hydra_would_read_something_else():
 
 @pytest.mark.parametrize("there", [True, False])
 def test_where_a_runs_model_lies_now_changes_nothing_else_of_it(tmp_path, there):
-    """model.path=NEW, as the door spells it, beside a run's configuration. A GGUF file that lies there is still read."""
+    """model.path=NEW, as the door spells it, beside a run's configuration. A GGUF file that lies there is read."""
     if there:
         (tmp_path / "some.gguf").touch()
     known = {
