@@ -1010,3 +1010,19 @@ def test_shots_are_asked_for_only_where_they_are_shown():
         "code": TaskData(name="code", task=replace(task("humaneval"), name="code")),
     }
     assert {name: len(shots) for name, shots in parts.shots.items()} == {"t": 2}
+
+
+def test_an_option_that_leaves_no_room_is_said_before_anything_is_trained():
+    """Wherever scoring would meet it, with what is asked around the question."""
+    some, refused = example_of("arc_easy"), 0
+    for most in range(15, 80):
+        scored = evaluator(max_length=most)
+        try:
+            scored.formatter.choices(some, max_length=most)
+        except DataError as error:
+            refused += 1
+            with pytest.raises(DataError, match=re.escape(str(error))):
+                scored.require_room(task("arc_easy"), [some])
+        else:
+            scored.require_room(task("arc_easy"), [some])
+    assert 0 < refused < 40

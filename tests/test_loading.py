@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.error
 from pathlib import Path
 
 import pytest
@@ -227,6 +229,16 @@ def no_hub(monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         online.unreachable.cache_clear()
         yield endpoint
+
+
+def test_a_hub_whose_certificate_is_not_known_here_is_there(monkeypatch):
+    """Its own library may know it."""
+
+    def refused(request, timeout):
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("unable to get local issuer certificate"))
+
+    monkeypatch.setattr("urllib.request.urlopen", refused)
+    assert online.unreachable("https://some.where", 5.0) is None
 
 
 def test_a_model_that_only_an_unreachable_hub_has_is_said_within_ten_seconds(no_hub, monkeypatch, tmp_path):

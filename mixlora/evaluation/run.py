@@ -33,6 +33,7 @@ from mixlora.tasks.prompts import Choice, Formatter, Prompt
 
 # Raised by one whenever the same predictions would get another score.
 PROTOCOL_VERSION = 3
+AROUND = 256  # tokens: more than stand around any question, a cue and a chat template
 
 Prediction = dict[str, Any]
 
@@ -78,7 +79,7 @@ class Evaluator:
             self.room(task)
         elif self.protocol.reads(task) is Reading.likelihood:
             for example in examples:
-                if max(len(option.encode()) for option in example.options) >= self.max_length:
+                if max(len(option.encode()) for option in example.options) >= self.max_length - AROUND:
                     self.formatter.choices(example, **self.limits(task))
 
     def __call__(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:

@@ -220,7 +220,7 @@ def where(model: Model) -> tuple[str, dict[str, Any]]:
         return str(Path(found.submodule_search_locations[0])), options
     if not model.path:
         raise ConfigError(f"model '{model.name}' has no origin: set model.path to a hub id or a folder")
-    if of_hub(model) and online.problem():  # which the hub's library would find out in 45 s, for each file anew
+    if of_hub(model) and online.problem():  # which the hub's library would find out by trying again, for each file anew
         options["local_files_only"] = True
     return os.path.expanduser(model.path), options
 
