@@ -1,13 +1,18 @@
 """One linear and one feed-forward block, adapted by PEFT, by this package, and by a loop over experts."""
 
+from itertools import chain
+
 import torch
 import torch.nn.functional as F
 from common import Any
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from mixlora.adapters.attach import attach
-from mixlora.config.schema import Compute, Dtype, Method, Scope
+from mixlora.adapters import dropout as drops
+from mixlora.adapters.attach import adapted, attach, join_siblings, place
+from mixlora.adapters.fused import Onto, Project
+from mixlora.adapters.modules import FusedGatedLinear, FusedLoraLinear
+from mixlora.config.schema import Compute, Dtype, Method, Model, Scope
 
 E, K = 8, 2
 TOPK = {"kind": "topk"}
@@ -72,6 +77,38 @@ class GatherLoop(nn.Module):
             part_nO = F.linear(low_nr, self.B[e]) * weight_TK[token_n, slot_n, None].to(x_TD.dtype)
             y_TO.index_add_(0, token_n, part_nO)
         return y_TO
+
+
+class ProductsAlone(FusedLoraLinear):
+    """What no form of a gated linear can do without: its products, those of its router among them. Its gate and g ⊙ h
+    cost nothing."""
+
+    def __init__(self, mixture: FusedGatedLinear):
+        super().__init__(mixture.base_layer, mixture.delta)
+        self.router = mixture.gate.router
+
+    def with_siblings(self, x_TD: Tensor) -> Any:
+        layers = [self, *self.siblings]
+        parts = [(layer.base_layer.weight, layer.base_layer.bias, layer.delta.A_RD) for layer in layers]
+        whole = tuple(drops.draw(layer.delta.dropout, x_TD) for layer in layers)
+        routers = [layer.router.weight.to(torch.promote_types(x_TD.dtype, torch.float32)) for layer in layers]
+        *bases, h_TnR, _ = Project.apply(x_TD, whole, *chain(*parts), *routers)  # their gradient is one of zeros
+        ys = Onto.apply(h_TnR, self.delta.scale, *bases, *(layer.delta.B_RO for layer in layers))
+        own, *others = [(y_TO, None) for y_TO in ys]
+        if self.ahead is not None:
+            self.ahead.keep(x_TD, self.siblings, others)
+        return own
+
+
+def products_alone(model: nn.Module) -> nn.Module:
+    """The same model with `ProductsAlone` in place of its mixtures."""
+    built = {name: ProductsAlone(wrapper) for name, wrapper in adapted(model).items()}
+    place(model, built)  # freezes what the mixtures trained as well
+    for wrapper in built.values():
+        wrapper.delta.requires_grad_(True)
+        wrapper.router.requires_grad_(True)
+    join_siblings(built, Model())
+    return model
 
 
 def peft(model: Any, rank: int, dropout: float = 0.0) -> nn.Module:

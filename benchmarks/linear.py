@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 from common import Row, arguments, comparable, emulated, interleaved, ratio, rounds_within, saved_bytes, say, write
-from layers import GatherLoop, Linear, gated, lora, peft, step
+from layers import GatherLoop, Linear, gated, lora, peft, products_alone, step
 
 STAND_IN = "stands in for bfloat16"
 TOKENS = 1024
@@ -41,6 +41,7 @@ def measure(name: str, d: int, tokens: int, options) -> list[Row]:
         "peft": peft(base(), 64),
         "gated": gated(base(), 8),
         "lora": lora(base(), 64),
+        "products": products_alone(gated(base(), 8)),
         "loop": GatherLoop(base().lin, 8),
         "alone": base().requires_grad_(False),
         "peft_dropout": peft(base(), 64, 0.05),
@@ -56,6 +57,7 @@ def measure(name: str, d: int, tokens: int, options) -> list[Row]:
         ("gated", "loop", loop_goal, "/ gather loop"),
         ("gated", "lora", None, "/ our own LoRA"),
         ("lora", "peft", None, "LoRA / PEFT LoRA"),
+        ("products", "peft", None, "products alone / PEFT LoRA"),
         ("gated_dropout", "peft_dropout", None, "dropout / PEFT's"),
         ("alone", "peft", None, "nothing adapted / PEFT LoRA"),
         ("alone", "loop", None, "nothing adapted / gather loop"),

@@ -20,10 +20,21 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import Row, arguments, interleaved, ratio, rounds_within, say, write
+from common import QUICK, Row, arguments, interleaved, ratio, rounds_within, say, write
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from training import loaded, long_rows, lora_like, ours, peft_like, rows_from, total_ranks, trainer, training_rows
+from training import (
+    loaded,
+    long_rows,
+    lora_like,
+    ours,
+    peft_like,
+    products_like,
+    rows_from,
+    total_ranks,
+    trainer,
+    training_rows,
+)
 
 from mixlora.adapters import targets
 from mixlora.config.schema import Compute
@@ -35,7 +46,9 @@ GOALS = {"smora": 1.05, "mixlora": 1.10}
 DROPOUT = 0.05
 WITH_DROPOUT = ["mola", "mixlora"]
 TWICE = ["mole", "mixlora"]
-COMPILED = "mole,mixlora" if torch.cuda.is_available() else ""
+PRODUCTS = ["mole", "mola", "dynmole", "smora"]  # timed alone: a gate on each linear, and A as wide as B
+TIMED_ONLY = {"lora", "products"}  # references, of which no memory is read
+COMPILED = "mole,mixlora" if torch.cuda.is_available() else "" if QUICK else "mole"
 # A CPU's memory is the kernel's count of pages, so what is freed must go back at once. glibc keeps it in its heap
 # otherwise: a step of mole was 0.83 to 0.87 of PEFT's that way, and is 1.01 of it by what both ask for.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -102,6 +115,8 @@ def variants(method: str, dropout: float, where: Where) -> dict:
     if method == "mixlora":
         found["lean"] = partial(ours, *where, method, Compute.lean, *changed)
         found["lora"] = partial(lora_like, *where, method, dropout, *changed)
+    if method in PRODUCTS and not on_gpu(where[1]):
+        found["products"] = partial(products_like, *where, method, dropout, *changed)
     return found
 
 
@@ -121,7 +136,7 @@ def times(method: str, dropout: float, options, compiled: bool = False) -> list[
         loops |= {
             f"compiled {name}": trainer(build(), examples, 8, torch_compile=True)
             for name, build in built.items()
-            if name != "lean"
+            if name not in ("lean", "products")
         }
     require_one_way({name: each.packed for name, each in loops.items()})
     counts = dict.fromkeys(loops, 0)
@@ -144,6 +159,7 @@ def times(method: str, dropout: float, options, compiled: bool = False) -> list[
         ("fast", "peft", f"{method} / PEFT LoRA", of_peft),
         ("lean", "peft", f"{method} lean / PEFT LoRA", None),
         ("lora", "peft", "our own LoRA / PEFT LoRA", None),
+        ("products", "peft", f"{method}, its products alone / PEFT LoRA", None),
         ("fast", "lora", f"{method} / our own LoRA", of_lora),
         ("compiled fast", "peft", f"{method}, layers compiled / PEFT LoRA", of_peft),
         ("compiled fast", "compiled peft", f"{method} / PEFT LoRA, layers of both compiled", None),
@@ -181,7 +197,7 @@ def on_device(name: str, where: str, seconds: list[float], run: Callable[[], Non
 def memory(method: str, dropout: float, options, twice: int = 0) -> list[Row]:
     where = SHAPES.get(options.model, options.model), *options.where[1:]
     gpu, described, found = on_gpu(options.device), setting(method, dropout, where), dict[str, dict[str, int]]()
-    for name in (name for name in variants(method, dropout, where) if name != "lora"):
+    for name in (name for name in variants(method, dropout, where) if name not in TIMED_ONLY):
         read = peak if gpu else partial(peak_alone, options)
         found[name] = read(name, method, dropout, where, twice)
     require_one_way({name: bool(own["packed"]) for name, own in found.items()})

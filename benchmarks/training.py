@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from common import HERE
 from hydra import compose, initialize_config_dir
-from layers import filled
+from layers import filled, products_alone
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -129,6 +129,14 @@ def lora_like(
         wrappers |= prepared(built, Method(name="lora", r=r, lora_dropout=dropout, target_modules=names))
     place(built, wrappers)
     return built, moved(adapter_tensors(built)), {}
+
+
+def products_like(
+    model: str, device: str, dtype: str, method: str, dropout: float, *overrides: str
+) -> tuple[nn.Module, dict, dict]:
+    """The method's products, without gates and auxiliary losses: the least that it can take."""
+    built, _, _ = ours(model, device, dtype, method, Compute.fast, *overrides)
+    return built, adapter_tensors(products_alone(built)), {}
 
 
 def peft_like(
