@@ -82,7 +82,8 @@ class Gate(nn.Module):
     @staticmethod
     def uses_every(method: Method) -> bool:
         """Whether every token uses every expert."""
-        return method.top_k is None or method.top_k == method.num_experts
+        E, k = method.num_experts, method.top_k
+        return k is None or k == E or (isinstance(E, list) and all(k == of_layer for of_layer in E))
 
     @classmethod
     def sums_to_one(cls, options: Any, method: Method) -> bool:
@@ -267,6 +268,11 @@ class BalancedTopK(Gate):
             raise ConfigError(
                 f"method.gate.rank_partition must divide num_experts={num_experts}, got {options.rank_partition}"
             )
+        if (top_k or 0) % options.rank_partition:
+            raise ConfigError(
+                f"method.top_k={top_k} must be a multiple of method.gate.rank_partition={options.rank_partition}: "
+                "experts of one router output have one score, and a part of them would be chosen at random"
+            )
         self.experts_per_router_row = options.rank_partition
         super().__init__(in_features, num_experts, top_k, options, **factory)
         self.normalized_score = partial(self.normalized_scores, options)
@@ -390,6 +396,8 @@ def placed(weight_TK: Tensor, index_TK: Tensor, E: int) -> tuple[Tensor, Tensor]
 
 def prefix(probs_TE: Tensor, top_p: float, *, at_least: int, crossing: Crossing) -> Tensor:
     """Bool mask of the sorted prefix whose sum stays within top_p, and of the `at_least` largest."""
+    if top_p >= 1:  # rounded sums may pass 1
+        return torch.ones_like(probs_TE, dtype=torch.bool)
     sorted_TE, index_TE = probs_TE.sort(dim=-1, descending=True)
     sums_TE = sorted_TE.cumsum(-1)
     before_TE = sums_TE if crossing is Crossing.exclude else sums_TE - sorted_TE
@@ -404,7 +412,8 @@ def tsallis_entropy(probs_TE: Tensor, q: float, *, eps: float = 0.0) -> Tensor:
     E = probs_TE.shape[-1]
     if E == 1:
         return torch.zeros_like(probs_TE[..., 0])
-    p_TE = probs_TE + eps
+    # The slope at 0 is infinite for q <= 1, and a probability may underflow.
+    p_TE = probs_TE + eps if eps else probs_TE.clamp_min(torch.finfo(probs_TE.dtype).tiny)
     if q == 1:
         return -torch.xlogy(p_TE, p_TE).sum(-1) / math.log(E)
     return (1 - p_TE.pow(q).sum(-1)) / (1 - E ** (1 - q))

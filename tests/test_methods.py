@@ -307,7 +307,7 @@ def slow_entropy(gate, logits: list[float]) -> list[float]:
     for rank, i in enumerate(best(p, len(p))):
         total += p[i]
         before = total if o.crossing is gates.Crossing.exclude else total - p[i]
-        if before <= o.top_p or rank < gate.top_k or o.entropy_threshold < min(H, 1):
+        if before <= o.top_p or o.top_p == 1 or rank < gate.top_k or o.entropy_threshold < min(H, 1):
             kept.append(i)
     norm = sum(p[i] for i in kept) if o.renormalize else 1
     return [p[i] / norm if i in kept else 0.0 for i in range(len(p))]
@@ -340,6 +340,7 @@ VARIANTS = [
     ("dynmole", "gate.q=1"),
     ("dynmole", "top_k=3"),
     ("dynmole", "gate.top_p=0.4"),
+    ("dynmole", "gate.top_p=1"),
     ("smora", "gate.score=softmax"),
     ("smora", "gate.bias_in_value=false"),
     ("smora", "gate.rank_partition=4"),
