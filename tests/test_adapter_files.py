@@ -82,6 +82,17 @@ def test_an_adapter_folder_alone_names_the_commit_of_its_base(tmp_path):
         assert (described.path, described.revision) == ("owner/name", revision)
 
 
+@pytest.mark.parametrize("name", ["tiny", "mistral_7b"])
+def test_a_model_in_a_folder_goes_before_a_name_of_ours(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    model, method = llama(), Method(name="a", r=2)
+    files.save(tmp_path / "mine", trained(model, method), model, method, Model(name="mine", path=name))
+    (tmp_path / name).mkdir()
+    assert loading.described(tmp_path / "mine")[0].path != name  # some folder, without a model
+    model.config.save_pretrained(tmp_path / name)
+    assert loading.described(tmp_path / "mine")[0].path == name
+
+
 @pytest.mark.full
 def test_an_adapter_of_the_model_in_a_package_is_loaded_without_a_hub(tmp_path):
     model, method = base.load(loading.model_of("smollm2_135m")).model, Method(name="a", r=2)
