@@ -23,10 +23,12 @@ def main(cfg: DictConfig) -> None:
 
 
 def exported(options: Export, run: Path, to: Path) -> None:
+    from transformers import GenerationConfig
+
     from mixlora import loading
     from mixlora.adapters import files
     from mixlora.adapters.attach import adapter_tensors
-    from mixlora.evaluation.generation import own_ends
+    from mixlora.evaluation.generation import by_rules, own_ends
     from mixlora.models.base import use_cache
     from mixlora.records import whole_folder
 
@@ -46,9 +48,13 @@ def exported(options: Export, run: Path, to: Path) -> None:
         files.merge(loaded.model)
         use_cache(loaded.model, True)
         ends = {*own_ends(loaded.model, loaded.tokenizer), *loading.formatter(run, loaded.tokenizer).end_ids}
-        loaded.model.generation_config.eos_token_id = sorted(ends)
+        rules = loaded.model.generation_config
+        rules.eos_token_id = sorted(ends)
         with whole_folder(to, last="config.json") as partial:
-            loaded.model.save_pretrained(partial)
+            # transformers writes no rules that it would warn of, such as a temperature without do_sample.
+            with by_rules(loaded.model, GenerationConfig()):
+                loaded.model.save_pretrained(partial)
+            rules.to_json_file(partial / "generation_config.json")
             loaded.tokenizer.save_pretrained(partial)
     else:
         files.save(to, adapter_tensors(loaded.model), loaded.model, method, model)

@@ -30,7 +30,7 @@ from mixlora.config.schema import Config, Method, Mixture, Model
 from mixlora.errors import ConfigError, DataError
 from mixlora.models import base
 from mixlora.models.tokenizer import byte_tokenizer
-from mixlora.records import read_json
+from mixlora.records import read_json, write_json
 
 IDS = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(5))
 METHOD = Method(name="mine", r=2)
@@ -170,6 +170,14 @@ def test_a_base_model_that_has_moved_is_found_where_it_is_said_to_lie(run, monke
     assert (merged.float()(IDS).logits - before).std() < 0.2 * before.std()
     assert read_json(tmp_path / "peft" / files.CONFIG)["base_model_name_or_path"] == str(tmp_path / "moved")
     assert torch.equal(mixlora.load(tmp_path / "peft")(IDS).logits, before)
+
+
+def test_rules_that_transformers_warns_of_are_merged_with_their_model(run, monkeypatch, tmp_path):
+    rules = {"temperature": 0.9, "top_p": 0.6, "max_length": 4096}  # of a model whose authors left do_sample out
+    write_json(tmp_path / "base" / "generation_config.json", rules)
+    command(monkeypatch, export, f"run={run}", f"to={tmp_path / 'to'}", "merge=true")
+    found = read_json(tmp_path / "to" / "generation_config.json")
+    assert found.items() >= (rules | {"eos_token_id": [byte_tokenizer().eos_token_id]}).items()
 
 
 def test_the_dtype_of_a_base_model_may_be_said_and_adapter_and_gates_keep_theirs(run):
