@@ -77,7 +77,8 @@ def described(folder: Path) -> tuple[Model, Method, Path]:
         return config.model, config.method, folder / "adapter"
     method, origin = files.method_of(folder)
     model, revision = model_of(origin), files.read_config(folder).get("revision")
-    return dataclasses.replace(model, revision=revision or model.revision), method, folder
+    said = {"revision": revision or model.revision, **files.names_of(folder)}
+    return typed(Model, configs.plain(model) | said, "mixlora_names"), method, folder
 
 
 def looked_up(folder: Path, now: ModelNow | None = None) -> tuple[Model, Method, Path]:

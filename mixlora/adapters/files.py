@@ -26,6 +26,7 @@ from mixlora.errors import CheckpointError, ConfigError
 from mixlora.records import read_json, write_bytes, write_json
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NAMES = ("attention", "feed_forward")  # of a Model: what the roles of a method mean
 ENDINGS = (
     (r"(\.delta)?\.A_RD$", ".lora_A.weight"),
     (r"(\.delta)?\.B_RO$", ".lora_B.weight"),
@@ -68,7 +69,8 @@ def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
     }
     if is_plain_lora(model):
         return common | peft_lora(model, method)
-    return common | {"peft_type": "MIXLORA", "mixlora_method": plain(method)}
+    names = {key: plain(getattr(base, key)) for key in NAMES}
+    return common | {"peft_type": "MIXLORA", "mixlora_method": plain(method), "mixlora_names": names}
 
 
 def is_plain_lora(model: nn.Module) -> bool:
@@ -214,6 +216,7 @@ def refuse_unsupported(values: Mapping[str, Any], place: Path) -> None:
 # What an adapter is nothing without: the type that it is saved in, and what that is called.
 NEEDED: dict[str, tuple[Any, str]] = {
     "mixlora_method": (dict, "a mapping"),
+    "mixlora_names": (dict, "a mapping"),
     "r": (int, "a whole number"),
     "lora_alpha": ((int, float), "a number"),
     "target_modules": ((str, list), "a text or a list"),
@@ -237,6 +240,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{place} must hold a mapping, not {values!r:.50}. Put the file back as it was saved")
     return values
+
+
+def names_of(folder: Path) -> dict[str, Any]:
+    """What a mixture's folder says of the names of its base's modules; nothing in one of an earlier version."""
+    values = read_config(folder)
+    kept = needed(values, "mixlora_names", folder / CONFIG) if "mixlora_names" in values else {}
+    return {key: kept[key] for key in NAMES if key in kept}
 
 
 Patterns = dict[str, dict[str, float]]  # "r" and "lora_alpha" -> pattern of names -> value
