@@ -44,6 +44,11 @@ def exported(options: Export, run: Path, to: Path) -> None:
             f"adapter (merge=false, or mixlora.load('{run}')), or train with model.quantization=none"
         )
     loaded = loading.load(run, now=options.model)
+    if not options.merge and not files.loads_in_peft(loaded.model):
+        raise ConfigError(
+            f"beside experts in one tensor PEFT takes feed-forward linears for the experts', and would load a part of "
+            f"this LoRA. merge=true writes a plain model, and mixlora.load('{run}') gives the model with its adapter"
+        )
     if options.merge:
         files.merge(loaded.model)
         use_cache(loaded.model, True)

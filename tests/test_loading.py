@@ -180,6 +180,13 @@ def test_rules_that_transformers_warns_of_are_merged_with_their_model(run, monke
     assert found.items() >= (rules | {"eos_token_id": [byte_tokenizer().eos_token_id]}).items()
 
 
+def test_a_lora_that_peft_would_load_in_part_is_exported_merged_alone(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "loads_in_peft", lambda model: False)
+    with pytest.raises(ConfigError, match=r"merge=true writes a plain model.*mixlora\.load"):
+        command(monkeypatch, export, f"run={run}", f"to={tmp_path / 'to'}")
+    command(monkeypatch, export, f"run={run}", f"to={tmp_path / 'to'}", "merge=true")
+
+
 def test_the_dtype_of_a_base_model_may_be_said_and_adapter_and_gates_keep_theirs(run):
     for dtype in ("bfloat16", torch.bfloat16):
         model = mixlora.load(run, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Adapter files in PEFT's names and layout; a mixture carries peft_type MIXLORA, so that PEFT refuses it loudly.
+"""Adapter files in PEFT's names and layout; what PEFT would not compute carries peft_type MIXLORA, which it refuses.
 
 model.layers.0.mlp.up_proj.delta.A_RD   <->   base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
 model.layers.0.mlp.up_proj.delta.B_RO   <->   base_model.model.model.layers.0.mlp.up_proj.lora_B.weight, transposed
@@ -59,7 +59,7 @@ def save(folder: Path, adapter: Mapping[str, Tensor], model: nn.Module, method: 
 
 
 def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
-    """adapter_config.json: PEFT's own for plain LoRA, ours for a mixture."""
+    """adapter_config.json: PEFT's own for what it computes, else ours."""
     common = {
         "base_model_name_or_path": base.path or base.name,
         "revision": base.revision,
@@ -67,14 +67,23 @@ def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
         "bias": "none",
         "inference_mode": True,
     }
-    if is_plain_lora(model):
+    if loads_in_peft(model):
         return common | peft_lora(model, method)
     names = {key: plain(getattr(base, key)) for key in NAMES}
     return common | {"peft_type": "MIXLORA", "mixlora_method": plain(method), "mixlora_names": names}
 
 
-def is_plain_lora(model: nn.Module) -> bool:
-    return all(isinstance(wrapper, LoraLinear) for wrapper in adapted(model).values())
+# What the linears of experts were called before transformers 5 joined all experts of a layer in one tensor. PEFT looks
+# for these names in that tensor (its transformers_weight_conversion), and loads nothing beside other linears.
+NAMES_OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj"}
+
+
+def loads_in_peft(model: nn.Module) -> bool:
+    """Whether PEFT computes what this adapter does: all of it plain LoRA, beside linears that PEFT finds."""
+    wrappers = adapted(model)
+    joined = any(name.endswith(".gate_up_proj") and p.dim() == 3 for name, p in model.named_parameters())
+    found = not (joined and NAMES_OF_EXPERTS & {targets.ending(name) for name in wrappers})
+    return found and all(isinstance(wrapper, LoraLinear) for wrapper in wrappers.values())
 
 
 def peft_lora(model: nn.Module, method: Method) -> dict[str, Any]:
