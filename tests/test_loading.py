@@ -242,7 +242,7 @@ def no_hub(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        online.unreachable.cache_clear()
+        online.heard.clear()
         yield endpoint
 
 
@@ -253,7 +253,17 @@ def test_a_hub_whose_certificate_is_not_known_here_is_there(monkeypatch):
         raise urllib.error.URLError(ssl.SSLCertVerificationError("unable to get local issuer certificate"))
 
     monkeypatch.setattr("urllib.request.urlopen", refused)
-    assert online.unreachable("https://some.where", 5.0) is None
+    assert online.asked("https://some.where", 5.0) is None
+
+
+def test_a_hub_that_did_not_answer_is_asked_again_later(no_hub, monkeypatch):
+    assert "refused" in online.problem()
+    monkeypatch.setattr(online, "asked", lambda url, patience: None)
+    assert "refused" in online.problem()  # loading one model asks several times
+    monkeypatch.setattr(online, "KEPT", 0.0)
+    assert online.problem() is None
+    monkeypatch.setattr(online, "asked", lambda url, patience: pytest.fail("it has answered"))
+    assert online.problem() is None
 
 
 def test_a_model_that_only_an_unreachable_hub_has_is_said_within_ten_seconds(no_hub, monkeypatch, tmp_path):
