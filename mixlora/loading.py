@@ -31,6 +31,7 @@ def load(folder: Path, device: str = "cpu", now: ModelNow | None = None) -> base
     model, method, adapter_folder = looked_up(folder, now)
     loaded = base.load(for_device(model, device), device=device)
     if adapter_folder == run_of(folder):  # no configuration but the adapter's own
+        files.refuse_elsewhere(folder, loaded.model)
         method = files.without_excluded(folder, method, loaded.model, model)
         method = files.with_patterns(method, files.patterns(folder), loaded.model, model)
     files.load(adapter_folder, attached(loaded.model, method, model))

@@ -298,6 +298,14 @@ def test_a_peft_option_without_counterpart_is_refused(tmp_path, option):
         mixlora.load(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*embedding layers")
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["q_proj", "embed_tokens"], r".*(q_proj|lm_head)"])
+def test_a_peft_lora_beside_head_or_embeddings_is_refused(tmp_path, targets):
+    peft_folder(tmp_path, target_modules=targets)
+    with pytest.raises(ConfigError, match=r"has a LoRA beside \S*(lm_head|embed_tokens)\. .* merge it there"):
+        mixlora.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "other"), [("r", None), ("r", "four"), ("lora_alpha", "x"), ("target_modules", 3), ("mixlora_method", [])]
 )

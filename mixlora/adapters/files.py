@@ -222,6 +222,20 @@ def refuse_unsupported(values: Mapping[str, Any], place: Path) -> None:
         )
 
 
+def refuse_elsewhere(folder: Path, model: nn.Module) -> None:
+    """Raise a ConfigError for a LoRA of PEFT's that stands where none can here."""
+    if read_config(folder).get("peft_type") != "LORA":
+        return
+    beside = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in read_tensors(folder / TENSORS)}
+    elsewhere = targets.every_linear(model).keys() - targets.linears(model).keys()
+    elsewhere |= {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    if found := sorted(beside & elsewhere):
+        raise ConfigError(
+            f"{folder / TENSORS} has a LoRA beside {', '.join(found[:3])}. Here none stands beside the output head, "
+            "embeddings, or parts that read no text: load the adapter in PEFT, or merge it there"
+        )
+
+
 # What an adapter is nothing without: the type that it is saved in, and what that is called.
 NEEDED: dict[str, tuple[Any, str]] = {
     "mixlora_method": (dict, "a mapping"),
