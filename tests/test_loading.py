@@ -196,6 +196,13 @@ def test_the_dtype_of_a_base_model_may_be_said_and_adapter_and_gates_keep_theirs
         mixlora.load(run, dtype="bf16")
 
 
+def test_an_adapter_that_had_the_dtype_of_its_base_has_that_of_now(run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("adapter_dtype: float32", "adapter_dtype: auto"))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert {p.dtype for p in mixlora.load(run, dtype=dtype).parameters() if p.requires_grad} == {dtype}
+
+
 def test_a_home_in_a_file_is_expanded_once(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     config = configs.plain(Config(model=Model(name="a", path="~/b"), method=METHOD, tasks=Mixture(name="none")))
