@@ -23,10 +23,12 @@ def main(cfg: DictConfig) -> None:
 
 
 def exported(options: Export, run: Path, to: Path) -> None:
+    from transformers import GenerationConfig
+
     from mixlora import loading
     from mixlora.adapters import files
     from mixlora.adapters.attach import adapter_tensors
-    from mixlora.evaluation.generation import own_ends
+    from mixlora.evaluation.generation import by_rules, own_ends
     from mixlora.models.base import use_cache
     from mixlora.records import whole_folder
 
@@ -42,13 +44,22 @@ def exported(options: Export, run: Path, to: Path) -> None:
             f"adapter (merge=false, or mixlora.load('{run}')), or train with model.quantization=none"
         )
     loaded = loading.load(run, now=options.model)
+    if not options.merge and not files.loads_in_peft(loaded.model):
+        raise ConfigError(
+            f"beside experts in one tensor PEFT takes feed-forward linears for the experts', and would load a part of "
+            f"this LoRA. merge=true writes a plain model, and mixlora.load('{run}') gives the model with its adapter"
+        )
     if options.merge:
         files.merge(loaded.model)
         use_cache(loaded.model, True)
         ends = {*own_ends(loaded.model, loaded.tokenizer), *loading.formatter(run, loaded.tokenizer).end_ids}
-        loaded.model.generation_config.eos_token_id = sorted(ends)
+        rules = loaded.model.generation_config
+        rules.eos_token_id = sorted(ends)
         with whole_folder(to, last="config.json") as partial:
-            loaded.model.save_pretrained(partial)
+            # transformers writes no rules that it would warn of, such as a temperature without do_sample.
+            with by_rules(loaded.model, GenerationConfig()):
+                loaded.model.save_pretrained(partial)
+            rules.to_json_file(partial / "generation_config.json")
             loaded.tokenizer.save_pretrained(partial)
     else:
         files.save(to, adapter_tensors(loaded.model), loaded.model, method, model)

@@ -31,6 +31,7 @@ def load(folder: Path, device: str = "cpu", now: ModelNow | None = None) -> base
     model, method, adapter_folder = looked_up(folder, now)
     loaded = base.load(for_device(model, device), device=device)
     if adapter_folder == run_of(folder):  # no configuration but the adapter's own
+        files.refuse_elsewhere(folder, loaded.model)
         method = files.without_excluded(folder, method, loaded.model, model)
         method = files.with_patterns(method, files.patterns(folder), loaded.model, model)
     files.load(adapter_folder, attached(loaded.model, method, model))
@@ -77,7 +78,8 @@ def described(folder: Path) -> tuple[Model, Method, Path]:
         return config.model, config.method, folder / "adapter"
     method, origin = files.method_of(folder)
     model, revision = model_of(origin), files.read_config(folder).get("revision")
-    return dataclasses.replace(model, revision=revision or model.revision), method, folder
+    said = {"revision": revision or model.revision, **files.names_of(folder)}
+    return typed(Model, configs.plain(model) | said, "mixlora_names"), method, folder
 
 
 def looked_up(folder: Path, now: ModelNow | None = None) -> tuple[Model, Method, Path]:
@@ -118,9 +120,9 @@ def model_now(path: str | Path | None, dtype: Any, trust_remote_code: bool) -> M
 
 
 def model_of(origin: str) -> Model:
-    """What an adapter calls its base: a name of configs/model, or else a hub id or a folder."""
+    """What an adapter calls its base: a model's folder, or a name of configs/model, or else a hub id."""
     path = Path(config_dir()) / "model" / f"{origin}.yaml"
-    if not path.is_file():
+    if (Path(os.path.expanduser(origin)) / "config.json").is_file() or not path.is_file():
         return Model(name=origin, path=origin)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     return typed(Model, values.get("model", values), "model")  # a file that sets other keys besides has it as a key

@@ -1,13 +1,15 @@
 """Whether the Hugging Face hub answers: said within ten seconds, where its own libraries try again and again."""
 
-import functools
 import os
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 
 PATIENCE = 6.0  # seconds, name look-up included; with the time to start and to say so it stays below ten
+KEPT = 20.0  # seconds for which a hub that did not answer is not asked again: loading a model asks several times
+heard: dict[str, tuple[str | None, float]] = {}  # by endpoint: what was found, and when
 
 
 def problem() -> str | None:
@@ -26,11 +28,18 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-@functools.lru_cache
 def unreachable(url: str, patience: float) -> str | None:
+    """What `asked` says, once for a process where `url` answers: a session outlives the troubles of a network."""
+    known = heard.get(url)
+    if known is None or (known[0] and time.monotonic() - known[1] > KEPT):
+        known = heard[url] = asked(url, patience), time.monotonic()
+    return known[0]
+
+
+def asked(url: str, patience: float) -> str | None:
     """Why `url` gives no answer within `patience` seconds; None where it answers, were it with an error.
 
-    In a thread of its own, because looking a name up knows no time limit. Asked once a process.
+    In a thread of its own, because looking a name up knows no time limit.
     """
     found = ["no answer in time"]
 

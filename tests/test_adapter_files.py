@@ -6,15 +6,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import mixlora
 from mixlora import loading
 from mixlora.adapters import files
 from mixlora.adapters.attach import attach
-from mixlora.config.schema import Method, Model, Scale
+from mixlora.config.schema import FeedForwardNames, Method, Model, Scale
 from mixlora.errors import CheckpointError, ConfigError
 from mixlora.models import base
+from mixlora.models.tokenizer import byte_tokenizer
 
 IDS = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(5))
 GATED = {"kind": "topk"}
@@ -26,8 +27,8 @@ def llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=256, num_key_value_heads=2, **sizes)).eval()
 
 
-def trained(model, method: Method):
-    adapter = attach(model, method)
+def trained(model, method: Method, names: Model | None = None):
+    adapter = attach(model, method, names)
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in adapter.values():
@@ -72,6 +73,30 @@ def test_an_adapter_folder_alone_gives_the_model_back(tmp_path, scale, r):
     torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, model(IDS).logits)
 
 
+@pytest.mark.parametrize("role", ["attention", "feed-forward"])
+def test_a_folder_of_a_mixture_knows_what_a_role_means_in_its_base(tmp_path, role):
+    tokenizer, names = byte_tokenizer(), FeedForwardNames(gate="c_fc", up="c_fc", down="mlp.c_proj")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    origin = Model(name="a", path=str(tmp_path / "base"), attention=["c_attn", "attn.c_proj"], feed_forward=names)
+    model, method = base.load(origin).model, Method(name="a", num_experts=4, gate=GATED, top_k=2, target_modules=role)
+    adapter = trained(model, method, origin)
+    files.save(tmp_path / "mine", adapter, model, method, origin)
+    assert len(adapter) == 12  # A, B and router of two linears in each layer
+    assert mixlora.load(tmp_path / "mine")(IDS).logits.equal(model(IDS).logits)
+
+
+def test_a_folder_of_a_mixture_of_before_loads(tmp_path):
+    model = base.load(loading.model_of("tiny")).model
+    method = Method(name="a", num_experts=4, gate=GATED, top_k=2, target_modules="attention")
+    files.save(tmp_path, trained(model, method), model, method, Model(name="tiny"))
+    config = json.loads((tmp_path / files.CONFIG).read_text())
+    del config["mixlora_names"]
+    (tmp_path / files.CONFIG).write_text(json.dumps(config))
+    torch.testing.assert_close(mixlora.load(tmp_path)(IDS).logits, model(IDS).logits)
+
+
 def test_an_adapter_folder_alone_names_the_commit_of_its_base(tmp_path):
     model, method = base.load(loading.model_of("tiny")).model, Method(name="a", r=2)
     for revision in ("0123abc", None):
@@ -80,6 +105,17 @@ def test_an_adapter_folder_alone_names_the_commit_of_its_base(tmp_path):
         assert PeftConfig.from_pretrained(tmp_path).revision == revision
         described, _, _ = loading.described(tmp_path)
         assert (described.path, described.revision) == ("owner/name", revision)
+
+
+@pytest.mark.parametrize("name", ["tiny", "mistral_7b"])
+def test_a_model_in_a_folder_goes_before_a_name_of_ours(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    model, method = llama(), Method(name="a", r=2)
+    files.save(tmp_path / "mine", trained(model, method), model, method, Model(name="mine", path=name))
+    (tmp_path / name).mkdir()
+    assert loading.described(tmp_path / "mine")[0].path != name  # some folder, without a model
+    model.config.save_pretrained(tmp_path / name)
+    assert loading.described(tmp_path / "mine")[0].path == name
 
 
 @pytest.mark.full
@@ -259,6 +295,14 @@ def test_a_peft_option_without_counterpart_is_refused(tmp_path, option):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, option: OTHER_LAYERS[option]}
     (tmp_path / files.CONFIG).write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=option):
+        mixlora.load(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*embedding layers")
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["q_proj", "embed_tokens"], r".*(q_proj|lm_head)"])
+def test_a_peft_lora_beside_head_or_embeddings_is_refused(tmp_path, targets):
+    peft_folder(tmp_path, target_modules=targets)
+    with pytest.raises(ConfigError, match=r"has a LoRA beside \S*(lm_head|embed_tokens)\. .* merge it there"):
         mixlora.load(tmp_path)
 
 

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from test_evaluation import slow_nats
 from test_loop import gradients, trainer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mixlora.config.schema import Dtype, Method
+from mixlora.adapters import files
+from mixlora.adapters.attach import attach
+from mixlora.config.schema import Dtype, Method, Model
 from mixlora.evaluation.generation import generate
 from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.models import base
@@ -55,6 +58,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 EAGER = ("bloom", "gpt_oss", "xglm")  # have no other attention
 PADDED = (*EAGER, "recurrent_gemma")  # are not computed row by row in a pack
+EXPERTS_AND_LINEARS = ("qwen2_moe", "deepseek_v3")  # PEFT would look for the linears in the experts' one tensor
 # transformers computes them in no float64; the others' rounding would reach 1e-4 on some machines in float32.
 NO_FLOAT64 = {"bloom", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "xglm"}
 
@@ -104,3 +108,21 @@ def test_options_score_as_one_forward_each_and_answers_as_alone(name):
         assert nats == pytest.approx([slow_nats(model, choice) for choice in choices], abs=1e-3)
     ask = partial(generate, model, byte_tokenizer(), max_new_tokens=6, pads=pads_rows(model))
     assert ask(prompts, batch_size=3) == [ask([ids], batch_size=1)[0] for ids in prompts]
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_lora_loads_whole_in_peft_or_not_at_all(name, tmp_path):
+    model, method = model_of(name), Method(name="m", r=2)
+    adapter = attach(model, method)
+    with torch.no_grad():
+        for tensor in adapter.values():
+            tensor.normal_(std=0.2)
+    files.save(tmp_path, adapter, model, method, Model(name="base"))
+    if name in EXPERTS_AND_LINEARS:
+        with pytest.raises(KeyError, match="MIXLORA"):
+            PeftModel.from_pretrained(model_of(name), str(tmp_path))
+        return
+    theirs = PeftModel.from_pretrained(model_of(name), str(tmp_path)).eval()
+    ids = torch.randint(3, 60, (2, 9))
+    torch.testing.assert_close(theirs(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)

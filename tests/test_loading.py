@@ -30,7 +30,7 @@ from mixlora.config.schema import Config, Method, Mixture, Model
 from mixlora.errors import ConfigError, DataError
 from mixlora.models import base
 from mixlora.models.tokenizer import byte_tokenizer
-from mixlora.records import read_json
+from mixlora.records import read_json, write_json
 
 IDS = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(5))
 METHOD = Method(name="mine", r=2)
@@ -172,6 +172,21 @@ def test_a_base_model_that_has_moved_is_found_where_it_is_said_to_lie(run, monke
     assert torch.equal(mixlora.load(tmp_path / "peft")(IDS).logits, before)
 
 
+def test_rules_that_transformers_warns_of_are_merged_with_their_model(run, monkeypatch, tmp_path):
+    rules = {"temperature": 0.9, "top_p": 0.6, "max_length": 4096}  # of a model whose authors left do_sample out
+    write_json(tmp_path / "base" / "generation_config.json", rules)
+    command(monkeypatch, export, f"run={run}", f"to={tmp_path / 'to'}", "merge=true")
+    found = read_json(tmp_path / "to" / "generation_config.json")
+    assert found.items() >= (rules | {"eos_token_id": [byte_tokenizer().eos_token_id]}).items()
+
+
+def test_a_lora_that_peft_would_load_in_part_is_exported_merged_alone(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "loads_in_peft", lambda model: False)
+    with pytest.raises(ConfigError, match=r"merge=true writes a plain model.*mixlora\.load"):
+        command(monkeypatch, export, f"run={run}", f"to={tmp_path / 'to'}")
+    command(monkeypatch, export, f"run={run}", f"to={tmp_path / 'to'}", "merge=true")
+
+
 def test_the_dtype_of_a_base_model_may_be_said_and_adapter_and_gates_keep_theirs(run):
     for dtype in ("bfloat16", torch.bfloat16):
         model = mixlora.load(run, dtype=dtype)
@@ -179,6 +194,13 @@ def test_the_dtype_of_a_base_model_may_be_said_and_adapter_and_gates_keep_theirs
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     with pytest.raises(ConfigError, match=r"dtype: Invalid value 'bf16'.*bfloat16"):
         mixlora.load(run, dtype="bf16")
+
+
+def test_an_adapter_that_had_the_dtype_of_its_base_has_that_of_now(run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("adapter_dtype: float32", "adapter_dtype: auto"))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert {p.dtype for p in mixlora.load(run, dtype=dtype).parameters() if p.requires_grad} == {dtype}
 
 
 def test_a_home_in_a_file_is_expanded_once(monkeypatch, tmp_path):
@@ -227,7 +249,7 @@ def no_hub(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        online.unreachable.cache_clear()
+        online.heard.clear()
         yield endpoint
 
 
@@ -238,7 +260,17 @@ def test_a_hub_whose_certificate_is_not_known_here_is_there(monkeypatch):
         raise urllib.error.URLError(ssl.SSLCertVerificationError("unable to get local issuer certificate"))
 
     monkeypatch.setattr("urllib.request.urlopen", refused)
-    assert online.unreachable("https://some.where", 5.0) is None
+    assert online.asked("https://some.where", 5.0) is None
+
+
+def test_a_hub_that_did_not_answer_is_asked_again_later(no_hub, monkeypatch):
+    assert "refused" in online.problem()
+    monkeypatch.setattr(online, "asked", lambda url, patience: None)
+    assert "refused" in online.problem()  # loading one model asks several times
+    monkeypatch.setattr(online, "KEPT", 0.0)
+    assert online.problem() is None
+    monkeypatch.setattr(online, "asked", lambda url, patience: pytest.fail("it has answered"))
+    assert online.problem() is None
 
 
 def test_a_model_that_only_an_unreachable_hub_has_is_said_within_ten_seconds(no_hub, monkeypatch, tmp_path):

@@ -475,7 +475,7 @@ def test_the_sample_is_never_complete(monkeypatch):
 def online(monkeypatch):
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", "https_proxy", "HTTPS_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    network.unreachable.cache_clear()
+    network.heard.clear()
 
 
 def test_a_hub_that_refuses_is_said_at_once_with_what_works(online, monkeypatch):

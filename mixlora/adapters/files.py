@@ -1,4 +1,4 @@
-"""Adapter files in PEFT's names and layout; a mixture carries peft_type MIXLORA, so that PEFT refuses it loudly.
+"""Adapter files in PEFT's names and layout; what PEFT would not compute carries peft_type MIXLORA, which it refuses.
 
 model.layers.0.mlp.up_proj.delta.A_RD   <->   base_model.model.model.layers.0.mlp.up_proj.lora_A.weight
 model.layers.0.mlp.up_proj.delta.B_RO   <->   base_model.model.model.layers.0.mlp.up_proj.lora_B.weight, transposed
@@ -26,6 +26,7 @@ from mixlora.errors import CheckpointError, ConfigError
 from mixlora.records import read_json, write_bytes, write_json
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NAMES = ("attention", "feed_forward")  # of a Model: what the roles of a method mean
 ENDINGS = (
     (r"(\.delta)?\.A_RD$", ".lora_A.weight"),
     (r"(\.delta)?\.B_RO$", ".lora_B.weight"),
@@ -58,7 +59,7 @@ def save(folder: Path, adapter: Mapping[str, Tensor], model: nn.Module, method: 
 
 
 def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
-    """adapter_config.json: PEFT's own for plain LoRA, ours for a mixture."""
+    """adapter_config.json: PEFT's own for what it computes, else ours."""
     common = {
         "base_model_name_or_path": base.path or base.name,
         "revision": base.revision,
@@ -66,13 +67,23 @@ def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
         "bias": "none",
         "inference_mode": True,
     }
-    if is_plain_lora(model):
+    if loads_in_peft(model):
         return common | peft_lora(model, method)
-    return common | {"peft_type": "MIXLORA", "mixlora_method": plain(method)}
+    names = {key: plain(getattr(base, key)) for key in NAMES}
+    return common | {"peft_type": "MIXLORA", "mixlora_method": plain(method), "mixlora_names": names}
 
 
-def is_plain_lora(model: nn.Module) -> bool:
-    return all(isinstance(wrapper, LoraLinear) for wrapper in adapted(model).values())
+# What the linears of experts were called before transformers 5 joined all experts of a layer in one tensor. PEFT looks
+# for these names in that tensor (its transformers_weight_conversion), and loads nothing beside other linears.
+NAMES_OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj"}
+
+
+def loads_in_peft(model: nn.Module) -> bool:
+    """Whether PEFT computes what this adapter does: all of it plain LoRA, beside linears that PEFT finds."""
+    wrappers = adapted(model)
+    joined = any(name.endswith(".gate_up_proj") and p.dim() == 3 for name, p in model.named_parameters())
+    found = not (joined and NAMES_OF_EXPERTS & {targets.ending(name) for name in wrappers})
+    return found and all(isinstance(wrapper, LoraLinear) for wrapper in wrappers.values())
 
 
 def peft_lora(model: nn.Module, method: Method) -> dict[str, Any]:
@@ -211,9 +222,24 @@ def refuse_unsupported(values: Mapping[str, Any], place: Path) -> None:
         )
 
 
+def refuse_elsewhere(folder: Path, model: nn.Module) -> None:
+    """Raise a ConfigError for a LoRA of PEFT's that stands where none can here."""
+    if read_config(folder).get("peft_type") != "LORA":
+        return
+    beside = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in read_tensors(folder / TENSORS)}
+    elsewhere = targets.every_linear(model).keys() - targets.linears(model).keys()
+    elsewhere |= {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    if found := sorted(beside & elsewhere):
+        raise ConfigError(
+            f"{folder / TENSORS} has a LoRA beside {', '.join(found[:3])}. Here none stands beside the output head, "
+            "embeddings, or parts that read no text: load the adapter in PEFT, or merge it there"
+        )
+
+
 # What an adapter is nothing without: the type that it is saved in, and what that is called.
 NEEDED: dict[str, tuple[Any, str]] = {
     "mixlora_method": (dict, "a mapping"),
+    "mixlora_names": (dict, "a mapping"),
     "r": (int, "a whole number"),
     "lora_alpha": ((int, float), "a number"),
     "target_modules": ((str, list), "a text or a list"),
@@ -237,6 +263,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{place} must hold a mapping, not {values!r:.50}. Put the file back as it was saved")
     return values
+
+
+def names_of(folder: Path) -> dict[str, Any]:
+    """What a mixture's folder says of the names of its base's modules; nothing in one of an earlier version."""
+    values = read_config(folder)
+    kept = needed(values, "mixlora_names", folder / CONFIG) if "mixlora_names" in values else {}
+    return {key: kept[key] for key in NAMES if key in kept}
 
 
 Patterns = dict[str, dict[str, float]]  # "r" and "lora_alpha" -> pattern of names -> value
