@@ -26,6 +26,7 @@ from mixlora.config.schema import Compute, Dtype, Factors, Method, Model, Scale,
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.lowrank import LowRank
+from mixlora.quantized import never_repacked
 
 QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
@@ -54,6 +55,7 @@ def prepared(model: nn.Module, method: Method, names: Model | None = None) -> di
         raise ConfigError(
             "this model carries an adapter already. Take it off (mixlora.adapters.attach.detach(model)), or merge it"
         )
+    never_repacked(model)  # the trial scores too
     return wrappers(model, Builder(model, method), names or Model(name="model"))
 
 
