@@ -6,8 +6,8 @@ from functools import partial
 from importlib import metadata
 
 from mixlora import environment, gates, losses
-from mixlora.config.load import digest, require_folder, require_quantizer, run_folder
-from mixlora.config.schema import Config, Dtype, Model, Quantization, Scope, Tracker
+from mixlora.config.load import check_adapter_dtype, digest, require_folder, require_quantizer, run_folder
+from mixlora.config.schema import Config, Model, Quantization, Scope, Tracker
 from mixlora.config.typed import suggest
 from mixlora.environment import switched_on, world_size
 from mixlora.errors import ConfigError
@@ -62,7 +62,7 @@ def check_training(config: Config) -> None:
             f"train.max_tokens={config.train.max_tokens} is of packed rows, and train.packing=false. Set it to null"
         )
     check_losses(config)
-    check_dtypes(config)
+    check_adapter_dtype(config.method, config.model.dtype.value)
     require_tracker(config.tracker)
 
 
@@ -86,16 +86,6 @@ def check_losses(config: Config) -> None:
         over = getattr(loss, "over", None)
         if over is losses.Over.model and isinstance(experts, list) and len({*experts}) > 1:
             raise losses.unlike(over, experts)
-
-
-def check_dtypes(config: Config) -> None:
-    """Refuse adapters in float16: AdamW keeps its moments in their dtype, and a gradient of 1e-4 squared is 0 there."""
-    of_base = config.model.dtype if config.method.adapter_dtype is Dtype.auto else config.method.adapter_dtype
-    if of_base is Dtype.float16:
-        raise ConfigError(
-            f"method.adapter_dtype={config.method.adapter_dtype.value} would train adapters in float16, which cannot "
-            "hold what AdamW knows of their gradients. Set method.adapter_dtype=float32; model.dtype may stay"
-        )
 
 
 def check_accelerate(environment: Mapping[str, str]) -> None:

@@ -117,6 +117,17 @@ class Gate(nn.Module):
         probs_TE = self.score(logits_TS)
         return Routing(logits_TS, probs_TE, torch.ones_like(probs_TE, dtype=torch.bool), self.score)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gate":
+        """Buffers stay the same tensors where a model moves, as parameters do: `attach` has handed them out."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self.get_buffer(name)
+            if buffer is not None and torch._has_compatible_shallow_copy_type(buffer, moved):  # not from or to meta
+                buffer.data = moved
+                self._buffers[name] = buffer
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the record, whose graph nobody can copy."""
         return {**self.__dict__, "routing": None}

@@ -181,6 +181,28 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+@pytest.mark.parametrize("part", ["model", "layer"])
+@pytest.mark.parametrize("gate", [None, GATED])
+def test_an_adapter_of_a_compiled_model_is_one_of_the_model(tmp_path, gate, part):
+    """Its names have a part more there. By PEFT it is read too, which here is told the full names."""
+    model = compiled = llama()
+    if part == "model":
+        compiled = torch.compile(model, backend="eager")
+    else:
+        model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+    options = {} if gate is None else {"num_experts": 4, "top_k": 2, "gate": gate}
+    method = Method(name="a", r=2, target_modules=r".*layers\.1\..*q_proj", **options)
+    adapter = trained(compiled, method)
+    files.save(tmp_path, adapter, compiled, method, Model(name="base"))
+    files.load(tmp_path, adapter)
+    plain = llama()
+    files.load(tmp_path, attach(plain, method))
+    if gate is None:
+        theirs = PeftModel.from_pretrained(llama(), str(tmp_path)).eval()
+        torch.testing.assert_close(theirs(IDS).logits, plain(IDS).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plain(IDS).logits, model(IDS).logits)
+
+
 def lose(tensors, key):
     del tensors[key]
 

@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from mixlora import gates
+from mixlora import gates, loading
 from mixlora.adapters import files, targets
 from mixlora.adapters.attach import adapted, attach, count, detach
 from mixlora.adapters.modules import Fused
-from mixlora.config.schema import Factors, Method, Model, Scope
+from mixlora.config.schema import Dtype, Factors, Method, Model, Scope
 from mixlora.errors import ConfigError
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -269,6 +269,11 @@ def test_experts_of_the_base_model_in_one_tensor_are_counted_beside_linears():
             {"scope": Scope.feed_forward, "target_modules": "feed-forward", "gate": {"kind": "entropy"}},
             r"would scale the block.*method\.gate\.renormalize=true",
         ),
+        (
+            {"scope": "feed_forward", "target_modules": "feed-forward", "gate": {"kind": "balanced"}},
+            r"would scale the block.*method\.gate\.kind=topk or dense",
+        ),
+        ({"adapter_dtype": "float16"}, r"float16 would train adapters in float16.*Set method\.adapter_dtype=float32"),
     ],
 )
 def test_a_mistake_is_named_and_changes_nothing(values, message):
@@ -277,6 +282,14 @@ def test_a_mistake_is_named_and_changes_nothing(values, message):
     with pytest.raises(ConfigError, match=message):
         attach(model, gated(**values))
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+def test_what_makes_an_adapter_in_float16_loads_one_and_trains_none():
+    method = gated(adapter_dtype=Dtype.auto, target_modules=["q_proj"])
+    with pytest.raises(ConfigError, match=r"adapter_dtype=auto would train adapters in float16"):
+        attach(llama().half(), method)
+    adapter = loading.attached(llama().half(), method, Model(name="a"))
+    assert {tensor.dtype for name, tensor in adapter.items() if "delta" in name} == {torch.float16}
 
 
 def test_a_second_adapter_is_refused():

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mixlora import checks, gates, losses
-from mixlora.checks import ATTENTIONS, check, check_dtypes, check_training
+from mixlora.checks import ATTENTIONS, check, check_training
 from mixlora.config import load
 from mixlora.config.explain import leaves
 from mixlora.config.overrides import normalise
@@ -182,11 +182,11 @@ def test_an_error_without_a_message_is_named_by_its_kind(monkeypatch):
 
 
 def test_adapters_are_not_trained_in_float16():
-    check_dtypes(composed("method=lora", "tasks=arc", "model.dtype=float16"))
-    check_dtypes(composed("method=lora", "tasks=arc", "method.adapter_dtype=auto"))
+    check_training(composed("method=lora", "tasks=arc", "model.dtype=float16"))
+    check_training(composed("method=lora", "tasks=arc", "method.adapter_dtype=auto"))
     for keys in (["method.adapter_dtype=float16"], ["method.adapter_dtype=auto", "model.dtype=float16"]):
         with pytest.raises(ConfigError, match=r"in float16.*Set method.adapter_dtype=float32"):
-            check_dtypes(composed("method=lora", "tasks=arc", *keys))
+            check_training(composed("method=lora", "tasks=arc", *keys))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="its package is here")

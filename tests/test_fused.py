@@ -515,6 +515,29 @@ def test_a_linear_that_is_hooked_after_attach_is_heard(name, place):
         assert far(found, want) < 1e-10
 
 
+@pytest.mark.parametrize("compute", BY_HAND)
+@pytest.mark.parametrize("name", METHODS)
+def test_base_weights_that_train_once_more_after_attach_have_their_gradients(name, compute):
+    found = []
+    for each in (compute, Compute.eager):
+        model, _ = adapted(name, each, lora_dropout=0.0)
+        model.requires_grad_(True)
+        found.append(gradients(model, dict(model.named_parameters())))
+    for parameter, want in found[1].items():
+        assert far(found[0][parameter], want) < 1e-10, parameter
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("gate", [None, {"kind": "topk"}])
+def test_a_bias_of_the_base_that_trains_has_its_gradient(gate, compiling, monkeypatch):
+    """Beside linears that are computed along with its own, and where a graph is made."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    layers = as_siblings(three(gate))
+    bias = layers[1].base_layer.bias.requires_grad_()
+    sum(layer(torch.randn(T, D, dtype=torch.float64)).sum() for layer in layers).backward()
+    torch.testing.assert_close(bias.grad, torch.full_like(bias, T))
+
+
 def test_what_another_thread_computes_ahead_is_not_taken_for_ones_own(monkeypatch):
     """It may come at any time: here while the second of three linears asks for its part."""
     apart = three({"kind": "topk"})

@@ -160,6 +160,14 @@ def test_a_bias_moves_towards_the_mean_load_by_one_rate():
     assert gate.bias_E.tolist() == [-0.5, 0.5, 0, 0]
 
 
+def test_a_bias_stays_one_tensor_where_its_gate_moves_and_a_gate_can_be_made_without_numbers():
+    gate = gate_of({"kind": "balanced"}, 8, 4, 2)
+    before = gate.bias_E
+    assert gate.double().bias_E is before
+    assert before.dtype is torch.float64
+    assert gate.to("meta").to_empty(device="cpu").bias_E.device.type == "cpu"
+
+
 def test_moving_the_bias_balances_a_router_that_prefers_one_expert():
     torch.manual_seed(0)
     gate = gate_of({"kind": "balanced", "bias_rate": 0.02}, 8, 8, 2)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import mixlora
 from mixlora import gates, losses
 from mixlora.adapters import files
-from mixlora.adapters.attach import adapted, attach, paths
+from mixlora.adapters.attach import adapted, adapter_tensors, attach, paths
 from mixlora.adapters.modules import GatedFeedForward, GatedLinear
 from mixlora.config.schema import Config, Method, Mixture, Model, Options, Scope, Splits, Task
 from mixlora.evaluation.routing import least_experts
@@ -382,6 +382,19 @@ def test_saves_and_loads_to_equal_logits(tmp_path, name):
     files.save(tmp_path, adapter, model, config.method, Model(name="tiny"))
     fresh, fresh_adapter = built(config)
     assert not torch.equal(fresh.eval()(tokens(2, 9)).logits, model.eval()(tokens(2, 9)).logits)
+    files.load(tmp_path, fresh_adapter)
+    assert torch.equal(fresh(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+
+
+@every_method
+def test_the_tensors_that_attach_returned_are_the_models_own_after_it_moved(tmp_path, name):
+    """To another dtype, as to another device: what is trained there is saved, and what is loaded arrives there."""
+    config = composed(name)
+    (model, adapter), (fresh, fresh_adapter) = built(config), built(config)
+    for each in (model, fresh):
+        each.double()
+    disturb(adapter_tensors(model))
+    files.save(tmp_path, adapter, model, config.method, Model(name="tiny"))
     files.load(tmp_path, fresh_adapter)
     assert torch.equal(fresh(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
 

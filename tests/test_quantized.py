@@ -27,6 +27,7 @@ from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.models import base
 from mixlora.models.likelihood import packs_rows
 from mixlora.models.tokenizer import byte_tokenizer
+from mixlora.quantized import REPACKS
 from mixlora.records import read_lines
 
 KINDS = [Quantization.nf4, Quantization.int8]
@@ -82,7 +83,7 @@ def test_training_over_a_quantised_base_is_training_over_its_numbers(name, kind,
     leave the weights otherwise."""
     method = composed(name, "method.lora_dropout=0.0").method
     quantized = loaded(folder, kind)
-    assert not any(getattr(module, base.REPACKS, False) for module in quantized.modules())
+    assert not any(getattr(module, REPACKS, False) for module in quantized.modules())
     model = plain(folder, quantized)
     with torch.no_grad():
         quantized.eval()(tokens(2, 12))
@@ -100,6 +101,36 @@ def test_training_over_a_quantised_base_is_training_over_its_numbers(name, kind,
     assert found[0].keys() == found[1].keys()
     for tensor, gradient in found[0].items():
         assert far(gradient, found[1][tensor]) < 1e-5, tensor
+
+
+def users_own(folder: str) -> nn.Module:
+    """A base of 4 bits as transformers gives it, in training mode, in which bitsandbytes packs nothing."""
+    options = base.quantization(Quantization.nf4, torch.float32)
+    return LlamaForCausalLM.from_pretrained(folder, quantization_config=options, device_map={"": "cpu"}).train()
+
+
+def test_attach_leaves_a_users_own_base_of_4_bits_as_it_was_and_so_does_a_scoring(folder):
+    """A trial in evaluation mode comes before an adapter, on a CPU whose quantiser would pack weights anew for it."""
+    model, rows = users_own(folder), tokens(2, 12)
+    four = [layer for layer in model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    weights, logits = [numbers(layer) for layer in four], model(rows).logits
+    adapter = attach(model, composed("lora", "method.lora_dropout=0.0").method)
+    assert torch.equal(model(rows).logits, logits)
+    disturb(adapter)
+    before = {name: gradient.clone() for name, gradient in gradients(model, adapter).items()}
+    with torch.no_grad():
+        model.eval()(rows)
+    model.zero_grad()
+    for name, gradient in gradients(model, adapter).items():
+        assert torch.equal(gradient, before[name]), name
+    assert all(torch.equal(numbers(layer), weight) for layer, weight in zip(four, weights, strict=True))
+
+
+def test_a_base_of_4_bits_that_was_packed_for_scoring_carries_no_adapter(folder):
+    model = users_own(folder)
+    model.model.layers[1].mlp.up_proj.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(ConfigError, match=r"weights of 'model\.layers\.1\.mlp\.up_proj' anew .* Load the model again"):
+        attach(model, composed("lora").method)
 
 
 @torch.no_grad()

@@ -21,11 +21,12 @@ from mixlora.adapters.modules import (
     LoraLinear,
     Wrapper,
 )
-from mixlora.config.load import check_method, plain
+from mixlora.config.load import check_adapter_dtype, check_method, plain
 from mixlora.config.schema import Compute, Dtype, Factors, Method, Model, Scale, Scope
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError
 from mixlora.lowrank import LowRank
+from mixlora.quantized import never_repacked
 
 QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
@@ -38,8 +39,10 @@ def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict
 
     Raises:
         ConfigError: a target that matches nothing, a pattern that does not fit, a gate option that does not exist, a
-            gate that would scale the blocks it chooses among, a model that carries an adapter already.
+            gate that would scale the blocks it chooses among, an adapter in float16, a model that carries one already.
     """
+    method = typed(Method, plain(method), "method")  # reads "shared_a" as the enum it names, refuses what is none
+    check_adapter_dtype(method, str(next(model.parameters()).dtype).removeprefix("torch."))
     if method.gate is not None and method.scope is Scope.feed_forward:
         gates.require_weights_of_one(method)
     place(model, prepared(model, method, names))
@@ -47,13 +50,16 @@ def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict
 
 
 def prepared(model: nn.Module, method: Method, names: Model | None = None) -> dict[str, Wrapper]:
-    """Every wrapper by the name of the module that it will replace; the model is as it was. Raises as `attach` does."""
-    method = typed(Method, plain(method), "method")  # reads "shared_a" as the enum it names, refuses what is none
+    """Every wrapper by the name of the module that it will replace; the model is as it was.
+
+    Raises as `attach` does, but for what makes no difference to an adapter that is trained already.
+    """
     check_method(method)
     if adapted(model):
         raise ConfigError(
             "this model carries an adapter already. Take it off (mixlora.adapters.attach.detach(model)), or merge it"
         )
+    never_repacked(model)  # the trial scores too
     return wrappers(model, Builder(model, method), names or Model(name="model"))
 
 

@@ -37,9 +37,15 @@ ENDINGS = (
 
 def file_name(name: str) -> str:
     """The name of an adapter tensor in the file."""
+    name = uncompiled(name)
     for ending, replacement in ENDINGS:
         name = re.sub(ending, replacement, name)
     return "base_model.model." + name
+
+
+def uncompiled(name: str) -> str:
+    """The name that a tensor or a module has where torch.compile wraps nothing."""
+    return name.replace("._orig_mod", "").removeprefix("_orig_mod.")
 
 
 def in_file(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +94,7 @@ def loads_in_peft(model: nn.Module) -> bool:
 
 def peft_lora(model: nn.Module, method: Method) -> dict[str, Any]:
     """LoraConfig's fields. PEFT divides alpha by r (or its root), so any other scale is expressed through alpha."""
-    wrappers = adapted(model)
+    wrappers = {uncompiled(name): wrapper for name, wrapper in adapted(model).items()}
     ranks = {name: wrapper.delta.r for name, wrapper in wrappers.items() if isinstance(wrapper, LoraLinear)}
     scales = {name: wrapper.delta.scale for name, wrapper in wrappers.items() if isinstance(wrapper, LoraLinear)}
     first = next(iter(ranks))
@@ -116,7 +122,7 @@ def as_integer(alpha: float) -> float | int:
 def endings(model: nn.Module, names: list[str]) -> list[str]:
     """Last parts of the names where these mean the same modules to PEFT; otherwise the full names."""
     short = sorted({name.rpartition(".")[2] for name in names})
-    everything = [name.removesuffix(".base_layer") for name in targets.every_linear(model)]
+    everything = [uncompiled(name).removesuffix(".base_layer") for name in targets.every_linear(model)]
     meant = {name for name in everything if name.rpartition(".")[2] in short}
     return short if meant <= set(names) else sorted(names)
 

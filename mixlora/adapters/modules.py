@@ -109,8 +109,8 @@ def state(x_TD: Tensor) -> tuple[int, bool]:
 
 def readable_still(x_TD: Tensor, *linears: nn.Module) -> bool:
     """Whether a hand-written backward still reads these linears right: after `attach` somebody may have hooked or
-    exchanged one, and under autocast products take another dtype than their tensors have."""
-    if torch.is_autocast_enabled(x_TD.device.type):
+    exchanged one or let it train, and under autocast products take another dtype than their tensors have."""
+    if torch.is_autocast_enabled(x_TD.device.type) or any(map(targets.trains, linears)):
         return False
     return torch.compiler.is_compiling() or all(map(targets.readable, linears))  # no graph can ask for hooks
 

@@ -140,3 +140,8 @@ def readable(linear: nn.Module) -> bool:
         return False
     heard = any((linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks))
     return not heard and weight.dtype in READABLE and weight.device.type in ("cpu", "cuda")
+
+
+def trains(linear: nn.Module) -> bool:
+    """Whether its own weight or bias asks for a gradient, as they may once more after `attach` has frozen them."""
+    return any(p is not None and p.requires_grad for p in linear._parameters.values())

@@ -260,6 +260,16 @@ def check_method(method: Method) -> None:
     below_one("method.lora_dropout", method.lora_dropout)
 
 
+def check_adapter_dtype(method: Method, of_base: str) -> None:
+    """Refuse adapters in float16: AdamW keeps its moments in their dtype, and a gradient of 1e-4 squared is 0 there."""
+    asked = method.adapter_dtype.value
+    if (of_base if asked == "auto" else asked) == "float16":
+        raise ConfigError(
+            f"method.adapter_dtype={asked} would train adapters in float16, which cannot hold what AdamW knows of "
+            "their gradients. Set method.adapter_dtype=float32; model.dtype may stay"
+        )
+
+
 def check_top_k(method: Method) -> None:
     """Every pair that can meet in a layer once both patterns are stretched over the depth."""
     experts, top_k = (v if isinstance(v, list) else [v] for v in (method.num_experts, method.top_k))

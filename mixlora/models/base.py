@@ -20,10 +20,8 @@ from mixlora.config.schema import Dtype, Model, Quantization
 from mixlora.environment import switched_on
 from mixlora.errors import ConfigError, DataError, MixloraError, first_line
 from mixlora.models.tokenizer import byte_tokenizer
+from mixlora.quantized import never_repacked
 
-# bitsandbytes (0.50) packs 4-bit weights anew when a CPU with bfloat16 products first scores with them. Products with
-# such weights have no gradient, so what is trained after a scoring would not learn through them.
-REPACKS = "support_avx512bf16_for_cpu"
 LACKS_ATTENTION = re.compile(r"\w+ does not support .*?(attention|attn)\w*", re.IGNORECASE)  # as transformers says it
 USUAL_WINDOW = 2048  # tokens, where a model does not say how many it was made for
 
@@ -170,9 +168,7 @@ def from_pretrained(model: Model, dtype: torch.dtype, device: Any) -> PreTrained
             f"the weights of model.path={origin} are there in {quantized(loaded).value} and stay so. Set "
             f"model.quantization={quantized(loaded).value}"
         )
-    for module in loaded.modules():
-        if hasattr(module, REPACKS):
-            setattr(module, REPACKS, False)
+    never_repacked(loaded)
     return loaded
 
 
@@ -250,7 +246,7 @@ def quantized(loaded: torch.nn.Module) -> Quantization:
 
 
 def quantization(kind: Quantization, dtype: torch.dtype) -> Any:
-    # It warns of each product in float32, and of kernels that are only for weights packed anew (see REPACKS).
+    # It warns of each product in float32, and of kernels that are only for weights packed anew (see `never_repacked`).
     getLogger("bitsandbytes").setLevel(ERROR)
     from transformers import BitsAndBytesConfig
 
