@@ -295,6 +295,9 @@ class Experiment:
         place(loaded.model, adapter)
         if config.model.gradient_checkpointing:
             enable_gradient_checkpointing(loaded.model)
+        for key in ("r", "num_experts", "top_k"):
+            if lost := targets.left_out(getattr(config.method, key), targets.depth(loaded.model)):
+                say(f"Note: method.{key} has more entries than the model layers: no layer gets {lost}")
         sizes, beyond = count(loaded.model), targets.beyond_linears(loaded.model)
         if beyond > MENTIONED:
             say(f"Note: {beyond:.0%} of the weights are the base model's own experts, beside which no adapter stands")

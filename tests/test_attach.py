@@ -149,6 +149,12 @@ def test_a_choice_may_be_given_as_its_word_and_a_wrong_word_is_refused():
         attach(llama(), gated(factors="shared_b"))
 
 
+def test_entries_of_a_pattern_that_no_layer_gets_are_known():
+    assert targets.left_out([2, 4, 6, 8], 4) == targets.left_out([2, 4], 30) == targets.left_out(8, 1) == []
+    assert targets.left_out([2, 4, 6, 8], 2) == [4, 8]
+    assert targets.left_out([*range(32)], 30) == [15, 31]
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 7, 30, 32])
 def test_a_pattern_is_stretched_over_any_depth(layers):
     model = llama(layers)

@@ -53,8 +53,9 @@ def test_a_rehearsal_steps_as_a_run_does(monkeypatch):
     """In evaluation mode nothing would be dropped, nor computed twice to save memory."""
     modes, step = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, *given: modes.append(self.model.training) or step(self, *given))
-    run(train, "+method=lora", "+tasks=arc", *SMALL, "dry_run=true")
+    told = run(train, "+method=lora", "+tasks=arc", *SMALL, "dry_run=true", "method.r=[8,8,8,8,4]")
     assert modes == [True]
+    assert "method.r has more entries than the model layers: no layer gets [4]" in " ".join(told.split())
 
 
 @pytest.fixture(scope="module")

@@ -161,8 +161,7 @@ class Builder:
     def __init__(self, model: nn.Module, method: Method):
         self.method = method
         self.kind = None if method.gate is None else gates.kind_and_options(method.gate)
-        layers = [targets.layer_of(name) for name in targets.linears(model)]
-        self.depth = 1 + max((layer for layer in layers if layer is not None), default=0)
+        self.depth = targets.depth(model)
         self.dtype = next(model.parameters()).dtype if method.adapter_dtype is Dtype.auto else torch_dtype(method)
 
     def linear(self, name: str, base: nn.Module) -> Wrapper:

@@ -116,6 +116,20 @@ def layer_of(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def depth(model: nn.Module) -> int:
+    """How many layers the model has, by the names of its linears."""
+    layers = [layer_of(name) for name in linears(model)]
+    return 1 + max((layer for layer in layers if layer is not None), default=0)
+
+
+def left_out(value: Any, depth: int) -> list[Any]:
+    """The entries of a pattern that no layer gets, for it has more of them than the model layers."""
+    if not isinstance(value, list):
+        return []
+    used = {layer * len(value) // depth for layer in range(depth)}
+    return [entry for i, entry in enumerate(value) if i not in used]
+
+
 def stretched(value: Any, layer: int | None, depth: int, key: str) -> Any:
     """One number for every layer, or a pattern stretched over the depth: 2-4-6-8 means quarters, whatever the depth."""
     if not isinstance(value, list):
