@@ -42,6 +42,7 @@ from transformers import (
 )
 
 from mixlora import tasks
+from mixlora.config.load import plain
 from mixlora.config.schema import Answer, Backend, Config, Data, Eval, Mixture, Protocol, Splits, Style, Task, Template
 from mixlora.config.typed import typed
 from mixlora.errors import ConfigError, DataError, NumericsError
@@ -52,7 +53,7 @@ from mixlora.evaluation.likelihood import OptionScorer
 from mixlora.evaluation.protocols import BY_STYLE, PROTOCOLS
 from mixlora.evaluation.report import notes
 from mixlora.evaluation.routing import expert_loads
-from mixlora.evaluation.run import Evaluator, in_order, result
+from mixlora.evaluation.run import Evaluator, digest, in_order, result
 from mixlora.evaluation.sandbox import Verdict
 from mixlora.models import base, likelihood
 from mixlora.parts import Parts
@@ -615,6 +616,16 @@ def test_no_two_protocols_share_a_fingerprint():
     assert len(set(forms.values())) == len(forms)
     shot = {"arc_easy": [example_of("arc_easy", "arc_easy/train/0")]}
     assert evaluator(protocol=Protocol.lm_eval, shots=shot).fingerprint(arc) != forms[Protocol.lm_eval]
+
+
+def test_prompts_that_end_in_a_line_break_have_another_fingerprint_than_without():
+    """And no others: those of options, and of cues with words at the end, are what recipes have pinned."""
+    scorer, known = evaluator(Data(template=Template.plain)), []
+    for name, cue in [("mbpp", "\nAnswer:\n"), ("mbpp", "\nAnswer:"), ("arc_easy", "\nAnswer:\n")]:
+        asked = replace(task(name), cue=cue)
+        words = {key: plain(asked)[key] for key in ("question", "cue", "options", "wordings")}
+        known.append(scorer.fingerprint(asked) == digest([scorer.formatter.fingerprint, words, [], scorer.max_length]))
+    assert known == [False, True, True]
 
 
 def test_llm_adapters_prints_its_frame():

@@ -234,6 +234,31 @@ REPLIES = {
         f"    pass\n\n\nimport math\n{WHOLE}",
     ),
     "whole with a helper": (f"def h():\n    pass\n\n{WHOLE}", f"    pass\n\n\ndef h():\n    pass\n\n{WHOLE}"),
+    "whole, then one cut off": (
+        f"{WHOLE}\n# Multiply\ndef mul(a, b):\n    return [a for i in range(",
+        f"    pass\n\n\n{WHOLE}",
+    ),
+    "whole, then an example cut off": (f"{WHOLE}\n# Example usage:\nnumbers = [1, 2, 3, 2", f"    pass\n\n\n{WHOLE}"),
+    "whole, then input": (f"```\n{WHOLE}\na = int(input('a: '))\nprint(a)\n```", f"    pass\n\n\n{WHOLE}"),
+    "whole, then the name again": (
+        f"{WHOLE}\n@cache\ndef add(a, b, c):\n    return a + b + c\n",
+        f"    pass\n\n\n{WHOLE}",
+    ),
+    "whole, then tests cut off": (
+        f"{WHOLE}\nimport pytest\n\n@pytest.mark.slow\ndef test_add(",
+        f"    pass\n\n\n{WHOLE}",
+    ),
+    "whole, then a text": (f"{WHOLE}\n'''\nHow to use it:\nc = add(1, 2)\n", f"    pass\n\n\n{WHOLE}"),
+    "whole with a text at the margin": (
+        'def add(a, b):\n    """Add.\n\nSo:\nc = add(1, 2)\n"""\n    return a + b\n',
+        '    pass\n\n\ndef add(a, b):\n    """Add.\n\nSo:\nc = add(1, 2)\n"""\n    return a + b\n',
+    ),
+    "whole, then its helpers": (
+        "def add(a, b):\n    c = h(a)\n# and b\n    return c + b\n\ndef other(\n\ndef same(f):\n    return f\n\n"
+        "# Helper\n@same\ndef h(a):\n    return a\n\nprint(add(1, 2))\n",
+        "    pass\n\n\ndef add(a, b):\n    c = h(a)\n# and b\n    return c + b\n\n\ndef same(f):\n    return f\n\n\n"
+        "@same\ndef h(a):\n    return a\n",
+    ),
     "tabs": ("\tc = a\n\treturn c + b", "    c = a\n    return c + b\n"),
     "tabs and blanks": ("    if a:\n\t\ta += 0\n    return a + b", "    if a:\n        a += 0\n    return a + b\n"),
     "carriage returns": ("    return a + b\r\n\r\nx", "    return a + b\n"),
@@ -280,7 +305,14 @@ def test_extraction_of_a_completion(name):
     ],
 )
 def test_extraction_where_the_prompt_is_prose(reply):
-    assert completion_of(reply, FREE).replace("\n\n# Test", "") == WHOLE
+    assert completion_of(reply, FREE) == WHOLE
+
+
+def test_what_tests_and_fixtures_name_stays_below_a_function():
+    node, leaf = "class Node:\n    pass\n", "class Leaf:\n    pass\n"
+    asked = problem("assert f(Node()) == 1\ndef check():\n    pass\n", fixtures="root = Leaf()")
+    reply = f"def f(n):\n    return 1\n\n{leaf}\nimport os\n\n{node}\ndef check(f):\n    assert"
+    assert completion_of(reply, asked) == f"def f(n):\n    return 1\n\n\n{leaf}\n\n{node}"
 
 
 def test_a_prompt_with_a_longer_name_is_not_gone_on_from():

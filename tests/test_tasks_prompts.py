@@ -138,10 +138,28 @@ def test_plain_keeps_the_tokenizers_bos_once():
 
 @pytest.mark.parametrize(("cue", "answer"), [("", " it"), ("\nAnswer:", " it"), ("\nAnswer:\n", "\nit"), (" ", " it")])
 def test_blanks_at_the_end_of_a_plain_prompt_go_to_the_answer(cue, answer):
+    """A line break as well where options are scored, whose likelihoods stay as they were."""
     form = formatter(byte_tokenizer(), Template.plain)
-    encoded = form.encode(example(cue=cue))
+    encoded = form.encode(example(cue=cue, options=("it", "that"), gold=0))
     assert form.tokenizer.decode(encoded.prompt_ids) == ("What is it?" + cue).rstrip()
     assert form.tokenizer.decode(encoded.answer_ids) == answer + "<|end|>"
+
+
+@pytest.mark.parametrize("cue", ["\nAnswer:\n", "\nAnswer:\n\n", "\nAnswer:\n  "])
+@pytest.mark.parametrize("answer", ["def it():\n    pass", "    return 1\n", "\nit", "the"])
+def test_a_generated_answer_follows_the_line_break_of_its_cue(tokenizer, cue, answer):
+    """As it is trained, and as solved examples show it. Otherwise a base model goes on in the question's last line."""
+    form, asked = formatter(tokenizer, Template.plain), example(cue=cue, answer=answer)
+    encoded, prompt = form.encode(asked), list(form.prompt(asked).ids)
+    shown = list(form.prompt(asked, shots=[asked]).ids)
+    texts = [tokenizer.decode(ids).removeprefix("<s>") for ids in (prompt, prompt + encoded.answer_ids, shown)]
+    text = f"What is it?{cue}"
+    assert encoded.prompt_ids == prompt
+    assert texts == [
+        text.rstrip(" "),
+        text + answer + tokenizer.decode(form.end_ids),
+        f"{text}{answer}\n\n{text}".rstrip(" "),
+    ]
 
 
 @everywhere

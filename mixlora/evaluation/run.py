@@ -284,6 +284,10 @@ class Evaluator:
         words = {name: keys[name] for name in ("question", "cue", "options", "wordings")}
         shots = [[shot.question, shot.answer] for shot in self.shots.get(task.name, ())]
         parts = [self.formatter.fingerprint, words, shots, self.max_length]
+        # Not by raising FORMAT: prompts of other tasks are as they were, and recipes pin them.
+        ends = task.cue.rstrip(" \t")[-1:]
+        if task.answer_kind is not Answer.options and self.formatter.layout.name == "plain" and ends in ("", "\n"):
+            parts.append("line breaks are kept")
         return digest(parts)
 
 

@@ -21,7 +21,9 @@ from mixlora.tasks import chat
 from mixlora.tasks.example import Example
 from mixlora.tasks.styles import STYLES, Turn
 
-FORMAT = 1  # raised by one whenever the same example would get another prompt
+FORMAT = (
+    1  # raised by one whenever any example would get another prompt; for a few tasks alone see Evaluator.fingerprint
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Formatter:
             DataError: the answer alone leaves no room for the question; see `fits`.
         """
         turn = self.style.right(example)
-        parts = self.layout.parts(turn.question, turn.cue)
+        parts = self.layout.parts(turn)
         answer_ids = [*self.answer_ids(parts, turn.answer), *self.end_ids]
         prompt_ids, cut = parts.cut_to(None if max_length is None else max_length - len(answer_ids))
         if max_length is not None and len(prompt_ids) + len(answer_ids) > max_length:
@@ -136,7 +138,7 @@ class Formatter:
             DataError: an option leaves no room for the question.
         """
         turns = self.style.turns(example)
-        asked = {turn: self.layout.parts(turn.question, turn.cue) for turn in turns}
+        asked = {turn: self.layout.parts(turn) for turn in turns}
         answers = [self.answer_ids(asked[turn], turn.answer) for turn in turns]
         rooms = [None if max_length is None else max_length - max(map(len, answers))] * len(turns)
         if self.style.cuts_all and max_length is not None:
@@ -171,7 +173,7 @@ class Formatter:
         whole = self.style.cuts_all
         for lost in range(len(shots) + 1):
             before = "".join(map(self.shot, shots[lost:]))
-            parts = self.layout.parts(turn.question, turn.cue, before)
+            parts = self.layout.parts(turn, before)
             if room is None or len(parts) <= room:
                 break
         ids, cut = (parts.merged() if whole else parts).cut_to(room)
@@ -245,10 +247,10 @@ class PlainLayout(Layout):
         bare, whole = self.ids("a"), list(self.tokenizer("a")["input_ids"])
         return whole[: next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)]
 
-    def parts(self, question: str, cue: str, shots: str = "") -> Parts:
+    def parts(self, turn: Turn, shots: str = "") -> Parts:
         """Blanks at the end of the prompt go to the answer, which is how they are tokenised in running text."""
-        text = shots + question + cue
-        context, blank = text.rstrip(), "" if cue[-1:].isspace() else " "
+        text = shots + turn.question + turn.cue
+        context, blank = text.rstrip(turn.joined), "" if turn.cue[-1:].isspace() else " "
         return Parts(self.head_ids, self.text_ids(context), [], context, text[len(context) :] + blank)
 
     def describe(self) -> list[Any]:
@@ -276,9 +278,9 @@ class ChatLayout(Layout):
         self.opening_ids, self.closing_ids = self.text_ids(self.opening), self.text_ids(self.closing)
         self.frame_ids = sum(map(len, (self.head_ids, self.opening_ids, self.closing_ids, self.tail_ids)))
 
-    def parts(self, question: str, cue: str, shots: str = "") -> Parts:
+    def parts(self, turn: Turn, shots: str = "") -> Parts:
         """The user's turn. Solved examples stand in it with their cues, and then the question has its own too."""
-        text = f"{shots}{question}{cue.rstrip()}" if shots else question
+        text = f"{shots}{turn.question}{turn.cue.rstrip()}" if shots else turn.question
         text = text.strip() if self.frame.strips else text
         user = self.text_ids(self.opening + text + self.closing)
         head, tail = self.head_ids, self.tail_ids

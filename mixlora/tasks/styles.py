@@ -29,6 +29,7 @@ class Turn:
     cue: str
     answer: str
     characters: int | None = None  # by which acc_norm divides in place of the answer's bytes
+    joined: str | None = None  # signs at a plain prompt's end that go to the answer; None: all blanks and line breaks
 
     @property
     def length(self) -> int:
@@ -45,7 +46,8 @@ class Cloze:
     def turns(self, example: Example) -> list[Turn]:
         """One turn an option, or the only turn of an example without options."""
         if not example.options:
-            return [Turn(example.question, example.cue, example.answer)]
+            # A model that was not trained here goes on in the line that it is given, so its answer gets a new one.
+            return [Turn(example.question, example.cue, example.answer, joined=" \t")]
         return self.option_turns(example)
 
     def option_turns(self, example: Example) -> list[Turn]:

@@ -3,8 +3,10 @@
 1. A fenced block, if there is one: the first that defines the function, else the first of all. Without fences, prose
    before the first line of code goes.
    Up to three blanks before its first word go: a tokenizer spells that word with one, or has taken one of four away.
-2. Whole functions: from the first top-level import, definition or assignment on, to the first line at the left margin
-   that is none of these (`if __name__`, `print(...)`, tests, prose).
+2. Whole functions: from the first top-level import, definition or assignment on, to the end of the function that is
+   asked for. Of the definitions and imports below it, up to a line of another kind (an assignment, `if __name__`,
+   `print(...)`, prose) or the function once more, those that it, the tests or one another name: others run for nothing,
+   and the last of a reply that was cut off breaks them all.
 3. A continuation of the prompt: up to the first line at the left margin, as in the Codex paper's stop sequences
    (arXiv:2107.03374, section 3.2). A lost indentation of the first line or of all lines is given back.
 
@@ -19,12 +21,12 @@ from mixlora.evaluation.sandbox.problem import Problem
 FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*[\w+.-]*[ \t]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 DEFINITION = re.compile(r"(def|class|async def)\s+\w+|@\w")
 IMPORT = re.compile(r"import\s+\w[\w., ]*$|import\s+\w[\w.]*(\s+as\s+\w+|\s*,.*)|from\s+[\w.]+\s+import\s")
+NAMED = re.compile(r"^(?:async )?(?:def|class)\s+(\w+)", re.MULTILINE)
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*(\s*:\s*[\w.\[\], ]+)?\s*=[^=]|[A-Za-z_]\w*(\s*,\s*[A-Za-z_]\w*)+\s*=[^=]")
 KEYWORD = r"(return|yield|raise|assert|if|for|while|with|try|import|from|del|global|nonlocal)\b"
 STATEMENT = re.compile(rf" ({KEYWORD}|[a-z_][\w.\[\], ]*=[^=])")
 BEGINS = re.compile(rf"{DEFINITION.pattern}|{IMPORT.pattern}|{ASSIGNMENT.pattern}|{KEYWORD}|[\w.]+\(")
-CONTINUED = re.compile(r"[)\]}]|\"\"\"|'''")  # the end of a bracket or text that began above
-COMPLETION_VERSION = 5  # raised by one whenever the same reply would become another program
+COMPLETION_VERSION = 6  # raised by one whenever the same reply would become another program
 BODY = "    pass\n\n\n"
 
 
@@ -33,10 +35,12 @@ def completion_of(text: str, problem: Problem) -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
     defines = re.compile(rf"^(async )?def {re.escape(problem.entry_point)}\b", re.MULTILINE)
     code = flush(fenced(text, defines), defines)
-    if defines.search(code):
-        whole = whole_functions(code, defines)
-        return f"{BODY}{whole}" if problem.continues else whole
-    return body(code) if problem.continues else whole_functions(code, defines)
+    if problem.continues and not defines.search(code):
+        return body(code)
+    # `check` of HumanEval's tests is their own: one in the reply is another.
+    said = words(problem.fixtures) | words(problem.tests) - set(NAMED.findall(problem.tests))
+    whole = whole_functions(code, defines, said)
+    return f"{BODY}{whole}" if problem.continues else whole
 
 
 def fenced(text: str, defines: "re.Pattern[str]") -> str:
@@ -70,26 +74,62 @@ def depth(line: str) -> int:
     return len(line) - len(line.lstrip(" "))
 
 
-def is_code(line: str) -> bool:
-    """Whether a line at the left margin belongs to a program of definitions."""
-    return any(pattern.match(line) for pattern in (DEFINITION, IMPORT, ASSIGNMENT, CONTINUED)) or line.startswith("#")
-
-
-def whole_functions(code: str, defines: "re.Pattern[str]") -> str:
-    """The definitions of a program, without the prose before and whatever comes after: see rule 2."""
+def whole_functions(code: str, defines: "re.Pattern[str]", said: set[str]) -> str:
+    """The function with what stands above and what it needs below, without the prose before: see rule 2."""
     lines = code.split("\n")
-    first = next((at for at, line in enumerate(lines) if is_code(line) and not line.startswith(("#", *")]}\"'"))), None)
-    if first is None:
-        return code.strip("\n") + "\n"
-    kept: list[str] = []
-    defined = False
-    for line in lines[first:]:
-        margin = bool(line) and not line[0].isspace()
-        if margin and not is_code(line) and defined:
+    begins = (at for at, line in enumerate(lines) if any(kind.match(line) for kind in (DEFINITION, IMPORT, ASSIGNMENT)))
+    first = next(begins, 0)
+    asked = next((at for at, line in enumerate(lines) if defines.match(line)), None)
+    if asked is None:
+        return "\n".join(lines[first:]).strip("\n") + "\n"
+    function, *below = blocks(lines[asked:], defines)
+    whole = "\n".join([*lines[first:asked], function])
+    return "\n\n\n".join([whole, *needed(below, words(whole) | said)]) + "\n"
+
+
+def blocks(lines: list[str], defines: "re.Pattern[str]") -> list[str]:
+    """The function that begins here, and the definitions and imports that follow it. A decorator begins what it
+    decorates, and comments before the next one go."""
+    found: list[list[str]] = []
+    for line in lines:
+        if found and goes_on(line, found[-1]):
+            found[-1].append(line)
+        elif (found and defines.match(line)) or not (DEFINITION.match(line) or IMPORT.match(line)):
             break
-        defined = defined or bool(defines.match(line))
-        kept.append(line)
-    return "\n".join(kept).rstrip() + "\n"
+        elif found and found[-1][0].startswith("@") and not any(map(NAMED.match, found[-1])):
+            found[-1].append(line)
+        else:
+            found.append([line])
+    return [re.sub(r"(\n(#.*| *))+\Z", "", "\n".join(block)) for block in found]
+
+
+def goes_on(line: str, block: list[str]) -> bool:
+    """Whether a line belongs to the block above, be it at the left margin: a comment, the end of a bracket, a text."""
+    if not line or line[0].isspace() or line[0] in "#)]}":
+        return True
+    return any("\n".join(block).count(quotes) % 2 for quotes in ('"""', "'''"))
+
+
+def needed(below: list[str], said: set[str]) -> list[str]:
+    """The blocks that bind a word which is said, by one of them too, in their order."""
+    while True:
+        kept = [block for block in below if binds(block) & said]
+        more = said.union(*map(words, kept))
+        if more == said:
+            return kept
+        said = more
+
+
+def binds(block: str) -> set[str]:
+    """The name of a definition, or those that an import says."""
+    named = NAMED.search(block)
+    if named:
+        return {named.group(1)}
+    return set() if block.startswith("@") else words(block) - {"from", "import", "as"}
+
+
+def words(code: str) -> set[str]:
+    return set(re.findall(r"\w+", code))
 
 
 def body(code: str) -> str:
