@@ -21,9 +21,8 @@ from mixlora.tasks import chat
 from mixlora.tasks.example import Example
 from mixlora.tasks.styles import STYLES, Turn
 
-FORMAT = (
-    1  # raised by one whenever any example would get another prompt; for a few tasks alone see Evaluator.fingerprint
-)
+# Raised by one whenever any example would get another prompt; for a few tasks alone see `Evaluator.fingerprint`.
+FORMAT = 1
 
 
 @dataclass(frozen=True)
