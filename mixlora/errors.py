@@ -64,9 +64,13 @@ class Interrupted(MixloraError):
 def wrapped(error: BaseException | None, kind: type[BaseException] = MixloraError) -> BaseException | None:
     """An error of this kind that a library caught and raised one of its own for: a signal may find a process in its
     code."""
-    while error is not None and not isinstance(error, kind):
+    seen = set[int]()  # an error may be its own cause
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kind):
+            return error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -173,6 +173,11 @@ def together(timeout: float) -> Iterator["Watch"]:
 watching: list["Watch"] = []  # this process's own, while a job runs
 
 
+def prefix(environment: Mapping[str, str]) -> str:
+    """Of what a try says in the job's store: torchrun (--max-restarts) starts ranks again with the same store."""
+    return f"mixlora {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
 class Watch:
     """Signs of life of this rank, and an eye on the others'."""
 
@@ -192,7 +197,8 @@ class Watch:
     def start(self) -> None:
         self.rank, self.world = rank(), world()
         # A connection of its own: the main thread may hold the other one while it waits.
-        self.store = dist.PrefixStore("mixlora", dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
+        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        self.store = dist.PrefixStore(prefix(os.environ), store)
         self.thread = threading.Thread(target=self.keep_watch, name="mixlora-watch", daemon=True)
         self.thread.start()
         watching.append(self)

@@ -22,6 +22,7 @@ from mixlora.failpoints import reach
 
 # A folder that is not there, or in which nothing may be made.
 NO_PLACE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+FAILING = (errno.EIO, errno.ESTALE)  # a network's disk that was gone for a moment says so too
 LOCK_SECONDS = 1.0  # that a lock is tried for
 REQUEUED_SECONDS = 60.0  # the same in a requeued job: the node that it left may still be ending its processes
 OWN: dict[Path, TextIO] = {}  # folders that this process owns, with their open lock files
@@ -102,7 +103,8 @@ def sync(path: Path) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> Exception:
-    """The error to raise instead: a full disk and a folder one may not write to have remedies of their own.
+    """The error to raise instead: a full disk, one that fails and a folder one may not write to have remedies of their
+    own. The same error where there is none.
 
     Args:
         path: what was being written, where the error does not say that it is about something else.
@@ -123,6 +125,11 @@ def disk_error(path: Path, error: OSError) -> Exception:
         blocked = error.errno in (errno.ENOTDIR, errno.EEXIST) and file is not None
         why = f"{file} is a file, not a folder" if blocked else f"{path.parent} cannot be written to ({what})"
         return ConfigError(f"{why}. Set output_root or run_dir (or `to`) to a folder of yours")
+    if error.errno in FAILING:
+        return ResourceError(
+            f"{error.filename or path} cannot be read or written ({what}): its disk fails or does not answer. Go on by "
+            "the same command when it does"
+        )
     return error
 
 

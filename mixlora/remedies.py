@@ -32,7 +32,10 @@ def with_remedies(folder: Path, memory: str = SCORING) -> Iterator[None]:
     except MixloraError:
         raise
     except OSError as error:
-        raise disk_error(folder, error) from error
+        found = disk_error(folder, error)
+        if found is error:
+            raise
+        raise found from error
     except (RuntimeError, MemoryError) as error:
         if not ranks.is_out_of_memory(error):
             raise

@@ -28,7 +28,7 @@ from tiny_runs import (
 )
 from torch import nn
 
-from mixlora.ranks import Watch
+from mixlora.ranks import Watch, prefix
 from mixlora.records import read_lines
 from mixlora.training import checkpoint
 from mixlora.training.distribute import distribute, synchronised
@@ -250,6 +250,11 @@ def test_who_stands_still_is_behind_only_while_others_are_further(monkeypatch):
     assert behind(4, r1=4, r2=5) == {1: 0}  # it went on, and is behind anew
     assert behind(5, r1=5, r2=5) == {}
     assert behind(6, r1=5, r2=6) == {1: 0}
+
+
+def test_a_restarted_job_does_not_hear_what_ended_the_one_before():
+    """torchrun --max-restarts keeps one store for all tries."""
+    assert prefix({}) == prefix({"TORCHELASTIC_RESTART_COUNT": "0"}) != prefix({"TORCHELASTIC_RESTART_COUNT": "1"})
 
 
 @pytest.mark.full

@@ -178,6 +178,29 @@ def test_packs_keep_within_their_tokens_and_change_no_gradient(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("job", [{}, {"packing": False}, {"max_tokens": 30}], ids=str)
+def test_a_rank_makes_its_own_micro_batches_alone(tmp_path, monkeypatch, job):
+    """On 64 ranks the other 63 parts of a step took each of them longer than its own."""
+    made, seen = trainer(tmp_path, per_device_train_batch_size=2, **job), []
+    for name, real in (("pack", loop.pack), ("collate", loop.collate)):
+        monkeypatch.setattr(loop, name, lambda rows, *pad, real=real: seen.append(1) or real(rows, *pad))
+    ids = []
+    for rank in range(4):
+        there = SimpleNamespace(num_processes=4, process_index=rank, device=torch.device("cpu"))
+        monkeypatch.setattr(made, "accelerator", there)
+        seen.clear()
+        own = made.batches(1)
+        assert len(seen) == len(own)
+        ids += [i for batch in own for i in batch.ids]
+    assert len(ids) == len({*ids}) == 8 * made.train.gradient_accumulation_steps
+
+
+def test_a_pack_that_is_too_much_is_not_called_one_row(tmp_path):
+    made = trainer(tmp_path, per_device_train_batch_size=1, max_tokens=40)
+    with pytest.raises(ResourceError, match=r"step 1\. .*less than train\.max_tokens=40 or train\.max_length"):
+        made.keep_less(1)
+
+
 def test_where_memory_runs_out_on_several_ranks_the_message_names_what_the_run_goes_on_with(tmp_path, monkeypatch):
     made = trainer(tmp_path, method=BLOCKS)
     monkeypatch.setattr(made, "accelerator", SimpleNamespace(num_processes=2))
@@ -439,6 +462,18 @@ def test_the_best_adapter_is_kept_though_later_steps_are_worse(tmp_path):
     assert (totals.best, totals.best_step) == (0.9, 4)
     made.restore_best()
     assert all(torch.equal(seen[4][name], t) for name, t in made.tensors().items())
+
+
+def test_of_the_best_adapters_no_more_are_kept_than_a_run_may_go_back_to(tmp_path):
+    """Each is three times an adapter: with few checkpoints and a score that rises they filled a disk."""
+    kept = []
+
+    def score(step):
+        kept.append(len(checkpoint.steps(tmp_path / "best")))
+        return {"a": step / 10}
+
+    trainer(tmp_path, eval_steps=1, save_steps=100, load_best=True, score=score).run()
+    assert max(kept) == 1
 
 
 def test_the_best_adapter_is_that_of_the_trained_tasks(tmp_path):

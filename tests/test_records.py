@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from mixlora import console, records
-from mixlora.errors import ConfigError, ResourceError
+from mixlora.errors import ConfigError, ResourceError, wrapped
+from mixlora.remedies import with_remedies
 
 
 def test_replaces_in_one_step(tmp_path):
@@ -213,6 +214,19 @@ def test_a_file_that_is_elsewhere_is_named_and_not_the_run_folder(tmp_path):
     )
     for file in (None, str(tmp_path), str(tmp_path / "runs" / "a" / "b")):
         assert "Set output_root" in said(errno.EACCES, file)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ECONNRESET])
+def test_an_error_that_has_no_remedy_here_is_raised_as_it_is_and_ends(tmp_path, number):
+    """Raised from itself it was its own cause, which the doors followed for ever."""
+    error = OSError(number, os.strerror(number))
+    with pytest.raises((ResourceError, OSError)) as found, with_remedies(tmp_path):
+        raise error
+    assert (found.value is error) == (number == errno.ECONNRESET)
+    assert found.value.__cause__ is (None if found.value is error else error)
+    error.__cause__ = error
+    assert wrapped(error, KeyboardInterrupt) is None
+    assert wrapped(error, OSError) is error
 
 
 def test_the_time_that_is_left_is_of_the_steps_that_were_made_here(monkeypatch, capsys):

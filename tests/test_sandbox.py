@@ -25,7 +25,7 @@ from mixlora import score_code
 from mixlora.config.schema import Task
 from mixlora.config.typed import typed
 from mixlora.errors import SandboxError
-from mixlora.evaluation.code import judge_code, problem_of
+from mixlora.evaluation.code import judge_code, problem_of, tell_unfit
 from mixlora.evaluation.sandbox import (
     Problem,
     Sandbox,
@@ -395,6 +395,7 @@ def test_tests_that_give_a_program_what_cannot_travel_are_named_and_never_pass(b
     example = Example(id="t/test/7", task="t", question="?", answer="", tests=tests, entry_point="f")
     fine = dataclasses.replace(example, id="t/test/8", tests="assert f(int, 1) == 1")
     first, second = judge_code([example, fine], [["def f(g, x): return g(x)"]] * 2)
+    tell_unfit("t", [first, second])
     assert first["samples"][0]["verdict"] == "failed: " + UNFIT + ": a function cannot be sent to the other process"
     assert (first["pass@1"], second["pass@1"]) == (0, 1)
     assert "1 of 2 rows of task t, which no program can pass: t/test/7" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Generated programs: taken out of the model's replies, run against their tests in the sandbox."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixlora.console import say
@@ -20,16 +20,15 @@ def judge_code(examples: Sequence[Example], replies: Sequence[Sequence[str]]) ->
     with Sandbox() as box:
         verdicts = iter(box.judge(asked))
     judged = [[next(verdicts) for _ in some] for some in programs]
-    tell_unfit(examples, judged)
     return [prediction(*parts) for parts in zip(examples, replies, programs, judged, strict=True)]
 
 
-def tell_unfit(examples: Sequence[Example], judged: Sequence[Sequence[Verdict]]) -> None:
+def tell_unfit(task: str, predictions: Sequence[Mapping[str, Any]]) -> None:
     """Name the rows that count against every model, for their own tests cannot work."""
     unfit = f"failed: {UNFIT}"
-    ids = [e.id for e, some in zip(examples, judged, strict=True) if any(v.result.startswith(unfit) for v in some)]
+    ids = [p["id"] for p in predictions if any(one["verdict"].startswith(unfit) for one in p["samples"])]
     if ids:
-        rows = f"{len(ids)} of {len(examples)} rows of task {examples[0].task}"
+        rows = f"{len(ids)} of {len(predictions)} rows of task {task}"
         say(f"Note: {UNFIT} (docs/tasks.md) in {rows}, which no program can pass: {listed(ids)}. Leave them out")
 
 

@@ -17,7 +17,7 @@ from mixlora.config.schema import Answer, Backend, Data, Eval, Task
 from mixlora.console import bar
 from mixlora.errors import DataError
 from mixlora.evaluation import extract, scores
-from mixlora.evaluation.code import judge_code
+from mixlora.evaluation.code import judge_code, tell_unfit
 from mixlora.evaluation.generation import GENERATION_VERSION, generate
 from mixlora.evaluation.harness import Harness
 from mixlora.evaluation.likelihood import OptionScorer
@@ -87,6 +87,12 @@ class Evaluator:
 
         Where the model lies in parts on the ranks, every forward needs all of them, so all do all the work in step.
         """
+        found = self.predictions(task, examples, label)
+        if self.protocol.reads(task) is Reading.run:
+            tell_unfit(task.name, found)
+        return found
+
+    def predictions(self, task: Task, examples: Sequence[Example], label: str) -> list[Prediction]:
         predict = {
             Reading.likelihood: self.likeliest,
             Reading.label_token: self.label_tokens,

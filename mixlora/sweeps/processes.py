@@ -1,5 +1,6 @@
 """One run as processes: the command that starts them on a machine, and the log they write."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -129,16 +130,20 @@ def patience(seconds: float) -> dict[str, str]:
 
 def size_of(log: Path) -> int:
     """Where what a run prints from now on begins: a log keeps every try."""
-    return log.stat().st_size if log.is_file() else 0
+    with contextlib.suppress(OSError):
+        return log.stat().st_size
+    return 0
 
 
 def last_line(log: Path, start: int) -> str:
-    """What a failed run said after `start`: its own message where there is one, else the last line, or nothing."""
-    if not log.is_file():
+    """What a failed run said after `start`: its own message where there is one, else the last line, or nothing: a disk
+    that does not answer must not end the other runs of a sweep."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(start, size_of(log) - LOG_TAIL))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
         return ""
-    with open(log, "rb") as file:
-        file.seek(max(start, size_of(log) - LOG_TAIL))
-        text = file.read().decode("utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith("mixlora: ")]
     return (own[-1].removeprefix("mixlora: ") if own else lines[-1])[:300] if lines else ""

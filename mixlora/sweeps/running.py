@@ -189,7 +189,10 @@ def started(point: Point, place: Place) -> Started:
         begins = size_of(log)
         return Started(place.start(point, log), log, begins)
     except OSError as error:
-        raise disk_error(log, error) from error
+        found = disk_error(log, error)
+        if found is error:
+            raise
+        raise found from error
 
 
 def failure(point: Point, start: Started, status: int) -> Failure:

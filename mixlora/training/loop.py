@@ -318,13 +318,15 @@ class Trainer:
         number = self.train.per_device_train_batch_size * self.train.gradient_accumulation_steps * world
         rows = self.rows((step - 1) * number, number)
         if not self.packed:
-            found = [collate(batch, self.pad_id) for batch in padded_batches(rows, size, world)]
+            found = padded_batches(rows, size, world)
         elif self.train.max_tokens is None:
-            found = [pack(batch) for batch in packs_for(rows, -(-number // (size * world)), world)]
+            found = packs_for(rows, -(-number // (size * world)), world)
         else:
             max_tokens = self.train.max_tokens * size // self.train.per_device_train_batch_size
-            found = [pack(batch) for batch in packs_within(rows, max_tokens, world)]
-        return [batch.to(self.accelerator.device) for batch in found[self.accelerator.process_index :: world]]
+            found = packs_within(rows, max_tokens, world)
+        own = found[self.accelerator.process_index :: world]
+        batches = [pack(batch) if self.packed else collate(batch, self.pad_id) for batch in own]
+        return [batch.to(self.accelerator.device) for batch in batches]
 
     # ---- memory
 
@@ -349,7 +351,8 @@ class Trainer:
             say(f"Out of memory in step {step}: from here on method.compute=lean, which keeps half as much of a block")
             return
         if not alone or size == 1:
-            rows = " with one row in a micro-batch" if size == 1 else ""
+            alone_in_it = size == 1 and self.train.max_tokens is None
+            rows = " with one row in a micro-batch" if alone_in_it else ""
             raise ResourceError(f"out of memory in step {step}{rows}. {self.ways_to_less(size, fast)}")
         self.totals.micro_batch_size = size // 2
         say(f"Out of memory in step {step}: from here on {size // 2} rows a micro-batch, not {size}; the same a step")
@@ -366,7 +369,8 @@ class Trainer:
         if ways:
             found.append(f"Go on by the same command with {' or '.join(ways)}: the rows of a step stay the same")
         if size == 1:
-            found.append(f"Begin another run with less than train.max_length={self.train.max_length}")
+            budget = "" if self.train.max_tokens is None else f"train.max_tokens={self.train.max_tokens} or "
+            found.append(f"Begin another run with less than {budget}train.max_length={self.train.max_length}")
         return ". Or: ".join(found)
 
     # ---- validation and checkpoints
@@ -387,6 +391,8 @@ class Trainer:
             self.totals.best, self.totals.best_step = mean, step
             if self.train.load_best:
                 self.write(step, "best")
+                if self.main:
+                    self.prune_best()
         return {"validation": scores, "validation_mean": mean}
 
     def save(self, step: int) -> None:
@@ -420,6 +426,9 @@ class Trainer:
 
     def prune(self) -> None:
         checkpoint.prune(self.folder / "checkpoints", self.train.save_total_limit)
+        self.prune_best()
+
+    def prune_best(self) -> None:
         checkpoint.prune_best(self.folder / "best", self.folder / "checkpoints", keep=self.totals.best_step)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
