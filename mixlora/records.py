@@ -399,6 +399,12 @@ def of_mean(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str]]:
     return ("mean of trained", trained) if trained else ("mean", scored)
 
 
+def by_metric(metrics: Mapping[str, str]) -> str:
+    """Names and what each is scored by: `acc (boolq, siqa), acc_norm (piqa)`, or the one metric of all."""
+    of = {metric: [name for name, own in metrics.items() if own == metric] for metric in metrics.values()}
+    return ", ".join(of) if len(of) < 2 else ", ".join(f"{metric} ({', '.join(names)})" for metric, names in of.items())
+
+
 def error_of_mean(errors: Sequence[float | None]) -> float | None:
     """Standard error of a mean over tasks; None where one of them has none, for it is of a single row."""
     known = [error for error in errors if error is not None]

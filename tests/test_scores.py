@@ -10,7 +10,7 @@ from mixlora.config.schema import Answer, Backend, Data, Eval, Protocol, Task
 from mixlora.evaluation import harness
 from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import protocol_of
-from mixlora.evaluation.report import mean_cells, print_results
+from mixlora.evaluation.report import mean_cells, notes, print_results
 from mixlora.evaluation.run import majority, result
 from mixlora.evaluation.scores import choose, mean_and_error
 from mixlora.records import write_json, write_lines
@@ -112,6 +112,13 @@ def test_a_run_prints_its_scores_before_and_after_and_the_paired_change(tmp_path
         ["piqa", "2", "50.0", "0.0 ± 0.0", "50.0 ± 50.0", "+50.0 ± 50.0"],
         ["mean of trained", "6", "", "12.5", "62.5", "+50.0 ± 28.9"],
     ]
+
+
+def test_the_metric_of_each_task_stands_under_the_scores():
+    found = {name: {"metric": metric, "value": 0.5, "n": 4} for name, metric in {"a": "acc", "b": "strict"}.items()}
+    assert "metric: acc" in notes({"a": found["a"]})
+    assert "metric: acc (a, c), strict (b)" in notes(found | {"c": found["a"]})
+    assert not [line for line in notes({"a": found["a"] | {"value": None, "reason": "not run"}}) if "metric" in line]
 
 
 def sample(number: int, target: object, arguments: list[list[str]]) -> dict:

@@ -389,6 +389,28 @@ def test_the_legend_says_how_was_asked_where_it_is_not_the_usual_way(tmp_path):
     assert said in render.markdown(table.build(study))
 
 
+def test_the_legend_and_the_csv_say_by_what_each_task_is_scored(tmp_path):
+    study = study_in(tmp_path)
+    folder = write_run(study, points("lora")[0], SCORES)
+    assert "- metric: acc\n" in render.markdown(table.build(study))
+    results = read_json(folder / "results.json")
+    results["arc_challenge"] |= {"metric": "acc_norm", "metrics": {"acc_norm": 0.5, "acc_token": 0.25}}
+    write_json(folder / "results.json", results)
+    study.forget()
+    assert "- metric: acc (ARC-e), acc_norm (ARC-c)\n" in render.markdown(table.build(study))
+    study.recipe.table.metrics = {"arc_challenge": "acc_token"}
+    made = table.build(study)
+    for kind, said in (
+        ("md", "- metric: acc (ARC-e), acc_token (ARC-c)\n"),
+        ("tex", r"metric: acc (ARC-e), acc\_token (ARC-c).\\"),
+        ("html", "<li>metric: acc (ARC-e), acc_token (ARC-c)</li>"),
+        ("csv", "lora,arc_easy,acc,0.75"),
+        ("csv", "lora,arc_challenge,acc_token,0.25"),
+        ("csv", "lora,mean,,0.5"),
+    ):
+        assert said in render.FORMATS[kind](made), kind
+
+
 def test_the_legend_says_that_the_first_rows_were_scored_and_chosen_on(tmp_path):
     study = study_in(tmp_path, overrides=["eval.limit=4"])
     write_run(study, points("lora")[0], SCORES)

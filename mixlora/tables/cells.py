@@ -58,6 +58,7 @@ class Table:
     extra_columns: dict[str, str]
     notes: list[str]
     examples: dict[str, int]
+    metrics: dict[str, str]  # task -> what its column shows, where it was scored
     scoring: list[str]  # how tasks were asked, where it is not the usual way
     incomplete: set[str]  # tasks whose data lack rows
     untrained: set[str]  # tasks that were not trained on, though the mixture would

@@ -100,20 +100,30 @@ def changes(study: Study) -> list[str]:
     return [f"laid over the recipe: {', '.join(study.overrides)}"] if study.overrides else []
 
 
+def scored(study: Study) -> dict[str, list[Run]]:
+    """task -> the runs that its column is made of; not the tasks that no run was scored on."""
+    runs = [run for some in study.final.values() for run in some]
+    found = {task: [run for run in runs if run.scored(task)] for task in study.recipe.table.columns}
+    return {task: mine for task, mine in found.items() if mine}
+
+
+def metrics(study: Study) -> dict[str, str]:
+    """task -> what its column shows: runs that were scored by something else would not be in the table."""
+    asked = study.recipe.table.metrics
+    return {task: asked.get(task) or runs[0].results[task]["metric"] for task, runs in scored(study).items()}
+
+
 def scoring(study: Study) -> list[str]:
     """How the tasks were asked, where it is not the usual way."""
     found: dict[str, list[str]] = {}
-    scored = 0
-    for task, label in study.recipe.table.columns.items():
-        runs = [run for runs in study.final.values() for run in runs if run.scored(task)]
-        scored += bool(runs)
-        for run in runs[:1]:  # all are of one protocol and as many rows, or would not be in the table
-            result = run.results[task]
-            limit = result.get("limit", study.group_configs[run.point.group].eval.limit)  # an earlier version has none
-            first = [f"the first {limit} rows"] if result["n"] == limit else []
-            for way in [*first, *unusual(run.results[task])]:
-                found.setdefault(way, []).append(label)
-    return [way + (f" ({', '.join(of)})" if len(of) < scored else "") for way, of in found.items()]
+    columns = scored(study)
+    for task, runs in columns.items():
+        result = runs[0].results[task]  # all are of one protocol and as many rows, or would not be in the table
+        limit = result.get("limit", study.group_configs[runs[0].point.group].eval.limit)  # an earlier version has none
+        first = [f"the first {limit} rows"] if result["n"] == limit else []
+        for way in [*first, *unusual(result)]:
+            found.setdefault(way, []).append(study.recipe.table.columns[task])
+    return [way + (f" ({', '.join(of)})" if len(of) < len(columns) else "") for way, of in found.items()]
 
 
 def unusual(result: Mapping[str, Any]) -> list[str]:

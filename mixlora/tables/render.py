@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from mixlora.records import by_metric
 from mixlora.tables.cells import MEAN, Cell, Row, Table
 from mixlora.tables.table import LEVEL
 
@@ -108,8 +109,9 @@ def of_runs(table: Table) -> list[Cell]:
 
 def count_line(table: Table) -> list[str]:
     seeds = [len(cell.values) for cell in of_runs(table)]
+    shown = by_metric({table.columns[task]: metric for task, metric in table.metrics.items()})
     asked = [f"scored: {'; '.join(table.scoring)}"] if table.scoring else []
-    return ["percent" + spread(seeds), *asked] if seeds else []
+    return ["percent" + spread(seeds), f"metric: {shown}", *asked] if seeds else []
 
 
 def mark_lines(table: Table) -> list[str]:
@@ -288,6 +290,7 @@ def csv(table: Table) -> str:
                     "setting": row.setting,
                     "method": row.method or row.labels[2],
                     "column": column,
+                    "metric": table.metrics.get(column, "") if cell.values else "",
                     "mean": cell.mean,
                     "deviation": cell.deviation,
                     "seeds": len(cell.values),
