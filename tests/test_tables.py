@@ -716,10 +716,13 @@ def other_recipe(folder: Path, **changes: Any) -> Study:
     return Study(recipes.load(str(place)), place, str(folder))
 
 
-def test_models_may_have_windows_and_templates_of_their_own_but_runs_of_one_model_not(tmp_path):
+def test_models_may_have_windows_templates_and_attentions_of_their_own_but_runs_of_one_model_not(tmp_path):
     models = {"tiny": None, "wide": {"overrides": ["model=tiny", "model.random.hidden_size=128"]}}
     study = other_recipe(tmp_path, models=models, methods={"lora": None, "mole": None})
-    own = {"tiny": {"max_length": 2048, "template": "plain"}, "wide": {"max_length": 8192, "template": "chat"}}
+    own = {
+        "tiny": {"max_length": 2048, "template": "plain"},
+        "wide": {"max_length": 8192, "template": "chat", "attention": "eager"},
+    }
     for model, protocol in own.items():
         for seed in (0, 1, 2):
             write_run(study, Point(Group(model, "arc", "lora"), seed), SCORES, task_protocol=PROTOCOL | protocol)
@@ -727,7 +730,8 @@ def test_models_may_have_windows_and_templates_of_their_own_but_runs_of_one_mode
     write_run(study, Point(Group("wide", "arc", "mole"), 0), SCORES, task_protocol=PROTOCOL | own["tiny"])
     study.forget()
     said = (
-        "mole · seed 0, arc_easy: left out, protocol.max_length 2048 instead of 8192, protocol.template plain instead"
+        "mole · seed 0, arc_easy: left out, protocol.attention nothing instead of eager, protocol.max_length 2048 "
+        "instead of 8192, protocol.template plain instead of chat\n"
     )
     assert said in render.markdown(table.build(study))
 
