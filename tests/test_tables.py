@@ -411,6 +411,23 @@ def test_the_legend_and_the_csv_say_by_what_each_task_is_scored(tmp_path):
         assert said in render.FORMATS[kind](made), kind
 
 
+def test_what_runs_say_under_their_scores_stands_with_the_most_of_any_run_under_the_table(tmp_path):
+    study, protocol = study_in(tmp_path), {"task_protocol": PROTOCOL | {"max_new_tokens": 64}}
+    write_run(study, points("lora")[0], SCORES, task_cut=None, **protocol)  # of the harness, which does not say
+    assert "of a run at most" not in render.markdown(table.build(study))
+    for seed, lost in ((1, 3), (2, 2)):
+        folder = write_run(study, points("lora")[seed], SCORES, task_cut={"prompts": lost, "replies": 0}, **protocol)
+        results = read_json(folder / "results.json")
+        results["arc_challenge"]["cut"] = {"prompts": 1, "replies": lost}
+        write_json(folder / "results.json", results)
+    write_run(study, points("mole")[0], SCORES, task_cut={"prompts": 4}, task_prompts="other")  # left out
+    study.forget()
+    assert [line for line in table.build(study).notes if "of a run at most" in line] == [
+        "prompts were too long and lost shots or their beginning, of a run at most: ARC-e 3 of 4, ARC-c 1 of 4",
+        "answers had no end within 64 tokens (max_new_tokens of the task), of a run at most: ARC-c 3 of 4",
+    ]
+
+
 def test_the_legend_says_that_the_first_rows_were_scored_and_chosen_on(tmp_path):
     study = study_in(tmp_path, overrides=["eval.limit=4"])
     write_run(study, points("lora")[0], SCORES)

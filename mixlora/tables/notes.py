@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mixlora.records import caveats
 from mixlora.tables import comparable
 from mixlora.tables import recipe as recipes
 from mixlora.tables.cells import Row, belongs, printed_row
@@ -140,8 +141,20 @@ def unusual(result: Mapping[str, Any]) -> list[str]:
     return [way for way, holds in ways if holds]
 
 
+def caveat_notes(study: Study) -> list[str]:
+    """What a run says under its scores, with the most that any run of a task in the table has to say."""
+    found: dict[str, list[str]] = {}
+    for task, runs in scored(study).items():
+        known = [caveats(run.results[task]) for run in runs]
+        for what in dict.fromkeys(what for one in known for what in one):
+            some, n = max(one[what] for one in known if what in one)
+            found.setdefault(what, []).append(f"{study.recipe.table.columns[task]} {some} of {n}")
+    return [f"{what}, of a run at most: {', '.join(counts)}" for what, counts in found.items()]
+
+
 def on_runs(study: Study) -> list[str]:
-    return [*choice_notes(study), *run_notes(study), *speed_notes(study), *provenance_notes(study)]
+    said = (caveat_notes, choice_notes, run_notes, speed_notes, provenance_notes)
+    return [line for notes in said for line in notes(study)]
 
 
 def choice_notes(study: Study) -> list[str]:
