@@ -412,6 +412,7 @@ def caveats(result: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     found = {
         "prompts were too long and lost shots or their beginning": (cut.get("prompts", 0), n),
         f"answers had no end within {tokens} tokens (max_new_tokens of the task)": (cut.get("replies", 0), replies),
+        "answers name no option and count as wrong": (round(n * (1 - result.get("metrics", {}).get("parsed", 1))), n),
     }
     return {what: counts for what, counts in found.items() if counts[0]}
 

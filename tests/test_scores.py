@@ -121,6 +121,15 @@ def test_the_metric_of_each_task_stands_under_the_scores():
     assert not [line for line in notes({"a": found["a"] | {"value": None, "reason": "not run"}}) if "metric" in line]
 
 
+def test_answers_that_name_no_option_are_told_under_the_scores():
+    task, protocol = Task(name="t", metric="acc"), protocol_of(Eval(protocol=Protocol.generate), Data())
+    told = {}
+    for lost in (0, 3):
+        rows = [row | {"parsed": float(i >= lost)} for i, row in enumerate(PREDICTIONS[:7])]
+        told[lost] = [line for line in notes({"t": result(task, rows, protocol)}) if line.startswith("t: ")]
+    assert told == {0: [], 3: ["t: 3 of 7 answers name no option and count as wrong"]}
+
+
 def sample(number: int, target: object, arguments: list[list[str]]) -> dict:
     """A document as the harness returns it."""
     answers = [[(-1.0 - i, False)] for i in range(len(arguments))]
