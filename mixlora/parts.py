@@ -167,6 +167,11 @@ class Parts:
     def is_limited(self, data: tasks.TaskData) -> bool:
         return len(self.examples(data)) < len(self.split(data))
 
+    def also_trained_on(self, data: tasks.TaskData) -> int:
+        """How many of the rows that are scored."""
+        known = {*data.trained_on.get(self.config.eval.split.value, [])}
+        return sum(example.id in known for example in self.examples(data))
+
     def unscored(self, data: tasks.TaskData) -> str | None:
         """Why a task is not scored, where it is not."""
         if not self.runnable(data):

@@ -418,7 +418,7 @@ def test_what_runs_say_under_their_scores_stands_with_the_most_of_any_run_under_
     for seed, lost in ((1, 3), (2, 2)):
         folder = write_run(study, points("lora")[seed], SCORES, task_cut={"prompts": lost, "replies": 0}, **protocol)
         results = read_json(folder / "results.json")
-        results["arc_challenge"]["cut"] = {"prompts": 1, "replies": lost}
+        results["arc_challenge"] |= {"cut": {"prompts": 1, "replies": lost}, "also_trained_on": seed}
         results["arc_easy"]["metrics"] = {"acc": 0.75, "parsed": 1 - lost / 4}
         write_json(folder / "results.json", results)
     write_run(study, points("mole")[0], SCORES, task_cut={"prompts": 4}, task_prompts="other")  # left out
@@ -427,6 +427,7 @@ def test_what_runs_say_under_their_scores_stands_with_the_most_of_any_run_under_
         "prompts were too long and lost shots or their beginning, of a run at most: ARC-e 3 of 4, ARC-c 1 of 4",
         "answers name no option and count as wrong, of a run at most: ARC-e 3 of 4",
         "answers had no end within 64 tokens (max_new_tokens of the task), of a run at most: ARC-c 3 of 4",
+        "rows were also trained on, of a run at most: ARC-c 2 of 4",
     ]
 
 
