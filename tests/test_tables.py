@@ -764,6 +764,22 @@ def test_two_mixtures_in_one_row_with_the_same_task_are_refused(tmp_path):
     assert {r.setting for r in table.build(other_recipe(tmp_path, mixtures=mixtures)).rows} == {"all", "equal"}
 
 
+def test_a_row_of_several_mixtures_has_the_rate_of_each(tmp_path):
+    mixtures = {task: {"overrides": [f"tasks={task}"]} for task in SCORES}
+    study = other_recipe(tmp_path, mixtures=mixtures, methods={"lora": None, "mole": None})
+    study.recipe.learning_rates = [1e-3, 1e-4]
+    best = {("lora", "arc_easy"): 1e-3, ("lora", "arc_challenge"): 1e-4, ("mole", "arc_easy"): 1e-4}
+    for (method, task), chosen in best.items():
+        for rate in study.recipe.learning_rates:
+            point = Point(Group("tiny", task, method), 0, rate)
+            folder = write_run(study, point, {task: SCORES[task]})
+            write_lines(folder / "metrics.jsonl", [{"step": 2, "validation_mean": float(rate == chosen)}])
+    made = table.build(study)
+    assert [made.extras[row(made, method), "rate"] for method in ("lora", "mole")] == ["0.0001 / 0.001", "0.0001"]
+    assert re.search(r"\| lora \|.*\| 0\.0001 / 0\.001 \|\n", render.markdown(made))
+    assert re.search(r",lora,arc_easy,acc,.*,0\.0001 / 0\.001\n", render.csv(made))
+
+
 def mole_beside_lora(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), share: float = 0.2) -> tuple[Study, list[Path]]:
     """lora with 90 % in every seed, mole with less in some."""
     study = study_in(folder)

@@ -6,6 +6,7 @@ from mixlora.tables import recipe as recipes
 from mixlora.tables import statistics
 from mixlora.tables.recipe import Group, Published, Recipe
 
+Further = float | int | str | None  # in a column that is no score
 MEAN = "mean"  # the name of the column with the mean of the others
 
 
@@ -54,7 +55,7 @@ class Table:
     columns: dict[str, str]  # name -> label; the mean is the last
     rows: list[Row]
     cells: dict[tuple[Row, str], Cell]
-    extras: dict[tuple[Row, str], float | int | None]
+    extras: dict[tuple[Row, str], Further]
     extra_columns: dict[str, str]
     notes: list[str]
     examples: dict[str, int]

@@ -8,7 +8,7 @@ from typing import Any
 from mixlora.records import caveats
 from mixlora.tables import comparable
 from mixlora.tables import recipe as recipes
-from mixlora.tables.cells import Row, belongs, printed_row
+from mixlora.tables.cells import Further, Row, belongs, printed_row
 from mixlora.tables.recipe import Extra
 from mixlora.tables.runs import DONE, FAILED, MISSING, Run
 from mixlora.tables.study import Study, trains
@@ -22,7 +22,7 @@ EXTRA_LABELS = {
 OF_OPTIONS = ("acc", "acc_norm", "acc_token", "parsed")  # metrics of tasks with options
 
 
-def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str], float | int | None], dict[str, str]]:
+def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str], Further], dict[str, str]]:
     recipe = study.recipe
     columns = {extra.value: EXTRA_LABELS[extra] for extra in recipe.table.extra}
     if len(recipe.learning_rates) > 1:
@@ -31,17 +31,17 @@ def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str]
     if any(printed.values()):
         columns["published_parameters"] = "published trainable"
     alike = {model for model in recipe.models if len(ways(study, model)) == 1}
-    found: dict[tuple[Row, str], float | int | None] = {}
+    found: dict[tuple[Row, str], Further] = {}
     for row in rows:
         mine = [(g, runs) for g, runs in study.final.items() if row.method and belongs(recipe, g, row)]
         done = [run.record for _, runs in mine for run in runs if in_table(study, run)]
-        rates = {rate for g, _ in mine if (rate := study.rate(g)) is not None}
-        values = {
+        rates = sorted({rate for g, _ in mine if (rate := study.rate(g)) is not None})
+        values: dict[str, Further] = {
             Extra.trainable.value: one(done, lambda r: r.get("parameters", {}).get("trainable")),
             Extra.activated.value: one(done, lambda r: r.get("parameters", {}).get("activated")),
             Extra.tokens_per_second.value: speed(done) if row.model in alike else None,
             Extra.peak_memory.value: peak_gib(r.get("peak_memory_bytes") for r in done),
-            "rate": rates.pop() if len(rates) == 1 else None,
+            "rate": " / ".join(f"{rate:g}" for rate in rates),  # of several mixtures in a row each has its own
             "published_parameters": printed.get(place_of(row)),
         }
         found |= {(row, name): values[name] for name in columns}

@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 
 from mixlora.records import by_metric
-from mixlora.tables.cells import MEAN, Cell, Row, Table
+from mixlora.tables.cells import MEAN, Cell, Further, Row, Table
 from mixlora.tables.table import LEVEL
 
 ONE_SEED, TIED, UNTESTED, DIRTY, INCOMPLETE, UNTRAINED = "¹", "≈", "?", "‡", "†", "*"
@@ -52,12 +52,10 @@ def number(value: float) -> str:
     return repr(value)
 
 
-def extra(name: str, value: float | int | None) -> str:
-    if value is None:
-        return ""
-    if name == "rate":
-        return f"{value:g}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+def extra(value: Further) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else value or ""
 
 
 def head(table: Table) -> list[str]:
@@ -93,7 +91,7 @@ def lead_used(table: Table) -> tuple[bool, bool, bool]:
 def body(table: Table, row: Row, dialect: Dialect) -> list[str]:
     lead = [label for label, used in zip(row.labels, lead_used(table), strict=True) if used]
     cells = [shown(table.cells[row, column], table.recipe.table.decimals, dialect) for column in table.columns]
-    extras = [extra(name, table.extras[row, name]) for name in table.extra_columns]
+    extras = [extra(table.extras[row, name]) for name in table.extra_columns]
     return [*map(dialect.escape, lead), *cells, *map(dialect.escape, extras)]
 
 
