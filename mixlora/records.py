@@ -413,7 +413,7 @@ def caveats(result: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         "prompts were too long and lost shots or their beginning": (cut.get("prompts", 0), n),
         f"answers had no end within {tokens} tokens (max_new_tokens of the task)": (cut.get("replies", 0), replies),
         "answers name no option and count as wrong": (round(n * (1 - result.get("metrics", {}).get("parsed", 1))), n),
-        "rows were also trained on": (result.get("also_trained_on", 0), n),
+        "rows were also trained on": (result.get("also_trained_on") or 0, n),
     }
     return {what: counts for what, counts in found.items() if counts[0]}
 
