@@ -167,6 +167,13 @@ class Parts:
     def is_limited(self, data: tasks.TaskData) -> bool:
         return len(self.examples(data)) < len(self.split(data))
 
+    def also_trained_on(self, data: tasks.TaskData) -> int | None:
+        """How many of the rows that are scored; None where the rows of an earlier training cannot be read any more."""
+        if not all(drawn.train for drawn in self.trained.values()):
+            return None
+        known = {*data.trained_on.get(self.config.eval.split.value, [])}
+        return sum(example.id in known for example in self.examples(data))
+
     def unscored(self, data: tasks.TaskData) -> str | None:
         """Why a task is not scored, where it is not."""
         if not self.runnable(data):

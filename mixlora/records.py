@@ -406,6 +406,25 @@ def of_mean(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[str]]:
     return ("mean of trained", trained) if trained else ("mean", scored)
 
 
+def by_metric(metrics: Mapping[str, str]) -> str:
+    """Names and what each is scored by: `acc (boolq, siqa), acc_norm (piqa)`, or the one metric of all."""
+    of = {metric: [name for name, own in metrics.items() if own == metric] for metric in metrics.values()}
+    return ", ".join(of) if len(of) < 2 else ", ".join(f"{metric} ({', '.join(names)})" for metric, names in of.items())
+
+
+def caveats(result: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """What else to know of a task's score: what it is of, how many, of how many; none that is of nothing."""
+    n, cut, protocol = result["n"], result.get("cut") or {}, result.get("protocol", {})
+    tokens, replies = protocol.get("max_new_tokens"), n * protocol.get("num_samples", 1)
+    found = {
+        "prompts were too long and lost shots or their beginning": (cut.get("prompts", 0), n),
+        f"answers had no end within {tokens} tokens (max_new_tokens of the task)": (cut.get("replies", 0), replies),
+        "answers name no option and count as wrong": (round(n * (1 - result.get("metrics", {}).get("parsed", 1))), n),
+        "rows were also trained on": (result.get("also_trained_on") or 0, n),
+    }
+    return {what: counts for what, counts in found.items() if counts[0]}
+
+
 def error_of_mean(errors: Sequence[float | None]) -> float | None:
     """Standard error of a mean over tasks; None where one of them has none, for it is of a single row."""
     known = [error for error in errors if error is not None]

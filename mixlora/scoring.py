@@ -136,7 +136,7 @@ class Scoring:
                     scored.put(name, marked(data.task, predictions, self.evaluator.protocol))
                     reach("evaluate.task")
             found = result(data.task, predictions, self.evaluator.protocol)
-            results[name] = found | self.origin(name) | self.limit(name)
+            results[name] = found | self.origin(name) | self.rows(name)
         reach("results.write")
         if self.main:
             write_json(folder / "results.json", results)
@@ -154,9 +154,13 @@ class Scoring:
             "trained": name in self.parts.trained,
         }
 
-    def limit(self, name: str) -> dict[str, Any]:
-        """How many rows are scored, where these are the first of more."""
-        return {"limit": self.config.eval.limit if self.parts.is_limited(self.parts.evaluated[name]) else None}
+    def rows(self, name: str) -> dict[str, Any]:
+        """How many rows are scored, where these are the first of more, and how many of them are also trained on."""
+        data = self.parts.evaluated[name]
+        return {
+            "limit": self.config.eval.limit if self.parts.is_limited(data) else None,
+            "also_trained_on": self.parts.also_trained_on(data),
+        }
 
     def routing(self) -> dict[str, Any]:
         """Where the tokens of some scored examples went, those that are no longer than a training row can be, and how

@@ -723,7 +723,7 @@ def test_answers_that_have_no_end_are_counted_and_said():
     told = notes(
         {"t": {"metric": "acc", "value": 0.5, "n": 4, "cut": {"replies": 3}, "protocol": {"max_new_tokens": 5}}}
     )
-    assert "t: 3 answers had no end within 5 tokens (max_new_tokens of the task)" in told
+    assert "t: 3 of 4 answers had no end within 5 tokens (max_new_tokens of the task)" in told
 
 
 BEAMS = {"protocol": Protocol.llm_adapters}

@@ -132,6 +132,18 @@ def test_the_row_in_place_of_a_long_one_is_the_next_that_fits(monkeypatch):
         parts.next_that_fits(data)
 
 
+def test_of_the_rows_that_are_scored_those_that_are_also_trained_on_are_counted():
+    rows = [Example(id=f"t/test/{i}", task="t", question="q", answer="a") for i in range(4)]
+    data = TaskData(name="t", task=Task(name="t"), train=rows, test=rows, trained_on={"test": ["t/test/1", "t/test/3"]})
+    parts = Parts(Config())
+    parts.__dict__["trained"] = {"t": data}
+    assert parts.also_trained_on(data) == 2
+    parts.config.eval.limit = 3
+    assert parts.also_trained_on(data) == 1
+    parts.__dict__["trained"] = {"t": TaskData(name="t", task=data.task)}  # whose rows could not be read
+    assert parts.also_trained_on(data) is None
+
+
 def test_the_best_step_cannot_be_kept_where_nothing_is_validated(configs, tmp_path):
     best = ("train.eval_steps=1", "train.load_best=true")
     done = train(configs, tmp_path / "run", *ONE_STEP, *best, *TRAINED_ONLY)

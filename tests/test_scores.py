@@ -10,7 +10,7 @@ from mixlora.config.schema import Answer, Backend, Data, Eval, Protocol, Task
 from mixlora.evaluation import harness
 from mixlora.evaluation.metric import MeanScore
 from mixlora.evaluation.protocols import protocol_of
-from mixlora.evaluation.report import mean_cells, print_results
+from mixlora.evaluation.report import mean_cells, notes, print_results
 from mixlora.evaluation.run import majority, result
 from mixlora.evaluation.scores import choose, mean_and_error
 from mixlora.records import write_json, write_lines
@@ -112,6 +112,22 @@ def test_a_run_prints_its_scores_before_and_after_and_the_paired_change(tmp_path
         ["piqa", "2", "50.0", "0.0 ± 0.0", "50.0 ± 50.0", "+50.0 ± 50.0"],
         ["mean of trained", "6", "", "12.5", "62.5", "+50.0 ± 28.9"],
     ]
+
+
+def test_the_metric_of_each_task_stands_under_the_scores():
+    found = {name: {"metric": metric, "value": 0.5, "n": 4} for name, metric in {"a": "acc", "b": "strict"}.items()}
+    assert "metric: acc" in notes({"a": found["a"]})
+    assert "metric: acc (a, c), strict (b)" in notes(found | {"c": found["a"]})
+    assert not [line for line in notes({"a": found["a"] | {"value": None, "reason": "not run"}}) if "metric" in line]
+
+
+def test_answers_that_name_no_option_are_told_under_the_scores():
+    task, protocol = Task(name="t", metric="acc"), protocol_of(Eval(protocol=Protocol.generate), Data())
+    told = {}
+    for lost in (0, 3):
+        rows = [row | {"parsed": float(i >= lost)} for i, row in enumerate(PREDICTIONS[:7])]
+        told[lost] = [line for line in notes({"t": result(task, rows, protocol)}) if line.startswith("t: ")]
+    assert told == {0: [], 3: ["t: 3 of 7 answers name no option and count as wrong"]}
 
 
 def sample(number: int, target: object, arguments: list[list[str]]) -> dict:

@@ -389,6 +389,48 @@ def test_the_legend_says_how_was_asked_where_it_is_not_the_usual_way(tmp_path):
     assert said in render.markdown(table.build(study))
 
 
+def test_the_legend_and_the_csv_say_by_what_each_task_is_scored(tmp_path):
+    study = study_in(tmp_path)
+    folder = write_run(study, points("lora")[0], SCORES)
+    assert "- metric: acc\n" in render.markdown(table.build(study))
+    results = read_json(folder / "results.json")
+    results["arc_challenge"] |= {"metric": "acc_norm", "metrics": {"acc_norm": 0.5, "acc_token": 0.25}}
+    write_json(folder / "results.json", results)
+    study.forget()
+    assert "- metric: acc (ARC-e), acc_norm (ARC-c)\n" in render.markdown(table.build(study))
+    study.recipe.table.metrics = {"arc_challenge": "acc_token"}
+    made = table.build(study)
+    for kind, said in (
+        ("md", "- metric: acc (ARC-e), acc_token (ARC-c)\n"),
+        ("tex", r"metric: acc (ARC-e), acc\_token (ARC-c).\\"),
+        ("html", "<li>metric: acc (ARC-e), acc_token (ARC-c)</li>"),
+        ("csv", "lora,arc_easy,acc,0.75"),
+        ("csv", "lora,arc_challenge,acc_token,0.25"),
+        ("csv", "lora,mean,,0.5"),
+    ):
+        assert said in render.FORMATS[kind](made), kind
+
+
+def test_what_runs_say_under_their_scores_stands_with_the_most_of_any_run_under_the_table(tmp_path):
+    study, protocol = study_in(tmp_path), {"task_protocol": PROTOCOL | {"max_new_tokens": 64}}
+    write_run(study, points("lora")[0], SCORES, task_cut=None, **protocol)  # of the harness, which does not say
+    assert "of a run at most" not in render.markdown(table.build(study))
+    for seed, lost in ((1, 3), (2, 2)):
+        folder = write_run(study, points("lora")[seed], SCORES, task_cut={"prompts": lost, "replies": 0}, **protocol)
+        results = read_json(folder / "results.json")
+        results["arc_challenge"] |= {"cut": {"prompts": 1, "replies": lost}, "also_trained_on": seed}
+        results["arc_easy"]["metrics"] = {"acc": 0.75, "parsed": 1 - lost / 4}
+        write_json(folder / "results.json", results)
+    write_run(study, points("mole")[0], SCORES, task_cut={"prompts": 4}, task_prompts="other")  # left out
+    study.forget()
+    assert [line for line in table.build(study).notes if "of a run at most" in line] == [
+        "prompts were too long and lost shots or their beginning, of a run at most: ARC-e 3 of 4, ARC-c 1 of 4",
+        "answers name no option and count as wrong, of a run at most: ARC-e 3 of 4",
+        "answers had no end within 64 tokens (max_new_tokens of the task), of a run at most: ARC-c 3 of 4",
+        "rows were also trained on, of a run at most: ARC-c 2 of 4",
+    ]
+
+
 def test_the_legend_says_that_the_first_rows_were_scored_and_chosen_on(tmp_path):
     study = study_in(tmp_path, overrides=["eval.limit=4"])
     write_run(study, points("lora")[0], SCORES)
@@ -694,10 +736,13 @@ def other_recipe(folder: Path, **changes: Any) -> Study:
     return Study(recipes.load(str(place)), place, str(folder))
 
 
-def test_models_may_have_windows_and_templates_of_their_own_but_runs_of_one_model_not(tmp_path):
+def test_models_may_have_windows_templates_and_attentions_of_their_own_but_runs_of_one_model_not(tmp_path):
     models = {"tiny": None, "wide": {"overrides": ["model=tiny", "model.random.hidden_size=128"]}}
     study = other_recipe(tmp_path, models=models, methods={"lora": None, "mole": None})
-    own = {"tiny": {"max_length": 2048, "template": "plain"}, "wide": {"max_length": 8192, "template": "chat"}}
+    own = {
+        "tiny": {"max_length": 2048, "template": "plain"},
+        "wide": {"max_length": 8192, "template": "chat", "attention": "eager"},
+    }
     for model, protocol in own.items():
         for seed in (0, 1, 2):
             write_run(study, Point(Group(model, "arc", "lora"), seed), SCORES, task_protocol=PROTOCOL | protocol)
@@ -705,7 +750,8 @@ def test_models_may_have_windows_and_templates_of_their_own_but_runs_of_one_mode
     write_run(study, Point(Group("wide", "arc", "mole"), 0), SCORES, task_protocol=PROTOCOL | own["tiny"])
     study.forget()
     said = (
-        "mole · seed 0, arc_easy: left out, protocol.max_length 2048 instead of 8192, protocol.template plain instead"
+        "mole · seed 0, arc_easy: left out, protocol.attention nothing instead of eager, protocol.max_length 2048 "
+        "instead of 8192, protocol.template plain instead of chat\n"
     )
     assert said in render.markdown(table.build(study))
 
@@ -716,6 +762,22 @@ def test_two_mixtures_in_one_row_with_the_same_task_are_refused(tmp_path):
         table.build(other_recipe(tmp_path, mixtures=mixtures))
     mixtures = {"arc": {"setting": "all"}, "both": {"setting": "equal"} | mixtures["both"]}
     assert {r.setting for r in table.build(other_recipe(tmp_path, mixtures=mixtures)).rows} == {"all", "equal"}
+
+
+def test_a_row_of_several_mixtures_has_the_rate_of_each(tmp_path):
+    mixtures = {task: {"overrides": [f"tasks={task}"]} for task in SCORES}
+    study = other_recipe(tmp_path, mixtures=mixtures, methods={"lora": None, "mole": None})
+    study.recipe.learning_rates = [1e-3, 1e-4]
+    best = {("lora", "arc_easy"): 1e-3, ("lora", "arc_challenge"): 1e-4, ("mole", "arc_easy"): 1e-4}
+    for (method, task), chosen in best.items():
+        for rate in study.recipe.learning_rates:
+            point = Point(Group("tiny", task, method), 0, rate)
+            folder = write_run(study, point, {task: SCORES[task]})
+            write_lines(folder / "metrics.jsonl", [{"step": 2, "validation_mean": float(rate == chosen)}])
+    made = table.build(study)
+    assert [made.extras[row(made, method), "rate"] for method in ("lora", "mole")] == ["0.0001 / 0.001", "0.0001"]
+    assert re.search(r"\| lora \|.*\| 0\.0001 / 0\.001 \|\n", render.markdown(made))
+    assert re.search(r",lora,arc_easy,acc,.*,0\.0001 / 0\.001\n", render.csv(made))
 
 
 def mole_beside_lora(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), share: float = 0.2) -> tuple[Study, list[Path]]:

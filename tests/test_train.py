@@ -110,8 +110,10 @@ def test_a_run_folder_holds_what_the_contract_says(folder):
 
 
 def test_a_mixture_says_what_each_task_gave(tmp_path):
-    """Of four tasks one is only trained on, and one only scored, which is left out without leave to run its code."""
+    """Of four tasks one is only trained on, one only scored, which is left out without leave to run its code, and one
+    scored on what it is trained on."""
     short = ("eval.limit=2", "eval.before=false", "tasks.mixture.gsm8k.max_new_tokens=2")
+    short += ("tasks.mixture.gsm8k.splits.test=train", "data.overlap=note")
     said = run(train, "+method=lora", "+tasks=math_code_med", *SMALL, *short, f"run_dir={tmp_path}")
     assert "rows from 3 of 4 tasks:" in said
     record = json.loads((tmp_path / "run.json").read_text())
@@ -127,6 +129,12 @@ def test_a_mixture_says_what_each_task_gave(tmp_path):
     for found in results.values():
         assert {"metric", "value", "stderr", "n", "protocol", "fingerprints"} <= set(found)
     assert results["humaneval"]["value"] is None
+    assert {name: found.get("also_trained_on") for name, found in results.items()} == {
+        "gsm8k": 2,
+        "medqa": 0,
+        "humaneval": None,
+    }
+    assert "gsm8k: 2 of 2 rows were also trained on" in after
 
 
 def test_what_could_not_be_done_the_quick_way_is_said_and_recorded(lora, tmp_path, monkeypatch):

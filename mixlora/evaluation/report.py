@@ -9,7 +9,7 @@ from rich.table import Table
 from mixlora.config.overrides import spelled
 from mixlora.console import console, say
 from mixlora.evaluation.scores import paired_difference
-from mixlora.records import error_of_mean, of_mean, read_json, read_lines
+from mixlora.records import by_metric, caveats, error_of_mean, of_mean, read_json, read_lines
 
 NOT_KNOWN = "–"  # a change of which predictions are missing
 
@@ -41,21 +41,17 @@ def print_results(folder: Path) -> None:
 
 def notes(results: dict[str, Any], *, paired: bool = True) -> list[str]:
     """What the table's numbers and marks mean."""
-    metrics = sorted({r["metric"] for r in results.values() if r["value"] is not None})
+    metrics = {name: r["metric"] for name, r in results.items() if r["value"] is not None}
     change = "; change: paired" if paired else ""
-    lines = [f"percent ± standard error ({', '.join(metrics)}); guess: the best constant answer{change}"]
+    lines = [f"percent ± standard error; guess: the best constant answer{change}"]
+    lines += [f"metric: {by_metric(metrics)}"] if metrics else []
     lines += [f"n={n}: the first {n} rows (eval.limit)" for n in {r["n"] for r in results.values() if is_cut_off(r)}]
     if any(not r.get("trained", True) for r in results.values()):
         lines.append("* not trained on")
     if any(not r.get("complete", True) for r in results.values()):
         lines.append("† the data set lacks rows here")
     for name, result in results.items():
-        cut = result.get("cut") or {}
-        if lost := cut.get("prompts"):
-            lines.append(f"{name}: {lost} of {result['n']} prompts were too long and lost shots or their beginning")
-        if lost := cut.get("replies"):
-            tokens = result.get("protocol", {}).get("max_new_tokens")
-            lines.append(f"{name}: {lost} answers had no end within {tokens} tokens (max_new_tokens of the task)")
+        lines += [f"{name}: {some} of {n} {what}" for what, (some, n) in caveats(result).items()]
         number = result.get("protocol", {}).get("num_samples", 1)
         if number > 1 and result["value"] is not None:
             shown = (f"{m} {with_error(value, result['stderrs'][m])}" for m, value in result["metrics"].items())

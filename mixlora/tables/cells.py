@@ -6,6 +6,7 @@ from mixlora.tables import recipe as recipes
 from mixlora.tables import statistics
 from mixlora.tables.recipe import Group, Published, Recipe
 
+Further = float | int | str | None  # in a column that is no score
 MEAN = "mean"  # the name of the column with the mean of the others
 
 
@@ -54,10 +55,11 @@ class Table:
     columns: dict[str, str]  # name -> label; the mean is the last
     rows: list[Row]
     cells: dict[tuple[Row, str], Cell]
-    extras: dict[tuple[Row, str], float | int | None]
+    extras: dict[tuple[Row, str], Further]
     extra_columns: dict[str, str]
     notes: list[str]
     examples: dict[str, int]
+    metrics: dict[str, str]  # task -> what its column shows, where it was scored
     scoring: list[str]  # how tasks were asked, where it is not the usual way
     incomplete: set[str]  # tasks whose data lack rows
     untrained: set[str]  # tasks that were not trained on, though the mixture would

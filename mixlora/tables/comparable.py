@@ -12,7 +12,8 @@ from mixlora.records import differences
 from mixlora.tables.recipe import Pins, Recipe
 from mixlora.tables.runs import Run
 
-OF_MODEL = ("max_length", "template")  # of a protocol: the model's window, and whether it has a chat template
+# Of a protocol: the model's window, whether it has a chat template, and an attention that its file asks for.
+OF_MODEL = ("max_length", "template", "attention")
 
 
 @dataclass(frozen=True)

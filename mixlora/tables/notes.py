@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mixlora.records import caveats
 from mixlora.tables import comparable
 from mixlora.tables import recipe as recipes
-from mixlora.tables.cells import Row, belongs, printed_row
+from mixlora.tables.cells import Further, Row, belongs, printed_row
 from mixlora.tables.recipe import Extra
 from mixlora.tables.runs import DONE, FAILED, MISSING, Run
 from mixlora.tables.study import Study, trains
@@ -21,7 +22,7 @@ EXTRA_LABELS = {
 OF_OPTIONS = ("acc", "acc_norm", "acc_token", "parsed")  # metrics of tasks with options
 
 
-def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str], float | int | None], dict[str, str]]:
+def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str], Further], dict[str, str]]:
     recipe = study.recipe
     columns = {extra.value: EXTRA_LABELS[extra] for extra in recipe.table.extra}
     if len(recipe.learning_rates) > 1:
@@ -30,17 +31,17 @@ def extra_cells(study: Study, rows: Sequence[Row]) -> tuple[dict[tuple[Row, str]
     if any(printed.values()):
         columns["published_parameters"] = "published trainable"
     alike = {model for model in recipe.models if len(ways(study, model)) == 1}
-    found: dict[tuple[Row, str], float | int | None] = {}
+    found: dict[tuple[Row, str], Further] = {}
     for row in rows:
         mine = [(g, runs) for g, runs in study.final.items() if row.method and belongs(recipe, g, row)]
         done = [run.record for _, runs in mine for run in runs if in_table(study, run)]
-        rates = {rate for g, _ in mine if (rate := study.rate(g)) is not None}
-        values = {
+        rates = sorted({rate for g, _ in mine if (rate := study.rate(g)) is not None})
+        values: dict[str, Further] = {
             Extra.trainable.value: one(done, lambda r: r.get("parameters", {}).get("trainable")),
             Extra.activated.value: one(done, lambda r: r.get("parameters", {}).get("activated")),
             Extra.tokens_per_second.value: speed(done) if row.model in alike else None,
             Extra.peak_memory.value: peak_gib(r.get("peak_memory_bytes") for r in done),
-            "rate": rates.pop() if len(rates) == 1 else None,
+            "rate": " / ".join(f"{rate:g}" for rate in rates),  # of several mixtures in a row each has its own
             "published_parameters": printed.get(place_of(row)),
         }
         found |= {(row, name): values[name] for name in columns}
@@ -100,20 +101,30 @@ def changes(study: Study) -> list[str]:
     return [f"laid over the recipe: {', '.join(study.overrides)}"] if study.overrides else []
 
 
+def scored(study: Study) -> dict[str, list[Run]]:
+    """task -> the runs that its column is made of; not the tasks that no run was scored on."""
+    runs = [run for some in study.final.values() for run in some]
+    found = {task: [run for run in runs if run.scored(task)] for task in study.recipe.table.columns}
+    return {task: mine for task, mine in found.items() if mine}
+
+
+def metrics(study: Study) -> dict[str, str]:
+    """task -> what its column shows: runs that were scored by something else would not be in the table."""
+    asked = study.recipe.table.metrics
+    return {task: asked.get(task) or runs[0].results[task]["metric"] for task, runs in scored(study).items()}
+
+
 def scoring(study: Study) -> list[str]:
     """How the tasks were asked, where it is not the usual way."""
     found: dict[str, list[str]] = {}
-    scored = 0
-    for task, label in study.recipe.table.columns.items():
-        runs = [run for runs in study.final.values() for run in runs if run.scored(task)]
-        scored += bool(runs)
-        for run in runs[:1]:  # all are of one protocol and as many rows, or would not be in the table
-            result = run.results[task]
-            limit = result.get("limit", study.group_configs[run.point.group].eval.limit)  # an earlier version has none
-            first = [f"the first {limit} rows"] if result["n"] == limit else []
-            for way in [*first, *unusual(run.results[task])]:
-                found.setdefault(way, []).append(label)
-    return [way + (f" ({', '.join(of)})" if len(of) < scored else "") for way, of in found.items()]
+    columns = scored(study)
+    for task, runs in columns.items():
+        result = runs[0].results[task]  # all are of one protocol and as many rows, or would not be in the table
+        limit = result.get("limit", study.group_configs[runs[0].point.group].eval.limit)  # an earlier version has none
+        first = [f"the first {limit} rows"] if result["n"] == limit else []
+        for way in [*first, *unusual(result)]:
+            found.setdefault(way, []).append(study.recipe.table.columns[task])
+    return [way + (f" ({', '.join(of)})" if len(of) < len(columns) else "") for way, of in found.items()]
 
 
 def unusual(result: Mapping[str, Any]) -> list[str]:
@@ -130,8 +141,20 @@ def unusual(result: Mapping[str, Any]) -> list[str]:
     return [way for way, holds in ways if holds]
 
 
+def caveat_notes(study: Study) -> list[str]:
+    """What a run says under its scores, with the most that any run of a task in the table has to say."""
+    found: dict[str, list[str]] = {}
+    for task, runs in scored(study).items():
+        known = [caveats(run.results[task]) for run in runs]
+        for what in dict.fromkeys(what for one in known for what in one):
+            some, n = max(one[what] for one in known if what in one)
+            found.setdefault(what, []).append(f"{study.recipe.table.columns[task]} {some} of {n}")
+    return [f"{what}, of a run at most: {', '.join(counts)}" for what, counts in found.items()]
+
+
 def on_runs(study: Study) -> list[str]:
-    return [*choice_notes(study), *run_notes(study), *speed_notes(study), *provenance_notes(study)]
+    said = (caveat_notes, choice_notes, run_notes, speed_notes, provenance_notes)
+    return [line for notes in said for line in notes(study)]
 
 
 def choice_notes(study: Study) -> list[str]:

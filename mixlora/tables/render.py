@@ -9,7 +9,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from mixlora.tables.cells import MEAN, Cell, Row, Table
+from mixlora.records import by_metric
+from mixlora.tables.cells import MEAN, Cell, Further, Row, Table
 from mixlora.tables.table import LEVEL
 
 ONE_SEED, TIED, UNTESTED, DIRTY, INCOMPLETE, UNTRAINED = "¹", "≈", "?", "‡", "†", "*"
@@ -51,12 +52,10 @@ def number(value: float) -> str:
     return repr(value)
 
 
-def extra(name: str, value: float | int | None) -> str:
-    if value is None:
-        return ""
-    if name == "rate":
-        return f"{value:g}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+def extra(value: Further) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else value or ""
 
 
 def head(table: Table) -> list[str]:
@@ -92,7 +91,7 @@ def lead_used(table: Table) -> tuple[bool, bool, bool]:
 def body(table: Table, row: Row, dialect: Dialect) -> list[str]:
     lead = [label for label, used in zip(row.labels, lead_used(table), strict=True) if used]
     cells = [shown(table.cells[row, column], table.recipe.table.decimals, dialect) for column in table.columns]
-    extras = [extra(name, table.extras[row, name]) for name in table.extra_columns]
+    extras = [extra(table.extras[row, name]) for name in table.extra_columns]
     return [*map(dialect.escape, lead), *cells, *map(dialect.escape, extras)]
 
 
@@ -108,8 +107,9 @@ def of_runs(table: Table) -> list[Cell]:
 
 def count_line(table: Table) -> list[str]:
     seeds = [len(cell.values) for cell in of_runs(table)]
+    shown = by_metric({table.columns[task]: metric for task, metric in table.metrics.items()})
     asked = [f"scored: {'; '.join(table.scoring)}"] if table.scoring else []
-    return ["percent" + spread(seeds), *asked] if seeds else []
+    return ["percent" + spread(seeds), f"metric: {shown}", *asked] if seeds else []
 
 
 def mark_lines(table: Table) -> list[str]:
@@ -288,6 +288,7 @@ def csv(table: Table) -> str:
                     "setting": row.setting,
                     "method": row.method or row.labels[2],
                     "column": column,
+                    "metric": table.metrics.get(column, "") if cell.values else "",
                     "mean": cell.mean,
                     "deviation": cell.deviation,
                     "seeds": len(cell.values),

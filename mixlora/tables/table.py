@@ -55,6 +55,7 @@ def build(study: Study) -> Table:
         extra_columns,
         said,
         examples,
+        metrics=notes.metrics(study),
         scoring=notes.scoring(study),
         incomplete=notes.incomplete(study),
         untrained=notes.untrained(study),
