@@ -55,8 +55,10 @@ def check(config: Config) -> None:
 
 def check_training(config: Config) -> None:
     """What makes no difference to a model that is trained already."""
-    if config.method.gate is not None and config.method.scope is Scope.feed_forward:
-        gates.require_weights_of_one(config.method)
+    if config.method.gate is not None:
+        gates.require_whole_groups(config.method)
+        if config.method.scope is Scope.feed_forward:
+            gates.require_weights_of_one(config.method)
     if config.train.max_tokens is not None and not config.train.packing:
         raise ConfigError(
             f"train.max_tokens={config.train.max_tokens} is of packed rows, and train.packing=false. Set it to null"

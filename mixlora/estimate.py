@@ -26,7 +26,7 @@ from rich.table import Table as Grid
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mixlora.adapters.attach import attach, count
+from mixlora.adapters.attach import count, place, prepared
 from mixlora.config.load import plain
 from mixlora.config.schema import Answer, Config, Method, Model, Task
 from mixlora.config.typed import typed
@@ -92,7 +92,7 @@ def counted(model: str, method: str) -> dict[str, int] | None:
     built = skeleton(names)
     if built is None:
         return None
-    attach(built, typed(Method, json.loads(method)), names)
+    place(built, prepared(built, typed(Method, json.loads(method)), names))  # `attach` asks for what trains
     return count(built)
 
 

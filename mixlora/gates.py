@@ -82,8 +82,9 @@ class Gate(nn.Module):
     @staticmethod
     def uses_every(method: Method) -> bool:
         """Whether every token uses every expert."""
-        E, k = method.num_experts, method.top_k
-        return k is None or k == E or (isinstance(E, list) and all(k == of_layer for of_layer in E))
+        E, k = (v if isinstance(v, list) else [v] for v in (method.num_experts, method.top_k))
+        n = len(E) * len(k)  # layers, over which both patterns are stretched
+        return all(k[i // len(E)] in (None, E[i // len(k)]) for i in range(n))
 
     @classmethod
     def sums_to_one(cls, options: Any, method: Method) -> bool:
@@ -279,11 +280,6 @@ class BalancedTopK(Gate):
             raise ConfigError(
                 f"method.gate.rank_partition must divide num_experts={num_experts}, got {options.rank_partition}"
             )
-        if (top_k or 0) % options.rank_partition:
-            raise ConfigError(
-                f"method.top_k={top_k} must be a multiple of method.gate.rank_partition={options.rank_partition}: "
-                "experts of one router output have one score, and a part of them would be chosen at random"
-            )
         self.experts_per_router_row = options.rank_partition
         super().__init__(in_features, num_experts, top_k, options, **factory)
         self.normalized_score = partial(self.normalized_scores, options)
@@ -354,6 +350,20 @@ def require_weights_of_one(method: Method) -> None:
             f"method.scope=feed_forward with method.gate.kind={method.gate['kind']}: the weights of a token do not sum "
             f"to one, and would scale the block that every expert is built on. Set {remedy}"
         )
+
+
+def require_whole_groups(method: Method) -> None:
+    """Raise a ConfigError for a top_k that takes a part of the experts that share one score: that part would be trained
+    in one step, and the others in the next."""
+    assert method.gate is not None
+    _, options = kind_and_options(method.gate)
+    group = getattr(options, "rank_partition", 1)
+    for k in method.top_k if isinstance(method.top_k, list) else [method.top_k]:
+        if (k or 0) % max(group, 1):
+            raise ConfigError(
+                f"method.top_k={k} must be a multiple of method.gate.rank_partition={group}, for the experts of one "
+                "router output have one score"
+            )
 
 
 def together(gates: Sequence[Gate], logits_TS: Tensor) -> Routing:

@@ -120,9 +120,9 @@ def model_now(path: str | Path | None, dtype: Any, trust_remote_code: bool) -> M
 
 
 def model_of(origin: str) -> Model:
-    """What an adapter calls its base: a model's folder, or a name of configs/model, or else a hub id."""
+    """What an adapter calls its base: a name of configs/model, or else a hub id or a folder (`./name`)."""
     path = Path(config_dir()) / "model" / f"{origin}.yaml"
-    if (Path(os.path.expanduser(origin)) / "config.json").is_file() or not path.is_file():
+    if origin.startswith(".") or not path.is_file():
         return Model(name=origin, path=origin)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     return typed(Model, values.get("model", values), "model")  # a file that sets other keys besides has it as a key

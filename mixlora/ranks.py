@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -173,11 +174,6 @@ def together(timeout: float) -> Iterator["Watch"]:
 watching: list["Watch"] = []  # this process's own, while a job runs
 
 
-def prefix(environment: Mapping[str, str]) -> str:
-    """Of what a try says in the job's store: torchrun (--max-restarts) starts ranks again with the same store."""
-    return f"mixlora {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
 class Watch:
     """Signs of life of this rank, and an eye on the others'."""
 
@@ -198,7 +194,8 @@ class Watch:
         self.rank, self.world = rank(), world()
         # A connection of its own: the main thread may hold the other one while it waits.
         store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-        self.store = dist.PrefixStore(prefix(os.environ), store)
+        # torchrun starts ranks again with the store of the try before, which still says how that one failed.
+        self.store = dist.PrefixStore(f"mixlora {agree(uuid.uuid4().hex)}", store)
         self.thread = threading.Thread(target=self.keep_watch, name="mixlora-watch", daemon=True)
         self.thread.start()
         watching.append(self)

@@ -108,14 +108,16 @@ def test_an_adapter_folder_alone_names_the_commit_of_its_base(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny", "mistral_7b"])
-def test_a_model_in_a_folder_goes_before_a_name_of_ours(tmp_path, monkeypatch, name):
+def test_a_base_in_a_folder_is_not_taken_for_a_name_of_ours_nor_a_name_for_a_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     model, method = llama(), Method(name="a", r=2)
-    files.save(tmp_path / "mine", trained(model, method), model, method, Model(name="mine", path=name))
-    (tmp_path / name).mkdir()
-    assert loading.described(tmp_path / "mine")[0].path != name  # some folder, without a model
+    adapter = trained(model, method)
+    files.save(tmp_path / "of_ours", adapter, model, method, loading.model_of(name))
+    want = loading.described(tmp_path / "of_ours")[0]
     model.config.save_pretrained(tmp_path / name)
-    assert loading.described(tmp_path / "mine")[0].path == name
+    files.save(tmp_path / "mine", adapter, model, method, Model(name="mine", path=name))
+    assert loading.described(tmp_path / "mine")[0].path == f"./{name}"
+    assert loading.described(tmp_path / "of_ours")[0] == want
 
 
 @pytest.mark.full

@@ -270,6 +270,7 @@ def test_experts_of_the_base_model_in_one_tensor_are_counted_beside_linears():
         ({"num_experts": 0}, "integer of at least 1"),
         ({"r": [2, 2.5]}, "integer of at least 1"),
         ({"top_k": 5}, "above method.num_experts=4"),
+        ({"top_k": 1, "gate": {"kind": "balanced", "rank_partition": 2}}, "top_k=1 must be a multiple of"),
         ({"lora_dropout": 1.0}, r"must be in \[0, 1\)"),
         (
             {"scope": Scope.feed_forward, "target_modules": "feed-forward", "gate": {"kind": "entropy"}},

@@ -27,8 +27,9 @@ from tiny_runs import (
     train_on,
 )
 from torch import nn
+from torch.distributed import HashStore
 
-from mixlora.ranks import Watch, prefix
+from mixlora.ranks import Watch
 from mixlora.records import read_lines
 from mixlora.training import checkpoint
 from mixlora.training.distribute import distribute, synchronised
@@ -252,9 +253,18 @@ def test_who_stands_still_is_behind_only_while_others_are_further(monkeypatch):
     assert behind(6, r1=5, r2=6) == {1: 0}
 
 
-def test_a_restarted_job_does_not_hear_what_ended_the_one_before():
+def test_a_restarted_job_does_not_hear_what_ended_the_one_before(monkeypatch):
     """torchrun --max-restarts keeps one store for all tries."""
-    assert prefix({}) == prefix({"TORCHELASTIC_RESTART_COUNT": "0"}) != prefix({"TORCHELASTIC_RESTART_COUNT": "1"})
+    store = HashStore()
+    kept = SimpleNamespace(clone=lambda: store)
+    monkeypatch.setattr("torch.distributed.distributed_c10d._get_default_store", lambda: kept)
+    tries = [Watch(10), Watch(10)]
+    for watch in tries:
+        watch.start()
+        watch.stop()
+    tries[0].store.set("failed", "1")
+    assert tries[0].store.check(["failed"])
+    assert not tries[1].store.check(["failed"])
 
 
 @pytest.mark.full

@@ -71,6 +71,11 @@ MISTAKES = [
     (("+method=mixlora", *ARC, "method.gate.renormalize=false"), "scale the block", "method.gate.renormalize=true"),
     (("+method=mole", *ARC, "method.top_k=8"), "aux_loss.load_balance would be the same", "share=soft"),
     (("+method=mola", *ARC, "method.num_experts=[2,2]"), "aux_loss.load_balance would be the same", "share=soft"),
+    (
+        ("+method=mola", *ARC, "method.num_experts=[2,4]", "method.top_k=[2,2,4,4]"),
+        "aux_loss.load_balance would be the same",
+        "share=soft",
+    ),
     (("+method=hydralora", *ARC, "aux_loss=load_balance"), "aux_loss.load_balance would be the same", "share=soft"),
     (("+method=lora", *ARC, "train.packing=false", "train.max_tokens=600"), "train.max_tokens=600", "Set it to null"),
     (("+method=mole", *ARC, "aux_loss=[load_balanc]"), "no aux_loss 'load_balanc'", "Did you mean 'load_balance'?"),

@@ -216,7 +216,6 @@ def test_a_record_is_popped_once():
         ({"kind": "balanced", "bias_rate": -1}, 2, "method.gate.bias_rate"),
         ({"kind": "balanced", "rank_partition": 4}, 2, "must divide num_experts=6"),
         ({"kind": "balanced", "rank_partition": 0}, 2, "must divide num_experts=6"),
-        ({"kind": "balanced", "rank_partition": 3}, 4, "top_k=4 must be a multiple of method.gate.rank_partition=3"),
         ({"kind": "topk", "router_init_std": -0.1}, 2, "method.gate.router_init_std"),
         ({"kind": "topk"}, 7, "between 1 and num_experts=6, got 7"),
         ({"kind": "topk"}, 0, "between 1 and num_experts=6, got 0"),
@@ -232,7 +231,7 @@ def test_a_mistake_is_named(options, top_k, message):
 def test_a_top_p_of_one_keeps_every_expert(crossing):
     """However their sum is rounded: in float32 one row in ten passes 1."""
     probs_TE = torch.randn(10_000, 6).softmax(-1)
-    assert (probs_TE.sort(descending=True)[0].cumsum(-1) > 1).any()
+    assert (probs_TE.sort(descending=True)[0].cumsum(-1) > 1).any(-1).float().mean() > 0.05
     assert gates.prefix(probs_TE, 1.0, at_least=1, crossing=crossing).all()
 
 

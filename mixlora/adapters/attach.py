@@ -43,8 +43,10 @@ def attach(model: nn.Module, method: Method, names: Model | None = None) -> dict
     """
     method = typed(Method, plain(method), "method")  # reads "shared_a" as the enum it names, refuses what is none
     check_adapter_dtype(method, str(next(model.parameters()).dtype).removeprefix("torch."))
-    if method.gate is not None and method.scope is Scope.feed_forward:
-        gates.require_weights_of_one(method)
+    if method.gate is not None:
+        gates.require_whole_groups(method)
+        if method.scope is Scope.feed_forward:
+            gates.require_weights_of_one(method)
     place(model, prepared(model, method, names))
     return adapter_tensors(model)
 

@@ -4,6 +4,7 @@ model.layers.0.mlp.up_proj.delta.A_RD   <->   base_model.model.model.layers.0.ml
 model.layers.0.mlp.up_proj.delta.B_RO   <->   base_model.model.model.layers.0.mlp.up_proj.lora_B.weight, transposed
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -67,7 +68,7 @@ def save(folder: Path, adapter: Mapping[str, Tensor], model: nn.Module, method: 
 def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
     """adapter_config.json: PEFT's own for what it computes, else ours."""
     common = {
-        "base_model_name_or_path": base.path or base.name,
+        "base_model_name_or_path": origin(base),
         "revision": base.revision,
         "task_type": "CAUSAL_LM",
         "bias": "none",
@@ -77,6 +78,12 @@ def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
         return common | peft_lora(model, method)
     names = {key: plain(getattr(base, key)) for key in NAMES}
     return common | {"peft_type": "MIXLORA", "mixlora_method": plain(method), "mixlora_names": names}
+
+
+def origin(base: Model) -> str:
+    """Where a base model is from. A folder of the working directory could be taken for a name of ours."""
+    bare = base.path is not None and os.path.isdir(base.path) and os.path.basename(base.path) == base.path
+    return os.path.join(".", base.path) if base.path and bare else base.path or base.name
 
 
 # What the linears of experts were called before transformers 5 joined all experts of a layer in one tensor. PEFT looks

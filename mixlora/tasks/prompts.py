@@ -21,7 +21,8 @@ from mixlora.tasks import chat
 from mixlora.tasks.example import Example
 from mixlora.tasks.styles import STYLES, Turn
 
-# Raised by one whenever any example would get another prompt; for a few tasks alone see `Evaluator.fingerprint`.
+# Raised by one whenever any example would get another prompt. Of a few tasks alone `Evaluator.fingerprint` says it,
+# which run.json's `prompts` does not have.
 FORMAT = 1
 
 

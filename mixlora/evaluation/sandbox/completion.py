@@ -113,7 +113,7 @@ def goes_on(line: str, block: list[str]) -> bool:
 def needed(below: list[str], said: set[str]) -> list[str]:
     """The blocks that bind a word which is said, by one of them too, in their order."""
     while True:
-        kept = [block for block in below if binds(block) & said]
+        kept = [block for block in below if binds(block) & said or block.endswith("import *")]
         more = said.union(*map(words, kept))
         if more == said:
             return kept
