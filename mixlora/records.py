@@ -133,6 +133,18 @@ def disk_error(path: Path, error: OSError) -> Exception:
     return error
 
 
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what `disk_error` says in place of an error of the disk; one that it knows nothing of goes on as it is."""
+    try:
+        yield
+    except OSError as error:
+        found = disk_error(path, error)
+        if found is error:  # raised from itself it would be its own cause
+            raise
+        raise found from error
+
+
 def require_place(folder: Path) -> None:
     """Say that a folder cannot be made, or not be written to, before there is anything to write.
 

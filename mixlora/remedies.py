@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mixlora import ranks
-from mixlora.errors import MixloraError, ResourceError
-from mixlora.records import disk_error
+from mixlora.errors import ResourceError
+from mixlora.records import disk_errors
 
 SCORING = (
     "out of memory outside a training step. Go on by the same command with less than eval.batch_size and "
@@ -28,14 +28,8 @@ def with_remedies(folder: Path, memory: str = SCORING) -> Iterator[None]:
         memory: what to say where memory is out.
     """
     try:
-        yield
-    except MixloraError:
-        raise
-    except OSError as error:
-        found = disk_error(folder, error)
-        if found is error:
-            raise
-        raise found from error
+        with disk_errors(folder):
+            yield
     except (RuntimeError, MemoryError) as error:
         if not ranks.is_out_of_memory(error):
             raise

@@ -82,8 +82,9 @@ def config(model: nn.Module, method: Method, base: Model) -> dict[str, Any]:
 
 def origin(base: Model) -> str:
     """Where a base model is from. A folder of the working directory could be taken for a name of ours."""
-    bare = base.path is not None and os.path.isdir(base.path) and os.path.basename(base.path) == base.path
-    return os.path.join(".", base.path) if base.path and bare else base.path or base.name
+    path = base.path or ""
+    bare = os.path.isdir(path) and os.path.basename(path) == path
+    return f"./{path}" if bare else path or base.name
 
 
 # What the linears of experts were called before transformers 5 joined all experts of a layer in one tensor. PEFT looks

@@ -13,7 +13,7 @@ from mixlora import signals
 from mixlora.config.schema import Launch, Launcher
 from mixlora.console import say
 from mixlora.errors import Interrupted, MixloraError
-from mixlora.records import attempt_path, disk_error, log_path, write_json
+from mixlora.records import attempt_path, disk_errors, log_path, write_json
 from mixlora.sweeps.local import Local
 from mixlora.sweeps.points import Point
 from mixlora.sweeps.processes import Refused, check_accelerate, last_line, size_of
@@ -183,16 +183,11 @@ def started(point: Point, place: Place) -> Started:
         ConfigError, ResourceError: its log cannot be written.
     """
     log = log_path(point.folder)
-    try:
+    with disk_errors(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         attempt_path(point.folder).unlink(missing_ok=True)
         begins = size_of(log)
         return Started(place.start(point, log), log, begins)
-    except OSError as error:
-        found = disk_error(log, error)
-        if found is error:
-            raise
-        raise found from error
 
 
 def failure(point: Point, start: Started, status: int) -> Failure:
