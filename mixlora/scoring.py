@@ -136,7 +136,7 @@ class Scoring:
                     scored.put(name, marked(data.task, predictions, self.evaluator.protocol))
                     reach("evaluate.task")
             found = result(data.task, predictions, self.evaluator.protocol)
-            results[name] = found | self.origin(name) | self.rows(name)
+            results[name] = found | self.origin(name) | self.rows(name, trained=adapter_sha256 is not None)
         reach("results.write")
         if self.main:
             write_json(folder / "results.json", results)
@@ -154,12 +154,13 @@ class Scoring:
             "trained": name in self.parts.trained,
         }
 
-    def rows(self, name: str) -> dict[str, Any]:
+    def rows(self, name: str, *, trained: bool) -> dict[str, Any]:
         """How many rows are scored, where these are the first of more, and how many of them are also trained on."""
         data = self.parts.evaluated[name]
         return {
             "limit": self.config.eval.limit if self.parts.is_limited(data) else None,
-            "also_trained_on": self.parts.also_trained_on(data),
+            # A base model's scores are those of other runs as well, which trained on other rows.
+            "also_trained_on": self.parts.also_trained_on(data) if trained else None,
         }
 
     def routing(self) -> dict[str, Any]:
